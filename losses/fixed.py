@@ -1,0 +1,37 @@
+"""Weights that are set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from losses.pairs import checked_weights
+from losses.weighting import LossWeighting
+
+
+class FixedWeights(LossWeighting):
+    """Weights that stay as they are: what the losses do under them is recorded all the same.
+
+    Args:
+        pairs: see :class:`LossWeighting`.
+        weights: of the two losses, the same for every pair.
+        interval: iterations in a window, at least 2.
+
+    Raises:
+        ValueError: see :class:`LossWeighting`.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, tuple[str, str]],
+        weights: Sequence[float] = (1.0, 1.0),
+        interval: int = 100,
+    ) -> None:
+        super().__init__(pairs, weights, interval)
+        self._fixed = checked_weights(weights)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weights={self._fixed}"
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "weights": self._fixed}

@@ -1,0 +1,69 @@
+"""Pairs of losses: their names checked, their values as ``(pairs, 2)`` tensors, on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def checked_pairs(pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """The pairs by name, once each loss stands in one place.
+
+    Raises:
+        ValueError: for no pair, names that are not two, or a loss that stands in two places.
+    """
+    if not pairs:
+        raise ValueError("pairs must name at least one pair of losses, like {'head': ('a', 'b')}")
+    seen: set[str] = set()
+    for pair, names in pairs.items():
+        if isinstance(names, str) or len(names) != 2:
+            raise ValueError(f"pair '{pair}' must be the names of two losses, got {names!r}")
+        for name in names:
+            if name in seen:
+                raise ValueError(f"pair '{pair}': loss '{name}' already stands in a pair")
+            seen.add(name)
+    return {pair: (names[0], names[1]) for pair, names in pairs.items()}
+
+
+def checked_weights(weights: Sequence[float]) -> list[float]:
+    """The weights of the two losses of a pair as floats.
+
+    Raises:
+        ValueError: unless they are two positive, finite numbers.
+    """
+    values = [float(weight) for weight in weights]
+    if len(values) != 2 or not all(0 < value < math.inf for value in values):
+        raise ValueError(f"weights must be two positive numbers, got {weights!r}")
+    return values
+
+
+def detached_pairs(losses: Sequence[Tensor]) -> Tensor:
+    """Losses in the order of the pairs -> their values, ``(pairs, 2)``, without their graphs."""
+    return torch.stack([loss.detach().float() for loss in losses]).view(-1, 2)
+
+
+def usable_or(new: Tensor, old: Tensor) -> Tensor:
+    """The new weights of each pair, or its old ones where a new one is not positive and finite.
+
+    Losses that are 0 or not finite say nothing about a weight, and a weight of 0 would silence its
+    loss for ever under the rules that divide by it. Shapes ``(pairs, 2)``.
+    """
+    usable = (new.isfinite() & (new > 0)).all(dim=1, keepdim=True)
+    return torch.where(usable, new, old)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean over all processes, bit-equal on each; one all-reduce, in their default group.
+
+    The sum is taken in float64, where it is exact for float32 losses of comparable size: it does
+    not depend on the order of the ranks, and the mean of equal values is that value.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return values
+    total = values.double()
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).to(values.dtype)

@@ -1,0 +1,64 @@
+"""Uncertainty weighting: the weights are parameters that learn with the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from losses.pairs import detached_pairs, mean_over_ranks
+from losses.weighting import LossWeighting
+
+
+class UncertaintyWeighting(LossWeighting):
+    """Uncertainty weighting (Kendall et al., Multi-Task Learning Using Uncertainty, CVPR 2018).
+
+    The paper's equation 7 (arXiv 1705.07115) with the log-variances ``s_i``: the total
+    ``Σ ½ exp(-s_i) L_i + ½ s_i`` is minimized over the network and over s. The weight is
+    ``λ_i = ½ exp(-s_i)`` and the slope of the total along s_i is ``½ - λ_i L_i``: each weighted
+    loss is drawn to the value ½. For a cross-entropy the paper has ``exp(-s_i) L_i + ½ s_i``
+    (equation 10), which is the same rule with s_i shifted by log 2; only its beginning differs, and
+    that is ``initial`` here.
+
+    The log-variances are an ``nn.Parameter``: give :meth:`parameters` to the optimizer of the
+    network, in a group without weight decay (which would draw λ to ½). ``forward`` returns
+    ``λ_i L_i`` with λ constant, plus a term of value 0 whose slope along s_i is that of the total
+    for the mean losses of all ranks. So the sum of the returned losses carries the right gradient
+    for the network and for s, and since that of s is the same on all ranks, it needs no
+    averaging although the module stands outside of ``DistributedDataParallel``. It costs one small
+    all-reduce in each call; gradient scalers and accumulation work as for any other parameter.
+
+    Args:
+        pairs: see :class:`LossWeighting`.
+        interval: iterations in a window of the statistics, at least 2.
+        initial: the weights of the two losses at the beginning; s starts at ``-log(2 initial)``.
+
+    Raises:
+        ValueError: see :class:`LossWeighting`.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, tuple[str, str]],
+        interval: int = 100,
+        initial: Sequence[float] = (1.0, 1.0),
+    ) -> None:
+        super().__init__(pairs, initial, interval)
+        self.log_variances = nn.Parameter(-torch.log(2 * self.lambdas))
+        self._slopes = torch.zeros_like(self.lambdas)
+
+    def observe(self, losses: Sequence[Tensor]) -> None:
+        self.lambdas = torch.exp(-self.log_variances.detach()) / 2
+        self._slopes = 0.5 - self.lambdas * mean_over_ranks(detached_pairs(losses))
+
+    def forward(
+        self, losses: Mapping[str, Tensor], last_micro_batch: bool = True
+    ) -> dict[str, Tensor]:
+        """See :meth:`LossWeighting.forward`; in training the sum also has the gradient of s."""
+        weighted = super().forward(losses, last_micro_batch)
+        if self.training:
+            zeros = self._slopes * (self.log_variances - self.log_variances.detach())
+            for name, zero in self._by_name(zeros).items():
+                weighted[name] = weighted[name] + zero
+        return weighted
