@@ -1,0 +1,1 @@
+"""Annotations and image files in, batches out."""

@@ -1,0 +1,251 @@
+"""One flat store of images, boxes, classes, flags and masks.
+
+Every loader fills it, training reads its targets from it, the evaluator its ground truth. It holds
+a handful of arrays however many images there are: worker processes share the memory pages instead
+of copying them object by object (copy-on-write of reference counts makes lists of dicts grow).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError, shown, some_of
+from data.masks import (
+    MaskArray,
+    MaskStore,
+    concatenate_masks,
+    decode_objects,
+    empty_masks,
+    encode_object,
+)
+
+__all__ = ["Annotations", "MaskStore", "arrange_objects", "concatenate"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """``I`` images and their ``N`` objects; the objects of image ``i`` stand together.
+
+    Boxes are xyxy in pixels of the original image, continuous coordinates: a VOC box
+    ``(xmin, ymin, xmax, ymax)``, 1-based and inclusive, is ``(xmin - 1, ymin - 1, xmax, ymax)``
+    here, a COCO box ``(x, y, w, h)`` is ``(x, y, x + w, y + h)``. Every box has area inside its
+    image; VOC boxes lie inside it, COCO boxes are kept as the file has them and may stick out.
+
+    Attributes:
+        source: what error messages call it (a file or folder, and the split).
+        split: the annotation split's name, as in ``comp4_det_<split>_<class>.txt``.
+        classes: ``K`` class names; a label is an index into them.
+        category_ids: ``(K,)`` int64, the dataset's own id of each class (1 .. K for VOC).
+        names: ``(I,)`` str, what VOC files call an image (its file name without the ending).
+        files: ``(I,)`` str, image files, relative to the root of the data.
+        image_ids: ``(I,)`` int64, COCO's image ids (1 .. I for VOC).
+        sizes: ``(I, 2)`` int32, height and width in pixels.
+        offsets: ``(I + 1,)`` int64; objects of image ``i`` are ``offsets[i]:offsets[i + 1]``.
+        boxes: ``(N, 4)`` float64, xyxy.
+        labels: ``(N,)`` int32, 0-based.
+        areas: ``(N,)`` float64: COCO's ``area`` (of the mask), or the area of the box.
+        difficult: ``(N,)`` bool (VOC; an optional key in COCO files): neither counted nor punished
+            in VOC scores.
+        crowd: ``(N,)`` bool (COCO ``iscrowd``): ignore regions in scores, never trained on.
+        masks: the segmentations, or None where the format has none.
+        dropped: the number of boxes without area that were left out.
+    """
+
+    source: str
+    split: str
+    classes: tuple[str, ...]
+    category_ids: npt.NDArray[np.int64]
+    names: npt.NDArray[np.str_]
+    files: npt.NDArray[np.str_]
+    image_ids: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int32]
+    areas: npt.NDArray[np.float64]
+    difficult: npt.NDArray[np.bool_]
+    crowd: npt.NDArray[np.bool_]
+    masks: MaskStore | None = None
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def summary(self) -> str:
+        """One line: what there is, and what was left out."""
+        counts = f"{len(self)} images, {len(self.boxes)} objects of {len(self.classes)} classes"
+        flags = [
+            f"{number} {name}"
+            for number, name in (
+                (int(self.difficult.sum()), "difficult"),
+                (int(self.crowd.sum()), "crowds"),
+                (self.dropped, "boxes without area dropped"),
+            )
+            if number
+        ]
+        return f"{self.source}: {', '.join([counts, *flags])}"
+
+    def objects_of(self, image: int) -> slice:
+        """The slice of object rows that belong to one image."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def object_images(self) -> Rows:
+        """``(N,)``: the row of the image that each object belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def training_objects(self, image: int, use_difficult: bool = False) -> Rows:
+        """The object rows of one image to train on: no crowds, and difficult ones on request."""
+        rows = self.objects_of(image)
+        left_out = self.crowd[rows] if use_difficult else self.crowd[rows] | self.difficult[rows]
+        return np.flatnonzero(~left_out) + rows.start
+
+    def training_counts(self, use_difficult: bool = False) -> Rows:
+        """``(I,)``: the number of ``training_objects`` of every image."""
+        trained = ~self.crowd if use_difficult else ~(self.crowd | self.difficult)
+        before = np.concatenate([[0], np.cumsum(trained)])
+        return before[self.offsets[1:]] - before[self.offsets[:-1]]
+
+    def decode_masks(self, image: int, rows: Rows) -> MaskArray:
+        """Objects of one image as ``(len(rows), height, width)`` uint8 of 0 and 1.
+
+        Original size. An object without a segmentation, or a dataset without any, gives the box.
+        """
+        masks = empty_masks(len(self.boxes)) if self.masks is None else self.masks
+        height, width = self.sizes[image].tolist()
+        return decode_objects(masks, rows, self.boxes[rows], (height, width))
+
+    def encode_mask(self, image: int, row: int) -> dict[str, Any]:
+        """One object as COCO's run lengths, ``{"size": [height, width], "counts": bytes}``."""
+        masks = empty_masks(len(self.boxes)) if self.masks is None else self.masks
+        height, width = self.sizes[image].tolist()
+        return encode_object(masks, row, self.boxes[row], (height, width))
+
+    def select(self, images: npt.ArrayLike) -> Annotations:
+        """Some images with their objects, in the order of ``images`` (rows)."""
+        chosen = np.asarray(images, np.int64)
+        counts = np.diff(self.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], counts)
+        return replace(
+            self,
+            names=self.names[chosen],
+            files=self.files[chosen],
+            image_ids=self.image_ids[chosen],
+            sizes=self.sizes[chosen],
+            offsets=offsets,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            difficult=self.difficult[rows],
+            crowd=self.crowd[rows],
+            masks=None if self.masks is None else self.masks.select(rows),
+        )
+
+    def relabel(self, classes: Sequence[str]) -> Annotations:
+        """The same objects with labels that index ``classes``; category ids follow their names.
+
+        Raises InputError for a class that has objects here and is not among ``classes``.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        for label in np.flatnonzero(counts).tolist():
+            if self.classes[label] not in classes:
+                raise self._unlisted(label, int(counts[label]), classes)
+        old = {name: label for label, name in enumerate(self.classes)}
+        new = {name: label for label, name in enumerate(classes)}
+        free = int(self.category_ids.max(initial=0)) + 1
+        ids = [
+            int(self.category_ids[old[name]]) if name in old else free + label
+            for name, label in new.items()
+        ]
+        table = np.array([new.get(name, -1) for name in self.classes], np.int32)
+        return replace(
+            self,
+            classes=tuple(classes),
+            category_ids=np.array(ids, np.int64),
+            labels=table[self.labels] if len(table) else self.labels,
+        )
+
+    def _unlisted(self, label: int, count: int, classes: Sequence[str]) -> InputError:
+        first = int(np.flatnonzero(self.labels == label)[0])
+        image = int(np.searchsorted(self.offsets, first, side="right")) - 1
+        return InputError(
+            f"{self.source}: class {shown(self.classes[label])} of {count} objects, the first in "
+            f"image {shown(str(self.names[image]))}, is none of {some_of(classes)}; "
+            "list it in data.classes, or rename or remove these objects"
+        )
+
+
+def arrange_objects(
+    images: Rows,
+    boxes_xyxy: npt.NDArray[np.float64],
+    sizes_hw: npt.NDArray[np.int32],
+) -> tuple[Rows, Rows]:
+    """Objects in the order of their images, without those that have no area inside their image.
+
+    Args:
+        images: ``(M,)`` the image row of each object.
+        boxes_xyxy: ``(M, 4)`` in pixels.
+        sizes_hw: ``(I, 2)``.
+
+    Returns:
+        ``(N,)`` rows of the objects that stay, those of an image in their old order, and
+        ``(I + 1,)`` offsets into them.
+    """
+    height, width = sizes_hw[images].T
+    inside_width = np.minimum(boxes_xyxy[:, 2], width) - np.maximum(boxes_xyxy[:, 0], 0)
+    inside_height = np.minimum(boxes_xyxy[:, 3], height) - np.maximum(boxes_xyxy[:, 1], 0)
+    kept = np.flatnonzero((inside_width > 0) & (inside_height > 0))
+    rows = kept[np.argsort(images[kept], kind="stable")]
+    counts = np.bincount(images[kept], minlength=len(sizes_hw))
+    return rows, np.concatenate([[0], np.cumsum(counts)])
+
+
+def concatenate(parts: Sequence[Annotations]) -> Annotations:
+    """Several splits as one; they must have the same classes.
+
+    Image ids stay as they are where they are distinct, and become 1, 2, ... where they are not.
+    Raises InputError for an image that is in two of them.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    files = np.concatenate([part.files for part in parts])
+    unique, counts = np.unique(files, return_counts=True)
+    source = " + ".join(part.source for part in parts)
+    if len(unique) < len(files):
+        doubled = shown(str(unique[counts > 1][0]))
+        raise InputError(f"{source}: the image {doubled} is in two splits; keep it in one of them")
+    image_ids = np.concatenate([part.image_ids for part in parts])
+    if len(np.unique(image_ids)) < len(image_ids):
+        image_ids = np.arange(1, len(image_ids) + 1)
+    objects = np.cumsum([0] + [len(part.boxes) for part in parts])
+    starts = [part.offsets[:-1] + objects[i] for i, part in enumerate(parts)]
+    masks = None
+    if any(part.masks is not None for part in parts):
+        masks = concatenate_masks([part.masks or empty_masks(len(part.boxes)) for part in parts])
+    return replace(
+        first,
+        source=source,
+        split="+".join(dict.fromkeys(part.split for part in parts)),
+        names=np.concatenate([part.names for part in parts]),
+        files=files,
+        image_ids=image_ids,
+        sizes=np.concatenate([part.sizes for part in parts]),
+        offsets=np.concatenate([*starts, objects[-1:]]),
+        boxes=np.concatenate([part.boxes for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        areas=np.concatenate([part.areas for part in parts]),
+        difficult=np.concatenate([part.difficult for part in parts]),
+        crowd=np.concatenate([part.crowd for part in parts]),
+        masks=masks,
+        dropped=sum(part.dropped for part in parts),
+    )

@@ -1,0 +1,190 @@
+"""The Albumentations adapter: pictures, boxes and masks change together.
+
+A config names transforms as ``[{HorizontalFlip: {p: 0.5}}, ...]``; ones that hold others, such as
+OneOf, list them in the same way under ``transforms``. Every call gets a seed of its own, so that a
+sample looks the same whichever process makes it, and different in every epoch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError
+from data.sampling import stream_seed
+from data.transforms import build_transforms, import_albumentations, moves_boxes, one_line
+
+# A shorter side is no object to learn, but what a crop left of one; in pixels.
+MIN_BOX_SIDE = 1.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and its objects.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes: ``(N, 4)`` float32, xyxy in its pixels, inside the picture.
+        labels: ``(N,)`` int64.
+        masks: ``(N, H, W)`` uint8 of 0 and 1, or None.
+    """
+
+    image: npt.NDArray[np.uint8]
+    boxes: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.uint8] | None
+
+
+# (picture, seed in 0 .. 2**64 - 1) -> picture
+Augmentation = Callable[[Picture, int], Picture]
+
+
+def build_augmentation(transforms: Sequence[Mapping[str, Mapping[str, Any]]]) -> Augmentation:
+    """The transforms of ``data.augment`` as one function.
+
+    Raises:
+        InputError: an unknown transform or parameter, or one that makes floats of the pixels.
+    """
+    flips = [_flip_probability(transform) for transform in transforms]
+    if all(p is not None for p in flips):
+        return Chain([HorizontalFlip(p) for p in flips if p is not None])
+    library = import_albumentations()
+    built = build_transforms(library, transforms)
+    moves = [moves_boxes(library, transform) for transform in built]
+    if any(move and p is None for move, p in zip(moves, flips, strict=True)):
+        return AlbumentationsPipeline(library, built, moves_boxes=True)
+    # Only colors change beside the flips: nobody but these touches boxes.
+    stages: list[Augmentation] = []
+    for p, run in groupby(range(len(built)), key=flips.__getitem__):
+        some = [built[index] for index in run]
+        if p is None:
+            stages.append(AlbumentationsPipeline(library, some, moves_boxes=False))
+        else:
+            stages += [HorizontalFlip(p)] * len(some)
+    return Chain(stages)
+
+
+def _flip_probability(transform: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """p, where the transform is a horizontal flip without any other or odd parameter."""
+    parameters = transform.get("HorizontalFlip")
+    if parameters is None or set(parameters) - {"p"}:
+        return None
+    p = parameters.get("p", 0.5)
+    return p if type(p) in (int, float) and 0 <= p <= 1 else None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One augmentation after the other, each with a seed of its own; none leave all as it is."""
+
+    stages: Sequence[Augmentation]
+
+    def __call__(self, picture: Picture, seed: int) -> Picture:
+        for number, stage in enumerate(self.stages):
+            picture = stage(picture, stream_seed(seed, 0, number))
+        return picture
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """What Albumentations' transform does, without what its Compose adds.
+
+    The checks and conversions of boxes around the flip cost four times the flip itself, and the
+    flip alone is the paper's augmentation and the default.
+    """
+
+    p: float
+
+    def __call__(self, picture: Picture, seed: int) -> Picture:
+        if (seed >> 11) / 2**53 >= self.p:
+            return picture
+        width = picture.image.shape[1]
+        boxes = picture.boxes.copy()
+        boxes[:, 0], boxes[:, 2] = width - picture.boxes[:, 2], width - picture.boxes[:, 0]
+        masks = picture.masks
+        if masks is not None:
+            masks = np.ascontiguousarray(masks[:, :, ::-1])
+        image = np.asarray(cv2.flip(picture.image, 1), np.uint8)
+        return Picture(image, boxes, picture.labels, masks)
+
+
+class AlbumentationsPipeline:
+    """Any transforms, seeded anew for each sample.
+
+    Albumentations would draw from one stream per process, so that workers repeat each other.
+    """
+
+    def __init__(self, library: ModuleType, transforms: list[Any], moves_boxes: bool) -> None:
+        self._moves_boxes = moves_boxes
+        boxes = None
+        if moves_boxes:
+            boxes = library.BboxParams(
+                format="pascal_voc",
+                label_fields=["rows"],
+                clip=True,
+                filter_invalid_bboxes=True,
+                min_width=MIN_BOX_SIDE,
+                min_height=MIN_BOX_SIDE,
+            )
+        self._compose = library.Compose(transforms, bbox_params=boxes)
+
+    def __call__(self, picture: Picture, seed: int) -> Picture:
+        """Apply all transforms; objects that leave the picture are dropped.
+
+        Raises:
+            InputError: a transform cannot take this picture, or makes something else of it than
+                ``(H, W, 3)`` uint8.
+        """
+        arguments: dict[str, Any] = {"image": picture.image}
+        if self._moves_boxes:
+            arguments.update(bboxes=picture.boxes, rows=np.arange(len(picture.boxes)))
+            # a stack of no masks is refused
+            if picture.masks is not None and len(picture.masks):
+                arguments["masks"] = picture.masks
+        result = self._run(arguments, seed)
+        image = result["image"]
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise InputError(
+                "data.augment: the transforms must leave RGB uint8 pixels; normalization happens "
+                "on the device, remove the transform that converts them"
+            )
+        if not self._moves_boxes:
+            return Picture(image, picture.boxes, picture.labels, picture.masks)
+        return _select(picture, np.ascontiguousarray(image), result)
+
+    def _run(self, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        # One stream for all: set_random_seed would give each transform the same numbers, so that
+        # two of p 0.5 always apply together or not at all.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        try:
+            result: dict[str, Any] = self._compose(**arguments)
+        except Exception as error:  # whatever a transform raises
+            raise InputError(
+                f"data.augment: {type(error).__name__}: {one_line(error)}; change the transform "
+                "or leave it out"
+            ) from error
+        return result
+
+
+def _select(picture: Picture, image: npt.NDArray[np.uint8], result: Mapping[str, Any]) -> Picture:
+    """Boxes, labels and masks of the objects that are still there.
+
+    Albumentations drops boxes but not the masks that belong to them, and keeps the box of an object
+    whose visible part a crop cut away: rows and pixels tell which objects are left.
+    """
+    rows = np.asarray(result["rows"], np.int64).reshape(-1)
+    boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
+    labels, masks = picture.labels[rows], None
+    if picture.masks is not None:
+        masks = np.asarray(result.get("masks", np.zeros((0, *image.shape[:2]), np.uint8)))[rows]
+        seen = masks.max(axis=(1, 2), initial=0) > 0
+        boxes, labels, masks = boxes[seen], labels[seen], np.ascontiguousarray(masks[seen])
+    return Picture(image, boxes, labels, masks)

@@ -1,0 +1,73 @@
+"""From the data block of a config to the annotations of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from data.annotations import Annotations, concatenate
+from data.coco import load_coco
+from data.config import DataConfig
+from data.errors import InputError
+from data.paths import require_images
+from data.shapes import load_shapes
+from data.voc import load_voc
+
+Classes = Sequence[str] | None
+
+
+def build_annotations(
+    config: DataConfig,
+    split: str | Sequence[str],
+    classes: Classes = None,
+    check_images: bool = True,
+) -> Annotations:
+    """Load one or several splits (``config.train``, ``config.val`` or any other of the data).
+
+    Args:
+        config: the data block.
+        split: a split's name, or several that are put one after the other.
+        classes: names in the order of their labels, those of a checkpoint or of the train split;
+            None takes ``config.classes``, or what the format makes of null.
+        check_images: check that all images exist. Scoring result files needs none of them.
+
+    Raises:
+        InputError: whatever is wrong with the data; the message names file, object and cure.
+    """
+    splits = [split] if isinstance(split, str) else list(split)
+    annotations = FORMATS[config.format](config, splits, classes or config.classes)
+    if config.limit is not None:
+        annotations = annotations.select(range(min(config.limit, len(annotations))))
+    if annotations.dropped and not len(annotations.boxes):
+        raise InputError(
+            f"{annotations.source}: none of its {annotations.dropped} boxes has an area inside "
+            "its image; correct the boxes or the sizes of the images"
+        )
+    if check_images:
+        require_images(
+            config.root, annotations.files.tolist(), annotations.source, config.follow_links
+        )
+    return annotations
+
+
+def _load_voc(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
+    zero_based = config.voc.coordinates == "zero_based"
+    return load_voc(config.root, splits, classes, zero_based, config.follow_links)
+
+
+def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
+    parts = [load_coco(config.root, splits[0], classes, config.follow_links)]
+    for split in splits[1:]:
+        parts.append(load_coco(config.root, split, parts[0].classes, config.follow_links))
+    return concatenate(parts)
+
+
+def _load_shapes(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
+    annotations = concatenate([load_shapes(config.root, split, config.shapes) for split in splits])
+    return annotations if classes is None else annotations.relabel(classes)
+
+
+FORMATS: dict[str, Callable[[DataConfig, Sequence[str], Classes], Annotations]] = {
+    "voc": _load_voc,
+    "coco": _load_coco,
+    "shapes": _load_shapes,
+}

@@ -1,0 +1,106 @@
+"""The images of a split by row: decoded whenever they are wanted, or once and kept in memory."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.annotations import Annotations
+from data.errors import InputError
+from data.images import read_image
+
+Pixels = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
+
+
+class ImageFiles:
+    """Decodes an image each time that it is asked for.
+
+    Args:
+        annotations: of them only files and sizes are read.
+        root: the folder that the files are relative to.
+        max_pixels: larger images are refused.
+    """
+
+    def __init__(self, annotations: Annotations, root: Path, max_pixels: int) -> None:
+        self._files = annotations.files
+        self._sizes = annotations.sizes
+        self._root = root
+        self._max_pixels = max_pixels
+
+    def path(self, row: int) -> Path:
+        """The file of one image."""
+        return self._root / str(self._files[row])
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width by the annotation."""
+        height, width = self._sizes[row].tolist()
+        return height, width
+
+    def read(self, row: int) -> Pixels:
+        """``(H, W, 3)`` uint8 RGB, the caller's own. Raises InputError as ``read_image`` does."""
+        return read_image(self.path(row), self.size(row), self._max_pixels)
+
+
+class CachedImages(ImageFiles):
+    """Decodes each image once and keeps its pixels, 3 bytes each, at its original size.
+
+    The pixels lie in one anonymous mapping that worker processes inherit: what one of them has
+    decoded all can read, and memory is taken image by image as they come. Each rank has a cache of
+    its own.
+
+    Raises:
+        InputError: the machine has less memory than all images take, or its worker processes
+            inherit no memory.
+    """
+
+    def __init__(self, annotations: Annotations, root: Path, max_pixels: int) -> None:
+        super().__init__(annotations, root, max_pixels)
+        self._ends = np.cumsum(self._sizes.astype(np.int64).prod(axis=1) * 3)
+        total = int(self._ends[-1]) if len(self._ends) else 0
+        _check_room(total, annotations.source)
+        self._memory = mmap.mmap(-1, max(1, total))
+        self._filled = np.frombuffer(mmap.mmap(-1, max(1, len(self._ends))), np.uint8)
+        # Not for exclusion (two workers would write the same bytes) but for order: whoever sees
+        # the mark also sees the pixels, on any processor.
+        self._lock = multiprocessing.Lock()
+        log.info(
+            "%s: decoded images stay in memory, up to %.2f GB", annotations.source, total / 1e9
+        )
+
+    def read(self, row: int) -> Pixels:
+        height, width = self.size(row)
+        end = int(self._ends[row])
+        kept = np.frombuffer(self._memory, np.uint8, height * width * 3, end - height * width * 3)
+        with self._lock:
+            filled = bool(self._filled[row])
+        if not filled:
+            kept[:] = super().read(row).reshape(-1)
+            with self._lock:
+                self._filled[row] = 1
+        return kept.reshape(height, width, 3).copy()
+
+
+def open_images(
+    annotations: Annotations, root: Path, max_pixels: int, in_memory: bool
+) -> ImageFiles:
+    """The images of a split as ``data.cache`` asks for them."""
+    return (CachedImages if in_memory else ImageFiles)(annotations, root, max_pixels)
+
+
+def _check_room(needed: int, source: str) -> None:
+    if multiprocessing.get_start_method() != "fork":
+        raise InputError("data.cache: memory is shared with forked workers only; write none")
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > machine:
+        raise InputError(
+            f"data.cache: {source}: the decoded images take {needed / 1e9:.1f} GB and this machine "
+            f"has {machine / 1e9:.1f}; write data.cache: none, or shrink the files beforehand"
+        )

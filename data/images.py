@@ -1,0 +1,215 @@
+"""Image files to RGB arrays, and the one place that resizes.
+
+Every picture, whatever it is stored as, becomes ``(height, width, 3)`` uint8 RGB: grey is repeated,
+alpha is dropped, CMYK is converted, 16 bits lose their lower 8, of an animation the first frame
+counts, and an EXIF orientation is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from data.errors import InputError, unreadable
+
+Pixels = npt.NDArray[np.uint8]
+
+# The only formats that are read, by their first bytes. Their headers are parsed by Pillow (which
+# would also open formats that run other programs, had it the choice), their pixels by OpenCV.
+_FORMATS: tuple[tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"GIF8", GifImageFile),
+    (b"BM", BmpImageFile),
+    (b"RIFF", WebPImageFile),
+    (b"II*\0", TiffImageFile),
+    (b"MM\0*", TiffImageFile),
+)
+_JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_PNG_END = b"IEND\xaeB`\x82"
+_EXIF_ORIENTATION = 0x0112
+# Orientations 1 to 8 of EXIF: is the picture transposed first, then flipped left-right, up-down?
+_TRANSPOSED, _FLIPPED_LEFT_RIGHT, _FLIPPED_UP_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
+# cv2's linear filter reads 2 x 2 pixels: below half the size it would skip some of them.
+_AREA_BELOW_SCALE = 0.5
+
+
+class DamagedImageError(InputError):
+    """A file whose pixels cannot be had: empty, cut off, not an image."""
+
+
+def read_image(path: Path, size_hw: tuple[int, int] | None, max_pixels: int) -> Pixels:
+    """Decode an image file to ``(H, W, 3)`` uint8 RGB.
+
+    Args:
+        path: the file.
+        size_hw: height and width by the annotation, or None to take what comes. An annotation made
+            on the unrotated pixels is recognized by its size; the EXIF rotation is left out then.
+        max_pixels: larger images are refused by their header, before memory is taken.
+
+    Raises:
+        DamagedImageError: no image, or not all of it.
+        InputError: too large, missing, or not of the annotated size.
+    """
+    raw = _read_bytes(path)
+    header = _read_header(path, raw)
+    width, height = header.size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{path}: {width}x{height} pixels are more than data.max_image_pixels={max_pixels}; "
+            "cut the picture into tiles, or raise the limit"
+        )
+    orientation = _orientation_to_apply(path, header, size_hw)
+    _check_complete(path, raw)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None or image.shape != (height, width, 3) or image.dtype != np.uint8:
+        raise _damaged(path, "its pixels cannot be decoded")
+    return _orient(np.asarray(image, np.uint8), orientation)
+
+
+def _damaged(path: Path, complaint: str) -> DamagedImageError:
+    return DamagedImageError(
+        f"{path}: {complaint}; replace the file, or write data.on_damaged: skip"
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if not raw:
+        raise _damaged(path, "the image file is empty")
+    return raw
+
+
+def _read_header(path: Path, raw: bytes) -> ImageFile.ImageFile:
+    for magic, parse in _FORMATS:
+        if raw.startswith(magic):
+            try:
+                return parse(BytesIO(raw))
+            except Exception:  # Pillow raises nearly every type on hostile bytes
+                raise _damaged(path, "the image's header is damaged") from None
+    raise _damaged(path, "is no JPEG, PNG, GIF, BMP, WebP or TIFF image")
+
+
+def _orientation_to_apply(
+    path: Path, header: ImageFile.ImageFile, size_hw: tuple[int, int] | None
+) -> int:
+    """The EXIF orientation (1: leave as it is) that gives the annotated size."""
+    stored = (header.height, header.width)
+    orientation = _exif_orientation(header)
+    if orientation != 1 and isinstance(header, TiffImageFile):  # OpenCV would rotate it unasked
+        raise InputError(f"{path}: a TIFF with a rotation flag; save the picture upright, as PNG")
+    shown = stored[::-1] if orientation in _TRANSPOSED else stored
+    if size_hw is None or tuple(size_hw) == shown:
+        return orientation
+    if tuple(size_hw) == stored:
+        return 1
+    raise InputError(
+        f"{path}: the picture is {shown[1]}x{shown[0]} (width x height) but its annotation says "
+        f"{size_hw[1]}x{size_hw[0]}; correct the annotation, its boxes are not of this picture"
+    )
+
+
+def _exif_orientation(header: ImageFile.ImageFile) -> int:
+    if "exif" not in header.info and not isinstance(header, TiffImageFile):
+        return 1
+    try:
+        orientation = header.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block must not cost the picture
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _check_complete(path: Path, raw: bytes) -> None:
+    """Decoders fill what is missing with grey; the end markers of JPEG and PNG tell.
+
+    Behind the marker anything may follow (phones append data), so that it is searched for where the
+    file does not end with it.
+    """
+    if raw.startswith(_FORMATS[0][0]):
+        complete = raw.endswith(_JPEG_END) or _JPEG_END in raw[_first_scan(raw) :]
+    elif raw.startswith(_FORMATS[1][0]):
+        complete = _PNG_END in raw
+    else:
+        return  # OpenCV refuses the other formats where they are cut off
+    if not complete:
+        raise _damaged(path, f"the image is cut off after {len(raw)} bytes")
+
+
+def _first_scan(raw: bytes) -> int:
+    """Where a JPEG's pixels begin: an end marker before that belongs to an embedded thumbnail."""
+    position = 2
+    while raw[position : position + 2] != _JPEG_START_OF_SCAN and position < len(raw):
+        length = int.from_bytes(raw[position + 2 : position + 4], "big")
+        position += 2 + max(length, 2)
+    return position
+
+
+def _orient(image: Pixels, orientation: int) -> Pixels:
+    if orientation == 1:
+        return image
+    if orientation in _TRANSPOSED:
+        image = image.swapaxes(0, 1)
+    if orientation in _FLIPPED_LEFT_RIGHT:
+        image = image[:, ::-1]
+    if orientation in _FLIPPED_UP_DOWN:
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def resized_size(size_hw: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width after resizing to ``image_size``: (short side, longest long side).
+
+    The scale is the largest at which neither side exceeds its bound, as in torchvision's transform;
+    the result is rounded to the nearest pixel (mmdetection, the paper's toolbox) where torchvision
+    rounds down.
+
+    >>> resized_size((480, 640), (600, 1000)), resized_size((10000, 30), (600, 1000))
+    ((600, 800), (1000, 3))
+    """
+    height, width = size_hw
+    scale = min(image_size[0] / min(height, width), image_size[1] / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_image(image: Pixels, size_hw: tuple[int, int]) -> Pixels:
+    """``(H, W, 3)`` -> ``(*size_hw, 3)``; the same rule in training and evaluation.
+
+    Bilinear without antialiasing (cv2.INTER_LINEAR); pixel averages (cv2.INTER_AREA) where the size
+    is less than halved, because bilinear would leave pixels unread there.
+    """
+    height, width = size_hw
+    if image.shape[:2] == size_hw:
+        return image
+    shrinks = min(height / image.shape[0], width / image.shape[1]) < _AREA_BELOW_SCALE
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def resize_masks(masks: Pixels, size_hw: tuple[int, int]) -> Pixels:
+    """``(N, H, W)`` of 0 and 1 -> ``(N, *size_hw)``: the nearest pixel, by pixel centers."""
+    height, width = size_hw
+    if masks.shape[1:] == size_hw:
+        return masks
+    resized = np.empty((len(masks), height, width), np.uint8)
+    for mask, target in zip(masks, resized, strict=True):
+        cv2.resize(mask, (width, height), dst=target, interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized

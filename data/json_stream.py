@@ -1,0 +1,153 @@
+"""Big JSON files, element by element: a few megabytes of text in memory instead of all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.errors import InputError, shown, unreadable
+
+_CHUNK = 1 << 22  # characters read at a time
+_SPACES = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+_LOOK_BACK = 64  # an error this close to the window's end may be one of the window, not of the file
+
+
+def stream_members(path: Path, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """The members of the JSON object in a file, in their order.
+
+    A member named in ``arrays`` must be an array and comes as ``(key, iterator of its elements)``,
+    to be exhausted before the next member, every other one as ``(key, value)``. Raises InputError
+    for a file that cannot be read, is no UTF-8, no JSON object, nested too deeply, or gives a key
+    twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _members(_Text(file, path), arrays)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+class _Text:
+    """A window onto the text of a file that moves forward and grows when a value needs it."""
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file = file
+        self._decoder = json.JSONDecoder()
+        self._window = ""
+        self._position = 0
+        self._before = 0  # characters before the window
+        self.path = path
+
+    def next_character(self) -> str:
+        """The next character that is no white space, not consumed; "" at the end of the file."""
+        while True:
+            spaces = _SPACES.match(self._window, self._position)
+            self._position = spaces.end() if spaces else self._position
+            if self._position < len(self._window):
+                return self._window[self._position]
+            if not self._grow():
+                return ""
+
+    def take(self, expected: str) -> str:
+        """Consume the next character, which must be one of ``expected``."""
+        character = self.next_character()
+        if not character or character not in expected:
+            found = shown(character) if character else "the end of the file"
+            raise self.error(f"expected {' or '.join(expected)}, found {found}")
+        self._position += 1
+        return character
+
+    def value(self) -> Any:
+        """Consume one JSON value and the white space before it."""
+        self.next_character()
+        return self.value_here()
+
+    def value_here(self) -> Any:
+        """Consume one JSON value, without white space before it."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._window, self._position)
+            except json.JSONDecodeError as error:
+                if self._may_be_cut(error) and self._grow():
+                    continue
+                self._position = error.pos
+                raise self.error(error.msg) from error
+            except RecursionError as error:
+                raise self.error("brackets are nested too deeply") from error
+            except ValueError as error:  # an integer of thousands of digits
+                raise self.error("a number is too long") from error
+            if end < len(self._window) or not self._grow():  # else a number may go on
+                self._position = end
+                return value
+
+    def skip_comma(self) -> bool:
+        """Consume a comma and the space around it if all of it is in the window: the fast way."""
+        comma = _COMMA.match(self._window, self._position)
+        if comma is None or comma.end() == len(self._window):
+            return False
+        self._position = comma.end()
+        return True
+
+    def error(self, problem: str) -> InputError:
+        place = self._before + self._position
+        return InputError(
+            f"{self.path}: not valid JSON at character {place}: {problem}; "
+            "the file may be cut short or edited by hand: export or download it again"
+        )
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        unterminated = error.msg.startswith("Unterminated string")
+        return unterminated or error.pos > len(self._window) - _LOOK_BACK
+
+    def _grow(self) -> bool:
+        """Drop what was consumed, read on; twice as much where one value fills the window."""
+        rest = self._window[self._position :]
+        more = self._file.read(max(_CHUNK, len(rest)))
+        if not more:
+            return False
+        self._before += self._position
+        self._window, self._position = rest + more, 0
+        return True
+
+
+def _members(text: _Text, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
+    if not text.next_character():
+        raise InputError(f"{text.path}: is empty; export or download it again")
+    if text.next_character() != "{":
+        raise InputError(f"{text.path}: holds no JSON object; COCO files start with {{")
+    text.take("{")
+    seen: set[str] = set()
+    separator = "," if text.next_character() != "}" else text.take("}")
+    while separator == ",":
+        key = text.value()
+        if not isinstance(key, str):
+            raise text.error(f"{shown(key)} stands where a key should")
+        if key in seen:
+            raise InputError(f"{text.path}: the key {shown(key)} is given twice; keep one")
+        seen.add(key)
+        text.take(":")
+        if key in arrays:
+            yield key, _elements(text, key)
+        else:
+            yield key, text.value()
+        separator = text.take(",}")
+    if text.next_character():
+        raise text.error("text after the end of the object")
+
+
+def _elements(text: _Text, key: str) -> Iterator[Any]:
+    if text.next_character() != "[":
+        raise InputError(f"{text.path}: {shown(key)} is not a list; write it as [{{...}}, ...]")
+    text.take("[")
+    separator = "," if text.next_character() != "]" else text.take("]")
+    while separator == ",":
+        yield text.value()
+        while text.skip_comma():
+            yield text.value_here()
+        separator = text.take(",]")

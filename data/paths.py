@@ -1,0 +1,85 @@
+"""File names that come out of annotation files: kept inside the root, checked to exist."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data.errors import InputError, shown
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|^/|^[A-Za-z]:|^~")
+_LONGEST_PART = 255  # bytes, of file systems
+_LONGEST_PATH = 1000  # paths are stored at the width of the longest: one must not blow up the rest
+
+
+def inner_path(name: object, where: str) -> str:
+    """A relative POSIX path, normalized, that does not leave the folder it is meant for.
+
+    ``where`` says in messages where the name was found. Raises InputError for anything but a
+    string, and for absolute paths, ``..``, backslashes, drive letters and control characters.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{where}: {shown(name)} is not a file name; write a relative path")
+    if _UNSAFE.search(name) or ".." in name.split("/"):
+        raise InputError(
+            f"{where}: the file name {shown(name)} may leave the root of the data; write a path "
+            "relative to the folder of images, with / and without .."
+        )
+    parts = max(len(part.encode()) for part in name.split("/"))
+    if len(name) > _LONGEST_PATH or parts > _LONGEST_PART:
+        raise InputError(f"{where}: the file name {shown(name)} is too long; rename the file")
+    return posixpath.normpath(name)
+
+
+def require_images(
+    root: Path, files: Sequence[str], source: str, follow_links: bool = False
+) -> None:
+    """Check that all files exist and, links resolved, lie under the root; no file is opened.
+
+    Folders are listed once instead of asking for each file. Raises InputError that names the first
+    missing files, or a link that leads outside unless ``follow_links``.
+    """
+    listed = {folder: _list_folder(root / folder) for folder in _folders(files)}
+    missing = []
+    for file in files:
+        folder, name = posixpath.split(file)
+        is_link = listed[folder].get(name)
+        if is_link is None and not os.path.isfile(root / file):
+            missing.append(file)
+        elif is_link is not False and not follow_links:
+            check_inside(root, root / file, source)
+    if not follow_links:
+        for folder in listed:
+            check_inside(root, root / folder, source)
+    if missing:
+        some = ", ".join(shown(file) for file in missing[:3])
+        raise InputError(
+            f"{source}: {len(missing)} of {len(files)} images are missing under {root}, "
+            f"the first: {some}; put them there, or take them out of the annotations"
+        )
+
+
+def _folders(files: Iterable[str]) -> list[str]:
+    return sorted({posixpath.dirname(file) for file in files})
+
+
+def _list_folder(folder: Path) -> dict[str, bool]:
+    """The files of a folder: name -> whether it is a symbolic link; {} where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
+    except OSError:
+        return {}
+
+
+def check_inside(root: Path, path: Path, source: str) -> None:
+    """Raise InputError for a path that, links resolved, does not lie under the root."""
+    real_root, real = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath([real_root, real]) != real_root:
+        raise InputError(
+            f"{source}: {path} is a link to {shown(real)}, outside the root of the data; copy what "
+            "it points to, or set data.follow_links: true if the dataset can be trusted"
+        )

@@ -1,0 +1,162 @@
+"""The order of an epoch, its batches of like-shaped images, and each process's share of them.
+
+Everything here is a pure function of the seed, the epoch and the sizes of the images. Random bits
+come from Philox, addressed by what they are for: no stream is ever shared or advanced, so that a
+run resumes anywhere and any number of worker processes gives the same samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Positions = npt.NDArray[np.int64]
+_BATCH_ORDER = 2  # what the bits are for; 0 and 1 order the two aspect groups
+_SHOWINGS = 3  # and 4: how often the images of each aspect group are shown
+
+
+def stream_seed(seed: int, epoch: int, position: int) -> int:
+    """The seed of one sample's random stream, in 0 .. 2**64 - 1."""
+    text = f"{seed} {epoch} {position}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def aspect_groups(sizes_hw: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """``(I, 2)`` heights and widths -> ``(I,)``: 1 for images wider than high, else 0.
+
+    Batches of one group need little padding (the two groups of the paper's toolbox).
+    """
+    return (sizes_hw[:, 1] > sizes_hw[:, 0]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The batches of each epoch, as positions in its index space.
+
+    Position ``p`` stands for showing ``p // images`` of image ``p % images``. An epoch shows the
+    positions ``0 .. repeat * images - 1``; higher ones fill the last batch of each group with
+    further, differently augmented showings of images of that group.
+
+    With ``factors`` image ``i`` is shown ``repeat * factors[i]`` times on average: the whole part
+    of that, or one more. Every epoch of a group has equally many showings all the same.
+
+    The *global* batches of ``batch_size * world_size`` images depend on that product alone: two
+    processes with batches of 2 see what one with batches of 4 sees. Rank ``r`` takes the ``r``-th
+    slice of each, so that all ranks have equally many batches.
+
+    Attributes:
+        groups: ``(images,)`` the aspect group of each image; a batch holds images of one group.
+        repeat: showings of each image per epoch.
+        batch_size: images per process.
+        seed: together with the epoch it decides the order.
+        rank: this process, of ``world_size``.
+        world_size: the number of processes.
+        factors: ``(images,)`` mean showings of each image per repeat; None: each once.
+    """
+
+    groups: npt.NDArray[np.int64]
+    repeat: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    factors: npt.NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return sum(-(-total // self._global_size) for total in self._totals.values())
+
+    @property
+    def _global_size(self) -> int:
+        return self.batch_size * self.world_size
+
+    def batches(self, epoch: int) -> Positions:
+        """``(len(self), batch_size)``: the batches of this process."""
+        start = self.rank * self.batch_size
+        return self.global_batches(epoch)[:, start : start + self.batch_size]
+
+    def global_batches(self, epoch: int) -> Positions:
+        """``(len(self), batch_size * world_size)``: the batches of all processes."""
+        batches = []
+        for group in self._totals:
+            members = self._members(group, epoch)
+            members = members[_permutation(len(members), self.seed, epoch, group)]
+            batches.append(self._fill(members))
+        together = np.concatenate(batches)
+        return together[_permutation(len(together), self.seed, epoch, _BATCH_ORDER)]
+
+    @cached_property
+    def _means(self) -> npt.NDArray[np.float64]:
+        """``(images,)``: mean showings of each image; those of a group add up to a whole number."""
+        means = np.full(len(self.groups), float(self.repeat))
+        if self.factors is not None:
+            means *= self.factors
+            for group in np.unique(self.groups):
+                members = self.groups == group
+                total = means[members].sum()
+                # rounded up, so that a mean of at least 1 stays one
+                means[members] *= np.ceil(total - 1e-6) / max(total, 1e-6)
+        return means
+
+    @cached_property
+    def _totals(self) -> dict[int, int]:
+        """The showings of each group that has any, the same in every epoch."""
+        totals = {
+            int(group): round(self._means[self.groups == group].sum())
+            for group in np.unique(self.groups)
+        }
+        return {group: total for group, total in totals.items() if total}
+
+    @cached_property
+    def _most(self) -> int:
+        """No image is shown more often than this in an epoch."""
+        return int(np.ceil(self._means.max() - 1e-6))
+
+    def _members(self, group: int, epoch: int) -> Positions:
+        """The positions that an epoch shows of one group, ascending."""
+        images = np.flatnonzero(self.groups == group)
+        # Systematic sampling: marks at distance 1, with a random start, on the means laid end to
+        # end. Each image gets the whole part of its mean or one more, all together their total.
+        edges = np.cumsum(self._means[images])
+        edges[-1] = self._totals[group]
+        start = int(random_bits(1, self.seed, epoch, _SHOWINGS + group)[0] >> np.uint64(44)) / 2**20
+        showings = np.diff(np.floor(edges + start).astype(np.int64), prepend=0)
+        turns = np.arange(showings.max())[:, None]
+        return (images + turns * len(self.groups))[turns < showings]
+
+    def _fill(self, members: Positions) -> Positions:
+        """``(m,)`` -> ``(ceil(m / size), size)``: the end is filled from the beginning."""
+        batches = -(-len(members) // self._global_size)
+        turn, place = np.divmod(np.arange(batches * self._global_size), len(members))
+        showings = members[place] + turn * len(self.groups) * self._most
+        return showings.reshape(batches, self._global_size)
+
+
+def _permutation(length: int, seed: int, epoch: int, purpose: int) -> Positions:
+    """A random order of ``0 .. length - 1``.
+
+    Sorted raw bits: numpy fixes those for good, its ``permutation`` may change with a release.
+    """
+    return np.argsort(random_bits(length, seed, epoch, purpose), kind="stable")
+
+
+def random_bits(length: int, seed: int, epoch: int, purpose: int) -> npt.NDArray[np.uint64]:
+    """``(length,)`` random 64-bit numbers, addressed by what they are for."""
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    return np.random.Philox(key=key, counter=[0, purpose, 0, 0]).random_raw(length)
+
+
+def evaluation_shard(
+    sizes_hw: npt.NDArray[np.int32], batch_size: int, rank: int, world_size: int
+) -> list[Positions]:
+    """This rank's batches of images, each image on exactly one rank and none twice.
+
+    Images are sorted by aspect ratio and size, so that a batch needs little padding. The numbers
+    of batches of two ranks differ by one at most.
+    """
+    order = np.lexsort((sizes_hw[:, 0], sizes_hw[:, 1] / sizes_hw[:, 0]))
+    starts = range(rank * batch_size, len(order), batch_size * world_size)
+    return [order[start : start + batch_size] for start in starts]

@@ -1,0 +1,99 @@
+"""From names in a config to Albumentations transforms."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from data.errors import InputError
+
+_TO_FLOAT = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
+_ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform", "Transform3D"}
+_NEED_CODE = {"Compose", "ReplayCompose", "Lambda"}
+
+
+def import_albumentations() -> ModuleType:
+    """The library, without its side effects."""
+    # The import asks the package registry for a newer version: seconds of timeout without network.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations  # here, because it takes half a second and most runs only flip
+
+    return albumentations
+
+
+def build_transforms(library: ModuleType, transforms: Sequence[Any]) -> list[Any]:
+    """Transforms as a config names them. Raises InputError that names the choices."""
+    return [_build_transform(library, transform) for transform in transforms]
+
+
+def _build_transform(library: ModuleType, transform: Any) -> Any:
+    """``{Name: {parameter: value}}`` or ``Name`` -> an Albumentations transform."""
+    if isinstance(transform, str):
+        transform = {transform: {}}
+    if not isinstance(transform, Mapping) or len(transform) != 1:
+        raise InputError(
+            f"data.augment: {transform!r} is no transform; write {{Name: {{parameter: value}}}}"
+        )
+    name, parameters = next(iter(transform.items()))
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"data.augment: {name}: {parameters!r} must be {{parameter: value}}")
+    kind = _find_transform(library, str(name))
+    _check_parameters(kind, str(name), parameters)
+    inner = parameters.get("transforms")
+    if isinstance(inner, Sequence):
+        parameters = {**parameters, "transforms": build_transforms(library, inner)}
+    try:
+        return kind(**parameters)
+    except Exception as error:  # pydantic's and the transforms' own checks
+        raise InputError(f"data.augment: {name}: {one_line(error)}") from None
+
+
+def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
+    if name in _TO_FLOAT:
+        raise InputError(
+            f"data.augment: {name}: pixels stay uint8 until they are on the device, where they "
+            "are normalized; remove it"
+        )
+    bases = (library.BasicTransform, library.BaseCompose)
+    known = {
+        known: kind
+        for known, kind in vars(library).items()
+        if inspect.isclass(kind) and issubclass(kind, bases) and known not in _ABSTRACT | _NEED_CODE
+    }
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
+        hint = f"the nearest are {', '.join(near)}" if near else "see the list in its documentation"
+        raise InputError(f"data.augment: {name!r} is no Albumentations transform; {hint}")
+    return known[name]
+
+
+def _check_parameters(kind: Callable[..., Any], name: str, parameters: Mapping[str, Any]) -> None:
+    """Albumentations only warns of unknown parameters, and goes on with its defaults."""
+    known = [key for key in inspect.signature(kind).parameters if key != "self"]
+    unknown = [str(key) for key in parameters if key not in known]
+    if unknown:
+        raise InputError(
+            f"data.augment: {name}: no parameter {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+
+
+def moves_boxes(library: ModuleType, transform: Any) -> bool:
+    """Whether a transform, or one inside it, may do more than change colors."""
+    if isinstance(transform, library.BaseCompose):
+        return any(moves_boxes(library, inner) for inner in transform.transforms)
+    return not isinstance(transform, library.ImageOnlyTransform)
+
+
+def one_line(error: Exception) -> str:
+    """pydantic lists parameters and complaints over several lines; one line says as much."""
+    if isinstance(error.__cause__, ValidationError):
+        complaints = error.__cause__.errors()
+        return "; ".join(f"{'.'.join(map(str, c['loc']))}: {c['msg']}" for c in complaints)
+    return " ".join(str(error).split())

@@ -1,0 +1,137 @@
+"""One annotation file of PASCAL VOC: XML to numbers, as they stand in the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from data.errors import InputError, shown, unreadable
+
+_LARGEST_FILE = 1 << 23  # bytes; VOC's own stay below 100 kB
+_LARGEST_COORDINATE = float(1 << 24)  # float32 holds every whole pixel up to here
+VOC_SIDES = ("size/height", "size/width")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FALSE, _TRUE = {"", "0", "false", "no", "unspecified"}, {"1", "true", "yes"}
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One ``<object>``: its class, ``difficult``, and (xmin, ymin, xmax, ymax) of the file."""
+
+    name: str
+    difficult: bool
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """One ``<annotation>``; height and width are 0, filename is None where the file lacks them."""
+
+    filename: str | None
+    size_hw: tuple[int, int]
+    objects: tuple[VocObject, ...]
+
+
+def read_voc_xml(path: Path) -> VocImage:
+    """Read an annotation file; only ``<object>`` with ``<name>`` and ``<bndbox>`` is required.
+
+    Raises InputError for what is no such file (a DTD or entities are refused, too), for
+    coordinates that are none, and for boxes whose corners are swapped.
+    """
+    annotation = parse_voc_xml(path)
+    filename = (annotation.findtext("filename") or "").strip() or None
+    sides = [read_voc_side(annotation, side, path) for side in VOC_SIDES]
+    objects = tuple(
+        read_voc_object(element, f"{path}: object {number}")
+        for number, element in enumerate(annotation.findall("object"), start=1)
+    )
+    return VocImage(filename, (sides[0], sides[1]), objects)
+
+
+def parse_voc_xml(path: Path) -> Element:
+    """The root element of an annotation file; raises InputError for what is no such XML."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: there is no such annotation; add it, or take the image out of the split"
+        ) from None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(text) > _LARGEST_FILE:
+        raise InputError(f"{path}: has more than {_LARGEST_FILE} bytes; it is no VOC annotation")
+    try:
+        annotation: Element = fromstring(text, forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise InputError(
+            f"{path}: declares a DTD or entities, which are refused; delete its <!DOCTYPE>"
+        ) from error
+    except (ParseError, ValueError, LookupError) as error:
+        raise InputError(
+            f"{path}: is not valid XML ({error}); repair or export it again"
+        ) from error
+    if annotation.tag != "annotation":
+        raise InputError(
+            f"{path}: its root is <{shown(annotation.tag)[1:-1]}>, not <annotation>; "
+            "put only VOC files into Annotations"
+        )
+    return annotation
+
+
+def read_voc_side(annotation: Element, tag: str, path: Path) -> int:
+    """One of ``VOC_SIDES`` in pixels, 0 where it is not given; raises InputError."""
+    text = (annotation.findtext(tag) or "0").strip() or "0"
+    value = _number(text)
+    if value is None or not value.is_integer() or not 0 <= value <= _LARGEST_COORDINATE:
+        raise InputError(
+            f"{path}: <{tag.split('/')[1]}> is {shown(text)}, not a size in pixels; correct it, "
+            "or delete <size> to have it read from the image"
+        )
+    return int(value)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def read_voc_object(element: Element, where: str) -> VocObject:
+    """One ``<object>``, which messages call ``where``; raises InputError."""
+    fields = {child.tag: child for child in element}
+    name = (fields["name"].text or "").strip() if "name" in fields else ""
+    if not name or not name.isprintable():
+        raise InputError(f"{where}: its <name> is {shown(name)}; give it the name of its class")
+    where = f"{where} ({shown(name)})"
+    flag = (fields["difficult"].text or "").strip().lower() if "difficult" in fields else ""
+    if flag not in _TRUE and flag not in _FALSE:
+        raise InputError(f"{where}: <difficult> is {shown(flag)}; write 0 or 1")
+    if "bndbox" not in fields:
+        raise InputError(f"{where}: has no <bndbox>; add it, or remove the object")
+    return VocObject(name, flag in _TRUE, _read_box(fields["bndbox"], where))
+
+
+def _read_box(bndbox: Element, where: str) -> tuple[float, float, float, float]:
+    texts = {child.tag: (child.text or "").strip() for child in bndbox}
+    box = []
+    for corner in _CORNERS:
+        value = _number(texts.get(corner, ""))
+        if value is None or not abs(value) <= _LARGEST_COORDINATE:
+            raise InputError(
+                f"{where}: <{corner}> is {shown(texts.get(corner, 'missing'))}, not a coordinate; "
+                "correct it, or remove the object"
+            )
+        box.append(value)
+    xmin, ymin, xmax, ymax = box
+    if xmax < xmin or ymax < ymin:
+        raise InputError(
+            f"{where}: its box {box} ends before it begins; VOC boxes are xmin, ymin, xmax, ymax: "
+            "is this x, y, width, height?"
+        )
+    return xmin, ymin, xmax, ymax

@@ -1,0 +1,132 @@
+"""The flat store: choosing, joining and renaming never part an object from its image."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from data.annotations import Annotations, arrange_objects, concatenate
+from data.errors import InputError
+from data.masks import MaskStore
+
+COUNTS = (2, 0, 3, 1)
+
+
+def make_annotations(prefix: str = "a", counts: tuple[int, ...] = COUNTS) -> Annotations:
+    """Object ``k`` has the box (k, k, k + 1, k + 2), label k % 2 and a triangle at (k, k)."""
+    objects, images = sum(counts), len(counts)
+    k = np.arange(objects, dtype=np.float64)
+    triangles = np.stack([k, k, k + 1, k, k, k + 2], axis=1) * 100
+    return Annotations(
+        source=prefix,
+        split=prefix,
+        classes=("cat", "dog"),
+        category_ids=np.array([7, 9]),
+        names=np.array([f"{prefix}{i}" for i in range(images)]),
+        files=np.array([f"{prefix}/{i}.jpg" for i in range(images)]),
+        image_ids=np.arange(10, 10 + images),
+        sizes=np.full((images, 2), 32, np.int32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=np.stack([k, k, k + 1, k + 2], axis=1),
+        labels=(k % 2).astype(np.int32),
+        areas=np.full(objects, 2.0),
+        difficult=k == 0,
+        crowd=k == 4,
+        masks=MaskStore(
+            np.stack([np.arange(objects), np.arange(objects) + 1], axis=1),
+            np.stack([np.arange(objects) * 6, np.arange(objects) * 6 + 6], axis=1),
+            triangles.ravel().astype(np.int32),
+            np.zeros((objects, 2), np.int64),
+            np.zeros(0, np.uint8),
+        ),
+        dropped=1,
+    )
+
+
+def objects_by_file(annotations: Annotations) -> dict[str, list[tuple[object, ...]]]:
+    """What each image holds, independent of the order of images."""
+    found = {}
+    for image, file in enumerate(annotations.files.tolist()):
+        rows = range(*annotations.objects_of(image).indices(len(annotations.boxes)))
+        found[file] = [
+            (
+                tuple(annotations.boxes[row]),
+                annotations.classes[annotations.labels[row]],
+                bool(annotations.difficult[row]),
+                bool(annotations.crowd[row]),
+                tuple(annotations.masks.polygons_of(row)[0]) if annotations.masks else None,
+            )
+            for row in rows
+        ]
+    return found
+
+
+def test_crowds_are_never_and_difficult_objects_only_on_request_trained_on() -> None:
+    annotations = make_annotations()
+    assert [annotations.training_objects(i).tolist() for i in range(4)] == [[1], [], [2, 3], [5]]
+    assert annotations.training_objects(0, use_difficult=True).tolist() == [0, 1]
+    assert annotations.training_objects(2, use_difficult=True).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("use_difficult", [False, True])
+def test_training_counts_count_the_training_objects(use_difficult: bool) -> None:
+    annotations = make_annotations()
+    counts = [len(annotations.training_objects(i, use_difficult)) for i in range(len(annotations))]
+    assert annotations.training_counts(use_difficult).tolist() == counts
+
+
+@pytest.mark.parametrize("images", [[0, 1, 2, 3], [3, 1], [2, 0, 2], []])
+def test_selected_images_keep_their_objects(images: list[int]) -> None:
+    annotations = make_annotations()
+    selected = annotations.select(images)
+    whole = objects_by_file(annotations)
+    assert selected.files.tolist() == [f"a/{i}.jpg" for i in images]
+    assert objects_by_file(selected) == {f"a/{i}.jpg": whole[f"a/{i}.jpg"] for i in images}
+    assert len(selected.boxes) == selected.offsets[-1] == sum(COUNTS[i] for i in images)
+
+
+def test_selecting_undoes_concatenating() -> None:
+    first, second = make_annotations("a"), make_annotations("b", (0, 4))
+    both = concatenate([first, second])
+    assert objects_by_file(both) == objects_by_file(first) | objects_by_file(second)
+    assert objects_by_file(both.select([4, 5])) == objects_by_file(second)
+    assert (both.split, both.dropped, len(both)) == ("a+b", 2, 6)
+
+
+def test_concatenated_image_ids_are_distinct() -> None:
+    both = concatenate([make_annotations("a"), make_annotations("b")])
+    assert both.image_ids.tolist() == list(range(1, 9))
+
+
+def test_an_image_in_two_splits_is_an_error_that_names_it() -> None:
+    with pytest.raises(InputError, match=r"'a/0\.jpg' is in two splits"):
+        concatenate([make_annotations("a"), make_annotations("a")])
+
+
+def test_relabeling_keeps_every_class_name_and_category_id() -> None:
+    annotations = make_annotations()
+    relabeled = annotations.relabel(["dog", "cow", "cat"])
+    assert objects_by_file(relabeled) == objects_by_file(annotations)
+    assert relabeled.category_ids.tolist() == [9, 11, 7]
+    assert objects_by_file(relabeled.relabel(["cat", "dog"])) == objects_by_file(annotations)
+
+
+def test_relabeling_names_the_class_that_is_not_listed_and_an_image_of_it() -> None:
+    with pytest.raises(InputError, match=r"class 'dog' of 3 objects, the first in image 'a0'"):
+        make_annotations().relabel(["cat"])
+
+
+def test_objects_are_sorted_by_image_and_those_without_area_inside_it_left_out() -> None:
+    boxes = np.array([[0, 0, 2, 2], [5, 5, 5, 9], [1, 1, 3, 3], [40, 0, 50, 9], [-5, -5, 1, 1.0]])
+    sizes = np.full((3, 2), 32, np.int32)
+    rows, offsets = arrange_objects(np.array([2, 0, 0, 1, 2]), boxes, sizes)
+    assert rows.tolist() == [2, 0, 4]
+    assert offsets.tolist() == [0, 1, 1, 3]
+
+
+def test_a_store_pickles_for_workers_that_are_spawned() -> None:
+    annotations = make_annotations()
+    copy = pickle.loads(pickle.dumps(annotations))
+    assert objects_by_file(copy) == objects_by_file(annotations)
