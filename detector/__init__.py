@@ -1,0 +1,1 @@
+"""Detectors: torchvision's models with our losses inside."""

@@ -1,0 +1,36 @@
+"""First weights of the heads' convolutions.
+
+torchvision draws them with a standard deviation of 0.01 whatever their width. That suits 256
+channels; with 64 each layer shrinks the signal to a sixth and SGD from scratch learns next to
+nothing. ``width`` draws hidden layers so that the signal keeps its size (He), and output layers so
+that the outputs start as small as torchvision's do at 256 channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+STD = 0.01
+STD_CHANNELS = 256  # the width that STD was made for
+
+
+def init_hidden(module: nn.Module, head_init: str) -> None:
+    """Initialize every convolution inside as a layer that a ReLU follows."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            if head_init == "width":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(layer.weight, std=STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def init_output(layer: nn.Conv2d, head_init: str, bias: float = 0.0) -> None:
+    """Initialize a head's last convolution."""
+    width = layer.in_channels if head_init == "width" else STD_CHANNELS
+    nn.init.normal_(layer.weight, std=STD * math.sqrt(STD_CHANNELS / width))
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, bias)

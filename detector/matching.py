@@ -1,0 +1,177 @@
+"""Which ground-truth box each anchor or proposal answers for, and which of them a loss samples.
+
+Everything here runs over the whole batch at once with shapes that the host knows, so that nothing
+waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.target import Targets
+
+BACKGROUND = -1  # as losses.focal_sums writes labels
+IGNORED = -2
+
+# IoU values held at a time, whatever the number of boxes and anchors. A processor wants them near
+# its cache; an accelerator wants few, large kernels.
+CHUNK_ELEMENTS_CPU = 1 << 20
+CHUNK_ELEMENTS = 1 << 23
+
+
+def match_anchors(
+    anchors: Tensor, targets: Targets, high: float, low: float, allow_low_quality: bool
+) -> Tensor:
+    """Match each anchor to the ground-truth box it overlaps most, as torchvision's ``Matcher``.
+
+    Args:
+        anchors: ``(A, 4)`` xyxy boxes shared by all images, or ``(B, A, 4)`` boxes of each image.
+        targets: the ground truth of ``B`` images.
+        high: an IoU of at least this makes a match.
+        low: an IoU below this makes background; between ``low`` and ``high`` an anchor is ignored.
+        allow_low_quality: also match every anchor that has the highest IoU of some box (ties
+            included), to the box that the *anchor* overlaps most.
+
+    Returns:
+        ``(B, A)`` int64: index of the matched box in its image, -1 background, -2 ignored. Of equal
+        overlaps the first box wins.
+    """
+    # Each coordinate in a row of its own, which is what the pairwise operations stream through.
+    columns = anchors.float().transpose(-1, -2).contiguous().expand(len(targets), -1, -1)
+    matches: dict[int, Tensor] = {}
+    budget = CHUNK_ELEMENTS_CPU if anchors.device.type == "cpu" else CHUNK_ELEMENTS
+    at_once = max(1, budget // (8 * max(1, columns.shape[2])))
+    # Images ordered by their number of boxes: those that still have boxes are then always a
+    # prefix, and the cost follows the sum of the counts instead of the largest of them.
+    order = sorted(range(len(targets)), key=lambda image: -targets.counts[image])
+    for group in (order[start : start + at_once] for start in range(0, len(order), at_once)):
+        group_matches = _match_ordered(
+            torch.stack([columns[image] for image in group]),
+            torch.stack([targets.boxes[image] for image in group]).float(),
+            [targets.counts[image] for image in group],
+            (high, low),
+            allow_low_quality,
+            budget,
+        )
+        matches.update(zip(group, group_matches, strict=True))
+    return torch.stack([matches[image] for image in range(len(targets))])
+
+
+def _match_ordered(
+    anchors: Tensor,
+    boxes: Tensor,
+    counts: list[int],
+    thresholds: tuple[float, float],
+    allow_low_quality: bool,
+    budget: int,
+) -> Tensor:
+    """A running maximum over the boxes of images whose ``counts`` fall.
+
+    ``(B, 4, A)`` anchors, a coordinate in a row, and ``(B, M, 4)`` boxes -> ``(B, A)`` matches.
+    At most about ``budget`` IoU values are held at a time.
+    """
+    shape = (len(counts), anchors.shape[-1])
+    # Below every IoU, so that an image without boxes is background whatever the thresholds.
+    best_iou = torch.full(shape, -1.0, device=boxes.device)
+    best_box = torch.zeros(shape, dtype=torch.int64, device=boxes.device)
+    is_best_of_a_box = torch.zeros(shape, dtype=torch.bool, device=boxes.device)
+    start = 0
+    while start < counts[0]:
+        active = sum(count > start for count in counts)
+        stop = min(counts[0], start + max(1, budget // max(1, active * shape[1])))
+        iou = _pairwise_iou(boxes[:active, start:stop], anchors[:active])
+        for row in range(active):
+            if counts[row] < stop:
+                iou[row, counts[row] - start :] = -1  # padding never wins
+        chunk_iou, chunk_box = iou.max(dim=1)
+        better = chunk_iou > best_iou[:active]
+        best_iou[:active] = torch.where(better, chunk_iou, best_iou[:active])
+        best_box[:active] = torch.where(better, chunk_box + start, best_box[:active])
+        if allow_low_quality:
+            highest = iou.amax(dim=2, keepdim=True)
+            highest.masked_fill_(highest < 0, 2)  # padding has no best anchor
+            is_best_of_a_box[:active] |= (iou == highest).any(dim=1)
+        start = stop
+    high, low = thresholds
+    unmatched = torch.where(best_iou < low, BACKGROUND, IGNORED)
+    return torch.where((best_iou >= high) | is_best_of_a_box, best_box, unmatched)
+
+
+def _pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """``(B, M, 4)`` boxes and ``(B, 4, A)`` anchors -> ``(B, M, A)``.
+
+    The operations of ``torchvision.ops.box_iou`` in its order, so that ties are its ties.
+    """
+    x1, y1, x2, y2 = boxes.unsqueeze(3).unbind(dim=2)
+    left, top, right, bottom = anchors.unsqueeze(1).unbind(dim=2)
+    inter = torch.minimum(x2, right).sub_(torch.maximum(x1, left)).clamp_(min=0)
+    inter *= torch.minimum(y2, bottom).sub_(torch.maximum(y1, top)).clamp_(min=0)
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)
+    union -= inter
+    return inter.div_(union)
+
+
+def gather_matched(values: Tensor, matches: Tensor) -> Tensor:
+    """The value of each anchor's matched box.
+
+    Args:
+        values: ``(B, M)`` or ``(B, M, 4)``: labels or boxes of ``Targets``; M may be 0.
+        matches: ``(B, N)`` from ``match_anchors``.
+
+    Returns:
+        ``(B, N)`` or ``(B, N, 4)``; where there is no match, some finite value without meaning.
+    """
+    if values.shape[1] == 0:
+        return values.new_zeros((*matches.shape, *values.shape[2:]))
+    index = matches.clamp(min=0)
+    if values.dim() == 3:
+        index = index.unsqueeze(-1).expand(-1, -1, values.shape[2])
+    return values.gather(1, index)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The anchors or proposals of each image that a loss reads, in ``S`` slots an image.
+
+    Attributes:
+        indices: ``(B, S)`` int64 into the image's anchors or proposals.
+        positive: ``(B, S)`` bool: the slot holds a sampled positive.
+        valid: ``(B, S)`` bool: the slot holds a sampled positive or negative; the others are empty.
+    """
+
+    indices: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+class BalancedSampler:
+    """Draws positives and negatives at random, at most a fixed fraction of them positives.
+
+    What torchvision's ``BalancedPositiveNegativeSampler`` draws, for a whole batch and without
+    reading a number from the device: of P positives ``min(P, int(size * fraction))``, the rest
+    negatives as far as there are any. It draws from the device's default random stream.
+
+    Args:
+        size: the most samples of one image.
+        positive_fraction: the most positives, as a fraction of ``size``.
+    """
+
+    def __init__(self, size: int, positive_fraction: float) -> None:
+        self.size = size
+        self.positive_fraction = positive_fraction
+
+    def __call__(self, positive: Tensor, negative: Tensor) -> Samples:
+        """``(B, N)`` and ``(B, N)`` bool -> Samples with ``min(size, N)`` slots an image."""
+        candidates = positive.shape[1]
+        key = torch.rand(positive.shape, device=positive.device)
+        most_positive = min(int(self.size * self.positive_fraction), candidates)
+        drawn = torch.where(positive, key, -1.0).topk(most_positive, dim=1)
+        # Drawn positives come before all negatives, negatives in random order, the rest last.
+        key = torch.where(negative, key, -1.0)
+        first = torch.where(drawn.values >= 0, 2.0, key.gather(1, drawn.indices))
+        key = key.scatter(1, drawn.indices, first)
+        slots = key.topk(min(self.size, candidates), dim=1)
+        return Samples(slots.indices, slots.values > 1, slots.values >= 0)

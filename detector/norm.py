@@ -1,0 +1,90 @@
+"""Normalization layers by name: what is frozen, what is trained, over what it averages.
+
+| name | statistics | scale and shift |
+|---|---|---|
+| frozen | never change | never change (torchvision's ``FrozenBatchNorm2d``) |
+| frozen_stats | never change | trained: the paper's setting |
+| batch | of the process's batch | trained |
+| group | of groups of channels of one image: none kept | trained |
+| sync | of the batch of all processes | trained |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision import ops
+
+from data.errors import InputError
+
+DEFAULT_EPS = 1e-5
+MOST_GROUPS = 32
+
+
+class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
+    """Batch norm with stored statistics, scale and shift; nothing is trained."""
+
+    folded = False  # whether the convolution before it does its work: detector.folded
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.folded and x.device.type == "cpu" else super().forward(x)
+
+
+class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that always uses its stored statistics; scale and shift are trained."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    folded = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.folded and x.device.type == "cpu" else super().forward(x)
+
+    def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:  # noqa: ARG002
+        return super().train(False)
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """Batch norm over the batches of all processes; it needs GPUs to train on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.device.type == "cpu":
+            raise InputError(
+                "norm: sync does not train on the CPU; set detector.norm=batch (or frozen, group)"
+            )
+        return super().forward(x)
+
+
+def group_norm(channels: int, eps: float = DEFAULT_EPS) -> nn.GroupNorm:
+    """Group norm with 32 groups, or the most that divide both 32 and the channels."""
+    return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels, eps=eps)
+
+
+NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "frozen_stats": FrozenStatsBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+    "group": group_norm,
+    "sync": SyncBatchNorm2d,
+}
+
+
+def norm_layer(name: str, eps: float = DEFAULT_EPS) -> Callable[[int], nn.Module] | None:
+    """The constructor of a normalization layer, given its channels; None for ``none``."""
+    return None if name == "none" else partial(NORM_LAYERS[name], eps=eps)
+
+
+def set_eps(module: nn.Module, eps: float) -> None:
+    """Set the eps of every normalization layer inside."""
+    kinds = (ops.FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
+    for layer in module.modules():
+        if isinstance(layer, kinds):
+            layer.eps = eps

@@ -1,0 +1,79 @@
+"""A list of images -> one normalized, padded batch, on the device where the images are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+# Of ImageNet, in 0..1, RGB: what torchvision's weights were trained with.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class Preprocessing(nn.Module):
+    """``(x - mean) / std`` and zeros at the right and at the bottom; it does not resize.
+
+    It stands where torchvision's detectors have their ``transform``, and has no entry in the state
+    dict.
+
+    Args:
+        divisor: the sides of the batch are multiples of this.
+        channels_last: the memory order of the batch.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, divisor: int = 32, channels_last: bool = False) -> None:
+        super().__init__()
+        self.divisor = divisor
+        self.channels_last = channels_last
+        for name, values in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Sequence[Tensor]) -> ImageList:
+        """``(3, H_b, W_b)`` uint8, or floating point in 0..1 -> the batch in float32.
+
+        Returns:
+            ``tensors``: ``(B, 3, H, W)`` with H and W the largest sides, rounded up;
+            ``image_sizes``: the ``(H_b, W_b)`` as host integers.
+        """
+        sizes = [_size_of(image) for image in images]
+        height = self._round_up(max(height for height, _ in sizes))
+        width = self._round_up(max(width for _, width in sizes))
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        shape = (len(images), 3, height, width)
+        batch = torch.empty(shape, device=self.mean.device, memory_format=order)
+        for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+            self._normalize_into(slot[:, :h, :w], image)
+            slot[:, h:] = 0
+            slot[:, :h, w:] = 0
+        return ImageList(batch, sizes)
+
+    def _normalize_into(self, slot: Tensor, image: Tensor) -> None:
+        """``(3, h, w)`` of the batch := ``image * scale + offset``."""
+        largest = 1.0 if image.is_floating_point() else 255.0
+        scale, offset = 1 / (largest * self.std), -self.mean / self.std
+        if slot.device.type != "cpu":  # one kernel, which converts uint8 on the way
+            torch.addcmul(offset, image, scale, out=slot)
+            return
+        # A processor would convert the whole image into a temporary first, and three values side
+        # by side would be too few for its vector instructions: rows of pixels are as good.
+        slot.copy_(image)
+        if self.channels_last:
+            width = slot.shape[2]
+            slot = slot.permute(1, 2, 0).flatten(1)  # a view: (h, w * 3)
+            scale, offset = (each.flatten().repeat(width) for each in (scale, offset))
+        torch.addcmul(offset, slot, scale, out=slot)
+
+    def _round_up(self, side: int) -> int:
+        return -(-side // self.divisor) * self.divisor
+
+
+def _size_of(image: Tensor) -> tuple[int, int]:
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"an image must be (3, height, width), not {tuple(image.shape)}")
+    return image.shape[1], image.shape[2]

@@ -1,0 +1,248 @@
+"""The second stage of Faster and Mask R-CNN: a class, a box and a mask for every proposal.
+
+Inside, class 0 is the background, as in torchvision; labels that come in and go out are 0-based.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import roi_heads as torchvision_roi_heads
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from data.errors import InputError
+from data.target import Targets
+from detector.box_regression import BoxCoder, BoxLoss
+from detector.config import RoIConfig
+from detector.mask_head import crop_masks, mask_logits_of, mask_probabilities
+from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
+from detector.roi_pooling import RoIPooler, to_rois
+from losses.classification import binary_cross_entropy_with_logits, cross_entropy
+from losses.config import BoxLossConfig
+
+Size = tuple[int, int]
+Detections = dict[str, Tensor]
+
+SMALLEST_SIDE = 1e-2  # pixels; torchvision drops smaller detections
+
+
+@dataclass(frozen=True)
+class SampledRoIs:
+    """The proposals that the second stage trains on, in ``S`` slots an image.
+
+    Attributes:
+        boxes: ``(B, S, 4)`` xyxy in pixels.
+        classes: ``(B, S)`` int64, 0 for background.
+        objects: ``(B, S)`` int64: the matched object, without meaning for background.
+        object_boxes: ``(B, S, 4)``: its box.
+        positive: ``(B, S)`` bool: not background.
+        valid: ``(B, S)`` bool: the slot is not empty.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    objects: Tensor
+    object_boxes: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+class RoIHeads(torchvision_roi_heads.RoIHeads):
+    """torchvision's heads over the whole batch, with any box loss.
+
+    Args:
+        box_roi_pool: features of proposals.
+        box_head: their representation.
+        box_predictor: logits of ``classes + 1`` and deltas of each class.
+        config: thresholds and sampling.
+        box_loss: the loss between deltas and matched boxes.
+        score_threshold: a detection's score is above it.
+        nms_threshold: IoU from which the lower-scoring detection of a class goes.
+        detections_per_image: the most detections of an image.
+        mask_roi_pool: as the three below, None for a detector without masks.
+
+    Attributes:
+        fg_bg_sampler: called with the masks of positives and negatives, gives ``Samples``.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: RoIPooler,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        config: RoIConfig,
+        box_loss: BoxLossConfig,
+        score_threshold: float,
+        nms_threshold: float,
+        detections_per_image: int,
+        mask_roi_pool: RoIPooler | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            box_roi_pool,
+            box_head,
+            box_predictor,
+            config.foreground_iou,
+            config.background_iou,
+            config.batch_size_per_image,
+            config.positive_fraction,
+            config.box_weights,
+            score_threshold,
+            nms_threshold,
+            detections_per_image,
+            mask_roi_pool,
+            mask_head,
+            mask_predictor,
+        )
+        self.config = config
+        self.fg_bg_sampler = BalancedSampler(config.batch_size_per_image, config.positive_fraction)
+        self.box_coder = BoxCoder(config.box_weights)
+        self.box_loss = BoxLoss(box_loss, self.box_coder)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Tensor],
+        sizes_hw: Sequence[Size],
+        targets: Targets | None = None,
+    ) -> tuple[list[Detections], dict[str, Tensor]]:
+        """Losses given targets, else detections.
+
+        Args:
+            features: the pyramid's maps by name.
+            proposals: ``(P_b, 4)`` float32 of each image.
+            sizes_hw: the size of each image without padding.
+            targets: the ground truth, in training.
+        """
+        if targets is None:
+            return self.detect(features, proposals, sizes_hw), {}
+        rois = self.sample(proposals, targets)
+        losses = self.box_losses(features, rois)
+        if self.has_mask():
+            losses["loss_mask"] = self.mask_loss(features, rois, targets)
+        return [], losses
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], targets: Targets) -> SampledRoIs:
+        """Match the proposals and the objects' own boxes to the objects and sample from them."""
+        boxes, present = _pad(
+            [
+                torch.cat([image_proposals, targets.boxes_of(image)])
+                for image, image_proposals in enumerate(proposals)
+            ]
+        )
+        high, low = self.config.foreground_iou, self.config.background_iou
+        matches = match_anchors(boxes, targets, high, low, allow_low_quality=False)
+        samples = self.fg_bg_sampler((matches >= 0) & present, (matches == BACKGROUND) & present)
+        matches = matches.gather(1, samples.indices)
+        classes = gather_matched(targets.labels, matches) + 1
+        return SampledRoIs(
+            boxes.gather(1, samples.indices.unsqueeze(2).expand(-1, -1, 4)),
+            torch.where(samples.positive, classes, 0),
+            matches.clamp(min=0),
+            gather_matched(targets.boxes, matches),
+            samples.positive,
+            samples.valid,
+        )
+
+    def box_losses(self, features: dict[str, Tensor], rois: SampledRoIs) -> dict[str, Tensor]:
+        """Classification and box loss, divided by the number of sampled proposals."""
+        logits, deltas = self.predict(features, to_rois(rois.boxes.unbind()))
+        classes, valid = rois.classes.flatten(), rois.valid.flatten()
+        sampled = valid.sum().clamp(min=1)
+        classification = cross_entropy(logits, classes, reduction="none")
+        regression = self.box_loss(
+            _of_class(deltas, classes),
+            rois.boxes.flatten(0, 1),
+            rois.object_boxes.flatten(0, 1),
+            rois.positive.flatten(),
+        )
+        return {
+            "loss_classifier": torch.where(valid, classification, 0.0).sum() / sampled,
+            "loss_box_reg": regression / sampled,
+        }
+
+    def mask_loss(self, features: dict[str, Tensor], rois: SampledRoIs, targets: Targets) -> Tensor:
+        """Mean binary cross-entropy between the masks of positives and of their objects.
+
+        Without positives it is 0, and still part of the graph.
+        """
+        if targets.masks is None:
+            raise InputError(
+                "detector.type: mask_rcnn trains on masks and the data has none; "
+                "choose faster_rcnn or data with masks"
+            )
+        boxes = [b[keep] for b, keep in zip(rois.boxes, rois.positive, strict=True)]
+        objects = [o[keep] for o, keep in zip(rois.objects, rois.positive, strict=True)]
+        logits = self.mask_logits(features, to_rois(boxes), rois.classes[rois.positive])
+        crops = crop_masks(targets.masks, boxes, objects, logits.shape[-1])
+        return binary_cross_entropy_with_logits(logits, crops)
+
+    def detect(
+        self, features: dict[str, Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[Size]
+    ) -> list[Detections]:
+        """The detections of each image, best first, in pixels of the detector's input."""
+        rois = to_rois(proposals)
+        logits, deltas = self.predict(features, rois)
+        scores = logits.float().softmax(dim=1)
+        # Only what scores enough is decoded: few of the proposals times classes.
+        row, column = torch.where(scores[:, 1:] > self.score_thresh)
+        scores, deltas = scores[row, column + 1], deltas.unflatten(1, (-1, 4))[row, column + 1]
+        boxes = self.box_coder.decode(deltas, rois[row, 1:])
+        image_of = rois[row, 0].to(torch.int64)
+        counts = torch.bincount(image_of, minlength=len(proposals)).tolist()
+        candidates = zip(
+            boxes.split(counts), scores.split(counts), column.split(counts), sizes_hw, strict=True
+        )
+        detections = [self._suppress(*candidate) for candidate in candidates]
+        if self.has_mask():
+            self._add_masks(features, detections)
+        return detections
+
+    def predict(self, features: dict[str, Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """``(R, 5)`` -> logits ``(R, classes + 1)``, deltas ``(R, (classes + 1) * 4)``."""
+        return self.box_predictor(self.box_head(self.box_roi_pool(features, rois)))
+
+    def mask_logits(self, features: dict[str, Tensor], rois: Tensor, classes: Tensor) -> Tensor:
+        """``(R, 5)`` and the class of each, ``(R,)`` with 0 for background -> ``(R, M, M)``."""
+        pooled = self.mask_roi_pool(features, rois)
+        return mask_logits_of(self.mask_predictor, self.mask_head(pooled), classes)
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size_hw: Size) -> Detections:
+        """Clip the candidates of one image, drop the tiny, then NMS within a class."""
+        boxes = clip_boxes_to_image(boxes, size_hw)
+        large = torch.where((boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(dim=1))[0]
+        boxes, scores, labels = boxes[large], scores[large], labels[large]
+        # NMS shifts boxes by their class: counting from 1 makes its rounding torchvision's.
+        keep = batched_nms(boxes, scores, labels + 1, self.nms_thresh)[: self.detections_per_img]
+        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]}
+
+    def _add_masks(self, features: dict[str, Tensor], detections: list[Detections]) -> None:
+        labels = [detection["labels"] for detection in detections]
+        rois = to_rois([detection["boxes"] for detection in detections])
+        masks = mask_probabilities(self.mask_logits(features, rois, torch.cat(labels) + 1))
+        for detection, image_masks in zip(
+            detections, masks.split([len(image_labels) for image_labels in labels]), strict=True
+        ):
+            detection["masks"] = image_masks
+
+
+def _of_class(deltas: Tensor, classes: Tensor) -> Tensor:
+    """``(R, (classes + 1) * 4)`` and ``(R,)`` -> ``(R, 4)``: the deltas of each RoI's class."""
+    deltas = deltas.unflatten(1, (-1, 4))
+    return deltas.gather(1, classes.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
+
+
+def _pad(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """``(P_b, 4)`` of each image -> ``(B, P, 4)`` with zeros, and ``(B, P)`` bool: no padding."""
+    most = max(len(image_boxes) for image_boxes in boxes)
+    padded = boxes[0].new_zeros((len(boxes), most, 4))
+    present = torch.zeros((len(boxes), most), dtype=torch.bool, device=padded.device)
+    for image, image_boxes in enumerate(boxes):
+        padded[image, : len(image_boxes)] = image_boxes
+        present[image, : len(image_boxes)] = True
+    return padded, present

@@ -1,0 +1,240 @@
+"""The region proposal network of Faster and Mask R-CNN, with exchangeable losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import rpn as torchvision_rpn
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from data.target import Targets
+from detector.anchors import PyramidAnchors
+from detector.box_regression import BoxCoder, BoxLoss
+from detector.config import RPNConfig
+from detector.initialization import init_hidden, init_output
+from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
+from detector.rpn_at_anchors import is_one_layer, predictions_at
+from losses.classification import binary_cross_entropy_with_logits
+from losses.config import BoxLossConfig
+
+Size = tuple[int, int]
+
+
+class RPNHead(torchvision_rpn.RPNHead):
+    """torchvision's head: shared convolutions, then objectness and deltas of each anchor.
+
+    Args:
+        in_channels: the width of the pyramid.
+        num_anchors: anchors at a location.
+        conv_depth: shared 3x3 convolutions.
+        head_init: ``torchvision`` or ``width``, see ``detector.initialization``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_anchors: int,
+        conv_depth: int = 1,
+        head_init: str = "torchvision",
+    ) -> None:
+        super().__init__(in_channels, num_anchors, conv_depth)
+        init_hidden(self.conv, head_init)
+        init_output(self.cls_logits, head_init)
+        init_output(self.bbox_pred, head_init)
+
+
+@dataclass(frozen=True)
+class SampledAnchors:
+    """The anchors that the losses read, in ``S`` slots an image.
+
+    Attributes:
+        indices: ``(B, S)`` int64 into the anchors of all levels.
+        anchors: ``(B, S, 4)`` xyxy in pixels.
+        object_boxes: ``(B, S, 4)``: the box of the matched object, without meaning for background.
+        positive: ``(B, S)`` bool: not background.
+        valid: ``(B, S)`` bool: the slot is not empty.
+    """
+
+    indices: Tensor
+    anchors: Tensor
+    object_boxes: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
+    """torchvision's network over the whole batch, with any box loss.
+
+    Args:
+        anchor_generator: gives the anchors of every level.
+        head: gives objectness and deltas of every level.
+        config: thresholds, sampling, numbers of proposals.
+        box_loss: the loss between deltas and matched boxes.
+
+    Attributes:
+        fg_bg_sampler: called with the masks of positives and negatives, gives ``Samples``.
+    """
+
+    def __init__(
+        self,
+        anchor_generator: PyramidAnchors,
+        head: nn.Module,
+        config: RPNConfig,
+        box_loss: BoxLossConfig,
+    ) -> None:
+        super().__init__(
+            anchor_generator,
+            head,
+            config.foreground_iou,
+            config.background_iou,
+            config.batch_size_per_image,
+            config.positive_fraction,
+            {"training": config.pre_nms_top_n_train, "testing": config.pre_nms_top_n_test},
+            {"training": config.post_nms_top_n_train, "testing": config.post_nms_top_n_test},
+            config.nms_threshold,
+            config.score_threshold,
+        )
+        self.config = config
+        self.fg_bg_sampler = BalancedSampler(config.batch_size_per_image, config.positive_fraction)
+        self.box_coder = BoxCoder()
+        self.box_loss = BoxLoss(box_loss, self.box_coder)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        padded_size_hw: Size,
+        sizes_hw: Sequence[Size],
+        targets: Targets | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Propose boxes and, given targets, compute the losses.
+
+        Args:
+            features: the pyramid's maps, finest first.
+            padded_size_hw: the size of the batch the maps were made from.
+            sizes_hw: the size of each image without padding.
+            targets: the ground truth, in training.
+
+        Returns:
+            ``(P_b, 4)`` float32 boxes of each image, best first and without gradient; the losses.
+        """
+        maps = list(features.values())
+        anchors = self.anchor_generator.of_pyramid(padded_size_hw, maps)
+        # A fast path: proposals need no gradient, and the losses read few anchors.
+        sparse = targets is not None and maps[0].device.type == "cpu" and is_one_layer(self.head)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
+            logits, level_deltas = self.head(maps)
+        objectness = [_per_anchor(level, 1).squeeze(2) for level in logits]
+        deltas = [_per_anchor(level, 4) for level in level_deltas]
+        proposals = self.propose(objectness, deltas, anchors, sizes_hw)
+        if targets is None:
+            return proposals, {}
+        if sparse:
+            sampled = self.sample(torch.cat(anchors), targets)
+            predictions = predictions_at(self.head, maps, sampled.indices)
+            return proposals, self.losses_at(sampled, *predictions)
+        losses = self.losses(
+            torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), targets
+        )
+        return proposals, losses
+
+    def losses(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Both losses, divided by the number of sampled anchors.
+
+        Args:
+            objectness: ``(B, A)`` logits.
+            deltas: ``(B, A, 4)``.
+            anchors: ``(A, 4)`` xyxy, the same for all images.
+            targets: the ground truth.
+        """
+        sampled = self.sample(anchors, targets)
+        index = sampled.indices
+        return self.losses_at(
+            sampled,
+            objectness.gather(1, index),
+            deltas.gather(1, index.unsqueeze(2).expand(-1, -1, 4)),
+        )
+
+    @torch.no_grad()
+    def sample(self, anchors: Tensor, targets: Targets) -> SampledAnchors:
+        """Match the anchors, ``(A, 4)`` for all images, to the objects and sample from them."""
+        config = self.config
+        matches = match_anchors(
+            anchors,
+            targets,
+            config.foreground_iou,
+            config.background_iou,
+            config.low_quality_matches,
+        )
+        samples = self.fg_bg_sampler(matches >= 0, matches == BACKGROUND)
+        return SampledAnchors(
+            samples.indices,
+            anchors[samples.indices],
+            gather_matched(targets.boxes, matches.gather(1, samples.indices)),
+            samples.positive,
+            samples.valid,
+        )
+
+    def losses_at(
+        self, sampled: SampledAnchors, objectness: Tensor, deltas: Tensor
+    ) -> dict[str, Tensor]:
+        """As ``losses``, from the ``(B, S)`` logits and ``(B, S, 4)`` deltas of what is sampled."""
+        count = sampled.valid.sum().clamp(min=1)
+        classification = binary_cross_entropy_with_logits(
+            objectness, sampled.positive.float(), reduction="none"
+        )
+        regression = self.box_loss(deltas, sampled.anchors, sampled.object_boxes, sampled.positive)
+        return {
+            "loss_objectness": torch.where(sampled.valid, classification, 0.0).sum() / count,
+            "loss_rpn_box_reg": regression / count,
+        }
+
+    @torch.no_grad()
+    def propose(
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        sizes_hw: Sequence[Size],
+    ) -> list[Tensor]:
+        """The best boxes of each image.
+
+        Args:
+            objectness: ``(B, A_l)`` logits of each level.
+            deltas: ``(B, A_l, 4)`` of each level.
+            anchors: ``(A_l, 4)`` of each level.
+            sizes_hw: the size of each image.
+        """
+        boxes, scores, levels = [], [], []
+        for level, (logits, level_deltas, level_anchors) in enumerate(
+            zip(objectness, deltas, anchors, strict=True)
+        ):
+            best = logits.float().topk(min(self.pre_nms_top_n(), logits.shape[1]), dim=1)
+            chosen = level_deltas.gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
+            boxes.append(self.box_coder.decode(chosen, level_anchors[best.indices]))
+            scores.append(best.values.sigmoid())
+            levels.append(torch.full_like(best.indices, level))
+        candidates = zip(
+            torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes_hw, strict=True
+        )
+        return [self._suppress(*candidate) for candidate in candidates]
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
+        """Clip the candidates of one image, drop the tiny and the bad, then NMS within a level."""
+        boxes = clip_boxes_to_image(boxes, size_hw)
+        large = (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(dim=1)
+        keep = torch.where(large & (scores >= self.score_thresh))[0]
+        boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
+        keep = batched_nms(boxes, scores, levels, self.nms_thresh)
+        return boxes[keep[: self.post_nms_top_n()]]
+
+
+def _per_anchor(output: Tensor, values: int) -> Tensor:
+    """``(B, A * values, H, W)`` of a head -> ``(B, H * W * A, values)``, in the anchors' order."""
+    batch, _, height, width = output.shape
+    output = output.view(batch, -1, values, height, width).permute(0, 3, 4, 1, 2)
+    return output.reshape(batch, -1, values)

@@ -1,0 +1,76 @@
+"""The RPN's head where the losses read it: at some anchors instead of everywhere.
+
+Proposals carry no gradient, and the losses read at most a few hundred anchors of an image. So the
+head runs over whole maps without a graph, and ``predictions_at`` computes again, with one, what it
+says of the sampled anchors, each from the 3 x 3 patch around it. The backward pass of the dense
+head, which costs twice its forward pass, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.rpn import RPNHead
+
+
+def is_one_layer(head: nn.Module) -> bool:
+    """Whether ``predictions_at`` can do it: one 3 x 3 convolution, so that a patch is enough."""
+    return isinstance(head, RPNHead) and len(head.conv) == 1
+
+
+def predictions_at(head: RPNHead, maps: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
+    """What the head says of some anchors: the entries that ``indices`` has in its dense output.
+
+    Args:
+        head: with a single shared convolution.
+        maps: ``(B, C, H_l, W_l)`` of each level.
+        indices: ``(B, S)`` int64 into the anchors of all levels; an anchor's index in its level is
+            ``(y * W_l + x) * anchors_per_location + k``.
+
+    Returns:
+        ``(B, S)`` logits and ``(B, S, 4)`` deltas; every map and every parameter of the head is
+        part of their graph.
+    """
+    convolution, anchors = head.conv[0][0], head.cls_logits.out_channels
+    image = torch.arange(len(indices)).unsqueeze(1).expand_as(indices).flatten()
+    patches = _patches_at(maps, image, indices.flatten() // anchors)
+    # Patches hold (y, x, channel), as a row of channels is what memory has in one piece.
+    kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+    hidden = F.linear(patches, kernel, convolution.bias).relu()
+    logits = F.linear(hidden, head.cls_logits.weight.flatten(1), head.cls_logits.bias)
+    deltas = F.linear(hidden, head.bbox_pred.weight.flatten(1), head.bbox_pred.bias)
+    own = (indices.flatten() % anchors).unsqueeze(1)
+    logits = logits.gather(1, own)
+    deltas = deltas.unflatten(1, (anchors, 4)).gather(1, own.unsqueeze(2).expand(-1, -1, 4))
+    return logits.view(indices.shape), deltas.view(*indices.shape, 4)
+
+
+def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tensor:
+    """The neighborhood of each location, zero outside its map.
+
+    Args:
+        maps: ``(B, C, H_l, W_l)`` of each level.
+        image: ``(N,)`` int64.
+        location: ``(N,)`` int64, counted through the levels, row by row.
+
+    Returns:
+        ``(N, 9 * C)``: row by row, the channels of a pixel side by side.
+    """
+    parts, places, start = [], [], 0
+    for feature_map in maps:
+        height, width = feature_map.shape[-2:]
+        stop = start + height * width
+        place = torch.where((location >= start) & (location < stop))[0]
+        offset = torch.arange(-1, 2)
+        y = ((location[place] - start) // width).view(-1, 1, 1) + offset.view(1, 3, 1)
+        x = ((location[place] - start) % width).view(-1, 1, 1) + offset.view(1, 1, 3)
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+        pixels = feature_map.permute(0, 2, 3, 1)[image[place].view(-1, 1, 1), y, x]
+        parts.append(torch.where(inside.unsqueeze(3), pixels, 0).flatten(1))
+        places.append(place)
+        start = stop
+    return torch.cat(parts)[torch.cat(places).argsort()]

@@ -1,0 +1,250 @@
+"""Weights to start the training from: ImageNet's, or a file's, sorted into the detector.
+
+Architectures are built without them (``detector.build``); a checkpoint of ours brings its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model_weights
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+from data.errors import InputError, shown
+from detector.build import Detector
+from detector.config import DetectorConfig
+from detector.weight_files import StoredWeights, fetch_weights, read_weights
+
+# Rows of torchvision's published detectors: 80 classes, the background and gaps in COCO's ids.
+COCO_ROWS: tuple[str, ...] = tuple(RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+NAMELESS = frozenset({"N/A"})
+BACKGROUND_ROW = "__background__"
+
+# Layers with rows for each class, and the number of rows that a class has side by side in them.
+CLASS_LAYERS = {
+    "head.classification_head.cls_logits": 1,
+    "roi_heads.box_predictor.cls_score": 1,
+    "roi_heads.box_predictor.bbox_pred": 4,
+    "roi_heads.mask_predictor.mask_fcn_logits": 1,
+}
+BODY = "backbone.body."
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm
+
+
+@dataclass(frozen=True)
+class PretrainedReport:
+    """What was loaded; ``str`` of it is for the log.
+
+    Attributes:
+        source: the file, or ``none``.
+        loaded: the number of tensors taken from it.
+        classes_kept: classes whose rows in the heads were found by name.
+        reinitialized: parts that keep random weights: names of parameters, or
+            ``class <name>`` for the rows of a class.
+        unused: tensors of the file that the detector has no place for.
+        norm_eps: eps of the backbone's norms from now on.
+    """
+
+    source: str
+    loaded: int = 0
+    classes_kept: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    norm_eps: float = 1e-5
+
+    def __str__(self) -> str:
+        parts = [f"weights: {self.source}: {self.loaded} tensors, norm eps {self.norm_eps:g}"]
+        if self.classes_kept:
+            parts.append(f"heads kept for {len(self.classes_kept)} classes")
+        if self.reinitialized:
+            parts.append(f"random: {', '.join(self.reinitialized)}")
+        if self.unused:
+            parts.append(f"not used: {', '.join(self.unused)}")
+        return "; ".join(parts)
+
+
+def load_pretrained(
+    detector: Detector, config: DetectorConfig, classes: Sequence[str]
+) -> PretrainedReport:
+    """Put the configured weights into a new detector; called when training starts from nothing.
+
+    Args:
+        detector: from ``build_detector``, with random weights.
+        config: says which weights.
+        classes: the names of the detector's classes, without background.
+
+    Raises:
+        InputError: frozen layers would keep random weights, the file is missing, damaged or of
+            another architecture, or the weights cannot be fetched.
+    """
+    if config.weights == "none":
+        _refuse_frozen_random(config)
+        return PretrainedReport("none", norm_eps=detector.backbone.norm_eps)
+    if config.weights == "imagenet":
+        stored = fetch_weights(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
+    else:
+        stored = read_weights(Path(config.weights).expanduser())
+    if any(name.startswith("backbone.") for name in stored.state):
+        return _load_detector(detector, config, classes, stored)
+    return _load_body(detector, config, stored)
+
+
+def _refuse_frozen_random(config: DetectorConfig) -> None:
+    frozen = [f"norm: {config.norm}"] if config.norm in ("frozen", "frozen_stats") else []
+    if config.trainable_stages < 5:
+        frozen.append(f"trainable_stages: {config.trainable_stages}")
+    if frozen:
+        raise InputError(
+            f"detector.weights: none would leave frozen layers with random weights "
+            f"({', '.join(frozen)}); set detector.weights=imagenet, or detector.norm=batch and "
+            "detector.trainable_stages=5"
+        )
+
+
+def _load_body(
+    detector: Detector, config: DetectorConfig, stored: StoredWeights
+) -> PretrainedReport:
+    """A classification network's file, without its last layers."""
+    state = {}
+    for name, tensor in stored.state.items():
+        if name.startswith("features."):  # MobileNet
+            state[BODY + name.removeprefix("features.")] = tensor
+        elif not name.startswith(("fc.", "classifier.")):
+            state[BODY + name] = tensor
+    _load_strictly(detector, state, config, stored.source)
+    return PretrainedReport(
+        stored.source,
+        loaded=len(state),
+        reinitialized=("pyramid", "heads"),
+        norm_eps=detector.backbone.norm_eps,
+    )
+
+
+def _load_detector(
+    detector: Detector, config: DetectorConfig, classes: Sequence[str], stored: StoredWeights
+) -> PretrainedReport:
+    """A whole detector's file, with the rows of its classes in our order."""
+    rows = _class_rows(stored)
+    state = dict(stored.state)
+    in_both = any(_has_class_rows(name) for name in state.keys() & detector.state_dict().keys())
+    known = set(rows) - NAMELESS if in_both else set()
+    found = [name for name in classes if name in known]
+    if found:
+        own_rows = classes if config.type == "retinanet" else [BACKGROUND_ROW, *classes]
+        _sort_class_layers(state, detector.state_dict(), rows, own_rows, stored.source)
+    else:
+        state = {name: tensor for name, tensor in state.items() if not _has_class_rows(name)}
+    missing, unused = _load_strictly(detector, state, config, stored.source)
+    if config.norm_eps is not None:
+        detector.backbone.norm_eps = config.norm_eps
+    elif _was_trained_without_eps(stored, rows, config):
+        detector.backbone.norm_eps = 0.0
+    new_classes = [f"class {name}" for name in classes if name not in found]
+    return PretrainedReport(
+        stored.source,
+        loaded=len(state) - len(unused),
+        classes_kept=tuple(found),
+        reinitialized=(*_modules_of(missing), *new_classes),
+        unused=_modules_of(unused),
+        norm_eps=detector.backbone.norm_eps,
+    )
+
+
+def _class_rows(stored: StoredWeights) -> tuple[str, ...]:
+    """What the rows of a detector's file stand for; empty where nobody can tell."""
+    scores = stored.state.get("roi_heads.box_predictor.cls_score.bias")
+    if stored.classes is not None:
+        return stored.classes if scores is None else (BACKGROUND_ROW, *stored.classes)
+    if scores is not None:
+        count = len(scores)
+    else:
+        logits = stored.state.get("head.classification_head.cls_logits.bias", torch.empty(0))
+        deltas = stored.state.get("head.regression_head.bbox_reg.bias", torch.empty(0))
+        count = 4 * logits.numel() // max(1, deltas.numel())
+    return COCO_ROWS if count == len(COCO_ROWS) else ()
+
+
+def _has_class_rows(name: str) -> bool:
+    return name.rpartition(".")[0] in CLASS_LAYERS
+
+
+def _sort_class_layers(
+    state: dict[str, Tensor],
+    own_state: dict[str, Tensor],
+    rows: Sequence[str],
+    own_rows: Sequence[str],
+    source: str,
+) -> None:
+    """Replace the class layers of ``state`` by our own, with the rows of known classes copied."""
+    pairs = [(own_rows.index(name), rows.index(name)) for name in own_rows if name in rows]
+    targets, sources = (torch.tensor(indices) for indices in zip(*pairs, strict=True))
+    for name in filter(_has_class_rows, state.keys() & own_state.keys()):
+        side_by_side = CLASS_LAYERS[name.rpartition(".")[0]]
+        own, given = own_state[name].clone(), state[name]
+        try:
+            own_view = own.view(-1, len(own_rows), side_by_side, *own.shape[1:])
+            given_view = given.reshape(-1, len(rows), side_by_side, *own.shape[1:])
+            own_view[:, targets.to(own.device)] = given_view[:, sources].to(own)
+        except (RuntimeError, IndexError) as error:  # another number of rows, anchors or channels
+            raise InputError(
+                f"detector.weights: {source} does not fit: {name} is {tuple(given.shape)} for "
+                f"{len(rows)} classes, the detector's is {tuple(own.shape)} for {len(own_rows)}; "
+                "use the detector, fpn_channels and anchors that the file was made with"
+            ) from error
+        state[name] = own
+
+
+def _was_trained_without_eps(
+    stored: StoredWeights, rows: Sequence[str], config: DetectorConfig
+) -> bool:
+    """Whether this is one of torchvision's ``COCO_V1`` detectors on ResNet-50.
+
+    They were trained before ``FrozenBatchNorm2d`` had an eps, and torchvision sets it to 0 for
+    them. They are known by COCO's 91 rows and by norms that never counted batches.
+    """
+    counted = any(name.endswith("num_batches_tracked") for name in stored.state)
+    published = rows == COCO_ROWS and stored.classes is None and not counted
+    frozen = config.norm in ("frozen", "frozen_stats")
+    return published and frozen and config.backbone == "resnet50"
+
+
+def _load_strictly(
+    detector: Detector, state: dict[str, Tensor], config: DetectorConfig, source: str
+) -> tuple[list[str], list[str]]:
+    """Load all that fits by name: the network below the pyramid must fit completely.
+
+    Returns:
+        The names that the file lacks, and those that the detector lacks.
+    """
+    try:
+        missing, unused = detector.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes
+        problems = str(error).splitlines()[1:]
+        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
+        raise InputError(
+            f"detector.weights: {source} does not fit detector.type={config.type}, "
+            f"backbone={config.backbone}, fpn_channels={config.fpn_channels}: "
+            f"{'; '.join(repr(line.strip()[:250]) for line in problems[:2])}{more}"
+        ) from error
+    body = [name for name in (*missing, *unused) if name.startswith(BODY)]
+    if body and all(name.endswith(STATISTICS) for name in body):
+        raise InputError(
+            f"detector.weights: {source} and detector.norm={config.norm} do not fit: one of them "
+            "has group norm, the other batch norm; change detector.norm"
+        )
+    if body:
+        raise InputError(
+            f"detector.weights: {source} does not fit detector.backbone={config.backbone}: "
+            f"{len(body)} parameters without counterpart, the first {shown(body[0])}; choose the "
+            "backbone that the file was made with"
+        )
+    return missing, unused
+
+
+def _modules_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The modules of some parameters, each once, in order."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))

@@ -1,0 +1,445 @@
+"""Weights: what a file holds ends in the right place, and files from strangers do no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection, get_model
+from torchvision.ops import FrozenBatchNorm2d
+
+from data.errors import InputError
+from detector.build import Detector, build_detector
+from detector.config import DetectorConfig
+from detector.weight_files import fetch_weights
+from detector.weights import COCO_ROWS, PretrainedReport, load_pretrained
+from losses.config import LossConfig
+
+COCO_CLASSES = tuple(name for name in COCO_ROWS if name not in ("__background__", "N/A"))
+BUILDERS = {
+    "retinanet": detection.retinanet_resnet50_fpn,
+    "faster_rcnn": detection.fasterrcnn_resnet50_fpn,
+    "mask_rcnn": detection.maskrcnn_resnet50_fpn,
+}
+SMALL = {"backbone": "resnet18", "fpn_channels": 8}
+
+
+def start(
+    classes: tuple[str, ...] = ("a", "b"), **options: object
+) -> tuple[Detector, PretrainedReport]:
+    """Build a detector and load its weights, as at the start of a training."""
+    config = DetectorConfig.model_validate(options)
+    torch.manual_seed(1)
+    detector = build_detector(config, LossConfig(), len(classes))
+    return detector, load_pretrained(detector, config, classes)
+
+
+def save_published(kind: str, path: Path) -> dict[str, Tensor]:
+    """A file such as torchvision publishes: 91 rows, norms that never counted batches."""
+    torch.manual_seed(0)
+    state = BUILDERS[kind](weights=None, weights_backbone=None, num_classes=91).state_dict()
+    state = {name: x for name, x in state.items() if not name.endswith("num_batches_tracked")}
+    for name, tensor in state.items():
+        if name.endswith(("running_var", "running_mean", "bias")):
+            tensor.uniform_(0.5, 1.5)
+    torch.save(state, path)
+    return state
+
+
+@pytest.fixture(scope="module")
+def published(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[Path, dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("published")
+    return {
+        kind: (folder / f"{kind}.pth", save_published(kind, folder / f"{kind}.pth"))
+        for kind in BUILDERS
+    }
+
+
+def rows_of(layer: Tensor, classes: int, side_by_side: int = 1) -> Tensor:
+    return layer.view(-1, classes, side_by_side, *layer.shape[1:])
+
+
+CLASS_LAYERS = {
+    "retinanet": {"head.classification_head.cls_logits": 1},
+    "faster_rcnn": {
+        "roi_heads.box_predictor.cls_score": 1,
+        "roi_heads.box_predictor.bbox_pred": 4,
+    },
+    "mask_rcnn": {
+        "roi_heads.box_predictor.cls_score": 1,
+        "roi_heads.box_predictor.bbox_pred": 4,
+        "roi_heads.mask_predictor.mask_fcn_logits": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_published_detector_gives_each_class_its_row_by_name(kind: str, published: Any) -> None:
+    path, state = published[kind]
+    classes = ("toothbrush", "unicorn", "person")
+    detector, report = start(classes, type=kind, weights=str(path))
+    assert report.classes_kept == ("toothbrush", "person")
+    assert report.reinitialized == ("class unicorn",)
+    assert report.unused == ()
+    assert report.loaded == len(state)
+    names = classes if kind == "retinanet" else ("__background__", *classes)
+    own = detector.state_dict()
+    for layer, side_by_side in CLASS_LAYERS[kind].items():
+        for part in (f"{layer}.weight", f"{layer}.bias"):
+            ours = rows_of(own.pop(part), len(names), side_by_side)
+            theirs = rows_of(state[part], len(COCO_ROWS), side_by_side)
+            equal = [
+                name in COCO_ROWS and torch.equal(ours[:, index], theirs[:, COCO_ROWS.index(name)])
+                for index, name in enumerate(names)
+            ]
+            assert equal == [name != "unicorn" for name in names]
+    del own["backbone.norm_eps"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+
+
+def test_all_80_classes_of_a_published_detector_are_kept(published: Any) -> None:
+    _, report = start(COCO_CLASSES, weights=str(published["retinanet"][0]))
+    assert report.classes_kept == COCO_CLASSES
+    assert len(COCO_CLASSES) == 80
+    assert report.reinitialized == report.unused == ()
+
+
+def test_a_published_detector_detects_as_torchvisions_does(published: Any) -> None:
+    path, state = published["retinanet"]
+    detector, report = start(COCO_CLASSES, weights=str(path), score_threshold=0.0)
+    assert report.norm_eps == 0
+    peer = detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    peer.load_state_dict(state, strict=False)
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        ours = list(detector.eval().backbone(image).values())
+        theirs = list(peer.eval().backbone(image).values())
+        logits = detector.head(ours)["cls_logits"]
+        expected = peer.head(theirs)["cls_logits"]
+    for our_map, their_map in zip(ours, theirs, strict=True):
+        assert float((our_map - their_map).abs().max()) < 1e-5 * float(their_map.abs().max())
+    indices = [COCO_ROWS.index(name) for name in COCO_CLASSES]
+    difference = (logits - expected[..., indices]).abs().max()
+    assert float(difference) < 1e-5 * float(expected.abs().max())
+
+
+def test_the_eps_of_a_published_detector_survives_a_checkpoint(published: Any) -> None:
+    detector, _ = start(("cat",), weights=str(published["retinanet"][0]))
+    restored = build_detector(DetectorConfig(), LossConfig(), 1)
+    restored.load_state_dict(detector.state_dict())
+    eps = {m.eps for m in restored.modules() if isinstance(m, FrozenBatchNorm2d)}
+    assert eps == {0.0}
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("frozen_stats", 0.0), ("batch", 1e-5)])
+def test_the_eps_of_zero_is_for_frozen_statistics(norm: str, eps: float, published: Any) -> None:
+    _, report = start(("cat",), weights=str(published["retinanet"][0]), norm=norm)
+    assert report.norm_eps == eps
+
+
+def test_a_configured_eps_wins(published: Any) -> None:
+    _, report = start(("cat",), weights=str(published["retinanet"][0]), norm_eps=1e-3)
+    assert report.norm_eps == 1e-3
+
+
+def test_the_layout_of_older_files_is_understood(published: Any, tmp_path: Path) -> None:
+    _, state = published["retinanet"]
+    renamed = {}
+    for name, tensor in state.items():
+        for index in range(4):
+            name = name.replace(f"_head.conv.{index}.0.", f"_head.conv.{2 * index}.")
+            name = name.replace(f"blocks.{index}.0.", f"blocks.{index}.")
+        renamed[name] = tensor
+    torch.save(renamed, tmp_path / "old.pth")
+    detector, report = start(COCO_CLASSES, weights=str(tmp_path / "old.pth"))
+    assert report.reinitialized == report.unused == ()
+    own = detector.state_dict()
+    name = "head.regression_head.conv.3.0.weight"
+    assert torch.equal(own[name], state[name])
+
+
+def test_a_mask_head_that_the_file_lacks_is_listed(published: Any) -> None:
+    _, report = start(("cat",), type="mask_rcnn", weights=str(published["faster_rcnn"][0]))
+    assert report.reinitialized
+    assert all(name.startswith("roi_heads.mask_") for name in report.reinitialized)
+    assert "roi_heads.mask_head" in str(report)
+
+
+def test_a_mask_head_without_a_place_is_listed(published: Any) -> None:
+    _, report = start(("cat",), type="faster_rcnn", weights=str(published["mask_rcnn"][0]))
+    assert report.reinitialized == ()
+    assert all(name.startswith("roi_heads.mask_") for name in report.unused)
+
+
+def test_safetensors_are_read(published: Any, tmp_path: Path) -> None:
+    _, state = published["retinanet"]
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+    _, report = start(("cat",), weights=str(tmp_path / "weights.safetensors"))
+    assert report.classes_kept == ("cat",)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+def test_our_own_checkpoint_gives_its_classes_by_name(kind: str, tmp_path: Path) -> None:
+    options = {**SMALL, "type": kind, "trainable_stages": 5, "norm": "batch"}
+    first, _ = start(("a", "b", "c"), weights="none", **options)
+    first.backbone.norm_eps = 1e-4
+    path = tmp_path / "best.pt"
+    torch.save({"version": 1, "detector": first.state_dict(), "classes": ["a", "b", "c"]}, path)
+    second, report = start(("c", "z", "a"), weights=str(path), **options)
+    assert report.classes_kept == ("c", "a")
+    assert report.reinitialized == ("class z",)
+    assert report.norm_eps == 1e-4
+    layer = "head.classification_head.cls_logits"
+    if kind == "faster_rcnn":
+        layer = "roi_heads.box_predictor.cls_score"
+    extra = int(kind == "faster_rcnn")
+    ours = rows_of(second.state_dict()[f"{layer}.weight"], 3 + extra)
+    theirs = rows_of(first.state_dict()[f"{layer}.weight"], 3 + extra)
+    assert torch.equal(ours[:, extra], theirs[:, extra + 2])
+    assert torch.equal(ours[:, extra + 2], theirs[:, extra])
+
+
+def test_a_detector_of_unnamed_classes_gives_all_but_the_class_rows(tmp_path: Path) -> None:
+    options = {**SMALL, "trainable_stages": 5, "norm": "batch"}
+    first, _ = start(("a", "b"), weights="none", **options)
+    torch.save(
+        {"model": {f"module.{k}": v for k, v in first.state_dict().items()}}, tmp_path / "x.pth"
+    )
+    second, report = start(("a", "b"), weights=str(tmp_path / "x.pth"), **options)
+    assert report.classes_kept == ()
+    assert report.reinitialized == ("head.classification_head.cls_logits", "class a", "class b")
+    name = "head.regression_head.bbox_reg.weight"
+    assert torch.equal(second.state_dict()[name], first.state_dict()[name])
+
+
+def test_no_class_is_called_kept_where_the_heads_are_of_another_kind(tmp_path: Path) -> None:
+    options = {**SMALL, "trainable_stages": 5, "norm": "batch"}
+    first, _ = start(("a", "b"), weights="none", type="faster_rcnn", **options)
+    path = tmp_path / "best.pt"
+    torch.save({"version": 1, "detector": first.state_dict(), "classes": ["a", "b"]}, path)
+    options["levels"] = [2, 3, 4, 5, 6]  # or the pyramids would differ
+    _, report = start(("a", "b"), weights=str(path), type="retinanet", **options)
+    assert report.classes_kept == ()
+    assert {"class a", "class b", "head.classification_head.cls_logits"} <= {*report.reinitialized}
+    assert "heads kept" not in str(report)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
+def test_a_classification_network_fills_the_backbone(name: str, tmp_path: Path) -> None:
+    network = get_model(name, weights=None)
+    torch.save(network.state_dict(), tmp_path / "network.pth")
+    detector, report = start(backbone=name, weights=str(tmp_path / "network.pth"))
+    assert report.reinitialized == ("pyramid", "heads")
+    body = detector.backbone.body.state_dict()
+    source = network.features if name == "mobilenet_v3_large" else network
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in body.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("resnet18", {"backbone": "resnet34"}, "backbone=resnet34"),
+        ("resnet34", {"backbone": "resnet18"}, "backbone=resnet18"),
+        ("resnet18", {"backbone": "resnet50"}, "size mismatch"),
+        ("resnet18", {"backbone": "mobilenet_v3_large"}, "backbone=mobilenet_v3_large"),
+        ("resnet18", {"backbone": "resnet18", "norm": "group"}, "group norm"),
+    ],
+)
+def test_a_network_of_another_kind_is_refused(
+    file: str, options: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    torch.save(get_model(file, weights=None).state_dict(), tmp_path / "network.pth")
+    with pytest.raises(InputError, match=message) as raised:
+        start(weights=str(tmp_path / "network.pth"), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_detector_of_another_kind_is_refused(published: Any) -> None:
+    with pytest.raises(InputError, match="size mismatch"):
+        start(("cat",), type="faster_rcnn", weights=str(published["retinanet"][0]))
+    for options in ({"fpn_channels": 64}, {"anchors": {"scales_per_octave": 1}}):
+        with pytest.raises(InputError, match="fpn_channels and anchors"):
+            start(("cat",), weights=str(published["retinanet"][0]), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "frozen", "trainable_stages": 5},
+        {"norm": "frozen_stats", "trainable_stages": 5},
+        {"norm": "batch", "trainable_stages": 4},
+    ],
+)
+def test_frozen_layers_with_random_weights_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"detector\.weights=imagenet") as raised:
+        start(weights="none", **SMALL, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_nothing_frozen_needs_no_weights() -> None:
+    _, report = start(weights="none", trainable_stages=5, norm="batch", **SMALL)
+    assert str(report) == "weights: none: 0 tensors, norm eps 1e-05"
+
+
+class Exploit:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("exploited",)
+
+
+def write_bad_file(kind: str, path: Path) -> None:
+    if kind == "truncated":
+        torch.save({"conv1.weight": torch.zeros(100, 3)}, path)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("<html>404</html>")
+    elif kind == "malicious":
+        path.write_bytes(pickle.dumps({"conv1.weight": Exploit()}, protocol=2))
+    elif kind == "malicious zip":
+        torch.save({"conv1.weight": Exploit()}, path)
+    else:
+        content = {
+            "a list": [1, 2],
+            "numbers": {"a": 1},
+            "nothing": {},
+            "a tensor": torch.ones(2),
+        }
+        torch.save(content[kind], path)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated",
+        "empty",
+        "text",
+        "malicious",
+        "malicious zip",
+        "a list",
+        "numbers",
+        "nothing",
+        "a tensor",
+    ],
+)
+def test_bad_files_are_named_and_nothing_runs(
+    kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"weights.{ending}"
+    write_bad_file(kind, path)
+    with pytest.raises(InputError, match=str(path)) as raised:
+        start(weights=str(path), **SMALL)
+    assert "\n" not in str(raised.value)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.arange(1000)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(900, 902).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="wrong checksum"):
+        start(weights=str(path), **SMALL)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "no.pth", Path("imagnet")):
+        with pytest.raises(InputError, match=f"no file {path}; choose imagenet, none"):
+            start(weights=str(path), **SMALL)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A folder served over HTTP, and the address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def serve(folder: Path, right_hash: bool = True) -> str:
+    torch.save({"conv1.weight": torch.arange(12.0).view(4, 3)}, folder / "file")
+    digest = hashlib.sha256((folder / "file").read_bytes()).hexdigest()
+    name = f"network-{digest[:8] if right_hash else '00000000'}.pth"
+    (folder / "file").rename(folder / name)
+    return name
+
+
+def test_weights_are_fetched_once_and_kept(server: tuple[str, Path], cache: Path) -> None:
+    address, folder = server
+    name = serve(folder)
+    fetched = fetch_weights(f"{address}/{name}")
+    assert fetched.source == str(cache / name)
+    (folder / name).unlink()
+    again = fetch_weights(f"{address}/{name}")
+    assert torch.equal(again.state["conv1.weight"], fetched.state["conv1.weight"])
+
+
+def test_a_download_with_the_wrong_hash_is_refused(server: tuple[str, Path], cache: Path) -> None:
+    address, folder = server
+    name = serve(folder, right_hash=False)
+    with pytest.raises(InputError, match="invalid hash"):
+        fetch_weights(f"{address}/{name}")
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
+def test_offline_the_message_says_where_to_put_the_file(address: str, cache: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        fetch_weights(f"{address}/network-01234567.pth")
+    assert f"put the file network-01234567.pth at {cache / 'network-01234567.pth'}" in str(
+        raised.value
+    )
+
+
+def test_a_missing_file_on_the_server_says_where_to_put_it(
+    server: tuple[str, Path], cache: Path
+) -> None:
+    with pytest.raises(InputError, match="404") as raised:
+        fetch_weights(f"{server[0]}/network-01234567.pth")
+    assert str(cache) in str(raised.value)
+
+
+def test_imagenet_reads_torchvisions_first_weights_from_its_cache(cache: Path) -> None:
+    network = get_model("resnet18", weights=None)
+    cache.mkdir(parents=True)
+    torch.save(network.state_dict(), cache / "resnet18-f37072fd.pth")
+    detector, report = start(weights="imagenet", **SMALL)
+    assert report.source == str(cache / "resnet18-f37072fd.pth")
+    assert report.norm_eps == 1e-5
+    assert torch.equal(detector.backbone.body["conv1"].weight, network.conv1.weight)
