@@ -1,0 +1,1 @@
+"""What runs: config, training loop, checkpoints, evaluation and its scores."""

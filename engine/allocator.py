@@ -1,0 +1,34 @@
+"""How the C library keeps memory that was freed.
+
+glibc returns every large block to the kernel when it is freed and asks for a fresh one, page by
+page, at the next request: the maps of a training step, hundreds of megabytes, over and over. On
+large images that costs more than some of the layers (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# From glibc's malloc.h; a threshold of 2 GiB is the largest that mallopt takes.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+NEVER_TRIM = 2**31 - 1
+
+# What a user may have set to tune the same: then nothing is changed.
+CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+
+
+def keep_freed_memory() -> bool:
+    """Reuse freed blocks instead of returning them to the kernel, for this process and its forks.
+
+    Returns:
+        Whether it was done: not without glibc, nor against a choice in the environment
+        (``MALLOC_…_``, or another allocator in ``LD_PRELOAD``).
+    """
+    if any(os.environ.get(name) for name in CHOICES):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))

@@ -1,0 +1,87 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data.errors import InputError
+
+
+def write_atomically(
+    path: str | Path, data: bytes | memoryview, previous: Path | None = None
+) -> None:
+    """Write beside the place, force to disk, rename; a crash leaves the old file as it was.
+
+    Folders on the way are made.
+
+    Args:
+        previous: what the file becomes that stands there before.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    with _input_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                link_atomically(path, previous)
+
+
+def link_atomically(path: Path, other: Path) -> None:
+    """Make ``other`` a second name of a file, or a copy where the file system has no such links.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    with _input_errors(other), _replacing(other) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # network drives, FAT, another disk
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file name beside the path; what the block makes there takes its place, on disk too."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError:
+        if temporary.is_file():
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a rename to disk: the name of a file is part of its folder, not of the file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no such thing
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _input_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{path}: cannot be written: {reason}; make room, or choose another output"
+        ) from error

@@ -1,0 +1,157 @@
+"""Trackers of other projects that a run is shown in beside TensorBoard.
+
+Their packages are imported on use. Each remembers its run in the run's folder, so that a resumed
+run goes on there; what was logged after the checkpoint then stands there twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError
+from engine.precision_recall import PrecisionRecall
+
+Pixels = npt.NDArray[np.uint8]
+
+PARAMETERS_AT_ONCE = 100  # more are refused by MLflow
+
+
+class Board(Protocol):
+    """Where the numbers and pictures of a run are shown."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Points of curves."""
+
+    def evaluation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        pictures: Sequence[Pixels],
+        curves: Mapping[str, PrecisionRecall],
+    ) -> None:
+        """The scores, pictures ``(H, W, 3)`` and precision-recall curves of an evaluation."""
+
+    def close(self) -> None:
+        """End the run here; nothing can be shown afterwards."""
+
+
+class MLflow:
+    """A run in MLflow: at ``MLFLOW_TRACKING_URI``, or in the local folder ``mlruns`` beside the
+    runs' folders.
+
+    Args:
+        folder: the run's; its parent's name is that of the experiment.
+        config: every key by its dotted path.
+        resumed: go on with the run that the folder remembers.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
+        mlflow = _import("mlflow")
+        place = os.environ.get("MLFLOW_TRACKING_URI")
+        if place is None:
+            place = (folder.parent / "mlruns").resolve().as_uri()
+            # MLflow asks to be told that a plain folder is wanted rather than a database.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self._client = mlflow.MlflowClient(place)
+        memory = folder / "mlflow_run.txt"
+        if resumed and memory.exists():
+            self._run = memory.read_text(encoding="utf-8").strip()
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        self._run = self._create(folder)
+        memory.write_text(self._run + "\n", encoding="utf-8")
+        entities = importlib.import_module("mlflow.entities")
+        values = [entities.Param(key, str(value)) for key, value in config.items()]
+        for start in range(0, len(values), PARAMETERS_AT_ONCE):
+            self._client.log_batch(self._run, params=values[start : start + PARAMETERS_AT_ONCE])
+
+    def _create(self, folder: Path) -> str:
+        name = folder.parent.resolve().name
+        experiment = self._client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        run: str = self._client.create_run(number, run_name=folder.name).info.run_id
+        return run
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._client.log_metric(self._run, tag, value, step=step)
+
+    def evaluation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        pictures: Sequence[Pixels],
+        curves: Mapping[str, PrecisionRecall],  # noqa: ARG002
+    ) -> None:
+        self.scalars(scores, step)
+        for number, picture in enumerate(pictures):
+            self._client.log_image(self._run, picture, f"val/detections_{number}/{step:08d}.png")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class Wandb:
+    """A run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's folder.
+
+    Args:
+        folder: the run's; its parent's name is that of the project.
+        config: every key by its dotted path.
+        resumed: go on with the run that the folder remembers.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
+        self._wandb = _import("wandb")
+        memory = folder / "wandb_run.txt"
+        known = memory.read_text(encoding="utf-8").strip() if resumed and memory.exists() else None
+        self._run = self._wandb.init(
+            project=folder.parent.resolve().name,
+            name=folder.name,
+            dir=str(folder),
+            id=known,
+            resume="allow",
+            config=dict(config),
+        )
+        memory.write_text(f"{self._run.id}\n", encoding="utf-8")
+        # A window's statistics are known an iteration late: steps need not ascend.
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log({**values, "step": step})
+
+    def evaluation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        pictures: Sequence[Pixels],
+        curves: Mapping[str, PrecisionRecall],  # noqa: ARG002
+    ) -> None:
+        images = [self._wandb.Image(picture) for picture in pictures]
+        self._run.log({**scores, "val/detections": images, "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+BOARDS: dict[str, Callable[[Path, Mapping[str, Any], bool], Board]] = {
+    "mlflow": MLflow,
+    "wandb": Wandb,
+}
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(
+            f"train.trackers: {name} is not installed; pip install 'alwa-detection[{name}]', or "
+            "leave it out"
+        ) from None

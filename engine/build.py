@@ -1,0 +1,107 @@
+"""From a config to the parts of a run: its splits, and all that moves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from data.annotations import Annotations
+from data.build import build_annotations
+from data.errors import InputError
+from data.loading import TrainLoader, build_train_loader
+from detector.build import Detector, build_detector
+from detector.weights import load_pretrained
+from engine.config import Config
+from engine.distributed import Ranks
+from engine.ema import AveragedWeights
+from engine.optimization import build_optimization
+from engine.state import TrainState
+from losses.config import build_weighting
+from losses.weighting import LossWeighting
+
+log = logging.getLogger("train")
+
+Saved = Mapping[str, Any]
+
+
+def build_splits(
+    config: Config, ranks: Ranks, saved: Saved | None = None
+) -> tuple[Annotations, Annotations]:
+    """The annotations to train on and to validate on, with the classes of a checkpoint, if any."""
+    with ranks.main_first():
+        classes = config.data.classes if saved is None else saved["classes"]
+        training = build_annotations(config.data, config.data.train, classes)
+        held_out = build_annotations(config.data, config.data.val, training.classes)
+    for split in (training, held_out):
+        log.info("%s", split.summary())
+    return training, held_out
+
+
+def build_loader(config: Config, training: Annotations, ranks: Ranks) -> TrainLoader:
+    """This rank's share of the training batches."""
+    return build_train_loader(
+        config.data,
+        training,
+        seed=config.train.seed,
+        with_masks=config.detector.type == "mask_rcnn",
+        pin_memory=ranks.device.type == "cuda",
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def build_state(
+    config: Config,
+    classes: tuple[str, ...],
+    batches_per_epoch: int,
+    ranks: Ranks,
+    saved: Saved | None = None,
+) -> TrainState:
+    """All that moves, on the device: as at the start of a run, or as in a checkpoint of it.
+
+    Raises:
+        InputError: the weights, the weighting or the checkpoint do not fit the config.
+    """
+    detector = _build_detector(config, classes, ranks, saved is None)
+    weighting = _build_weighting(config, detector).to(ranks.device)
+    optimizer, schedule = build_optimization(
+        config.train,
+        detector.parameters(),
+        weighting.parameters(),
+        batches_per_epoch,
+        config.data.batch_size * ranks.world_size,
+    )
+    scaler = GradScaler(ranks.device.type, enabled=config.train.amp == "fp16")
+    decay = config.train.ema
+    average = None if decay is None else AveragedWeights(detector, decay)
+    state = TrainState(detector, weighting, optimizer, schedule, scaler, average=average)
+    if saved is not None:
+        state.load_state_dict(saved)
+    return state
+
+
+def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load: bool) -> Detector:
+    """The detector on the device, with its first weights unless a checkpoint's will follow."""
+    torch.manual_seed(config.train.seed)
+    detector = build_detector(config.detector, config.loss, len(classes))
+    if load:
+        with ranks.main_first():
+            log.info("%s", load_pretrained(detector, config.detector, classes))
+    return detector.to(ranks.device)
+
+
+def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
+    try:
+        weighting = build_weighting(
+            config.loss.weighting, detector.weighting_pairs, detector.loss_names
+        )
+    except ValueError as error:
+        raise InputError(f"loss.weighting: {error}") from None
+    blocks: list[nn.Module] = list(detector.backbone.fpn.layer_blocks)
+    weighting.watch(block[0].weight for block in blocks)  # type: ignore[index]
+    return weighting

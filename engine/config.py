@@ -1,0 +1,217 @@
+"""From a YAML file and command-line overrides to one validated, immutable ``Config``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from data.config import DataConfig
+from data.errors import InputError
+from detector.config import DetectorConfig
+from engine.run_config import EvaluateConfig, TrainConfig
+from engine.strict_yaml import parse_yaml, read_yaml
+from losses.config import LossConfig
+
+# What pydantic says in Python's words, by the type of the problem.
+PLAIN_MESSAGES = {
+    "model_type": "a mapping of keys is needed (or leave it out)",
+    "dict_type": "a mapping of keys is needed",
+    "tuple_type": "a list is needed",
+    "string_type": "text is needed (quote numbers, yes, no, on, off)",
+}
+
+
+class Config(BaseModel, extra="forbid", frozen=True):
+    """One experiment: everything that decides what is trained, on what, and how it is scored."""
+
+    detector: DetectorConfig = Field(default=DetectorConfig(), description="The model.")
+    loss: LossConfig = Field(default=LossConfig(), description="Losses and their weights.")
+    data: DataConfig = Field(default=DataConfig(), description="Images and annotations.")
+    train: TrainConfig = Field(default=TrainConfig(), description="The training run.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="The scoring.")
+
+    @model_validator(mode="after")
+    def _best_is_scored(self) -> Config:
+        if self.train.best == "coco_segm_AP" and self.detector.type != "mask_rcnn":
+            raise ValueError(
+                f"train.best: coco_segm_AP scores masks, which {self.detector.type} has none of; "
+                "choose voc_mAP or coco_AP, or detector.type: mask_rcnn"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_are_there(self) -> Config:
+        if self.train.freeze and self.loss.weighting.type == "gradnorm":
+            raise ValueError(
+                "train.freeze: loss.weighting.type gradnorm reads gradients that a frozen part "
+                "does not have; leave freeze empty or choose another weighting"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of this run."""
+        return Path(self.train.output) / (self.train.name or "run")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file with its ``base:`` files, apply ``key.path=value`` overrides and validate.
+
+    Raises:
+        InputError: the file cannot be read, or a key or value is wrong; every problem is named.
+    """
+    path = Path(path)
+    values = _read_with_bases(path, ())
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    config = parse_config(values, source=str(path))
+    if config.train.name is None:
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"name": path.stem})}
+        )
+    return config
+
+
+def override_config(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """A config that was saved as plain values, with command-line overrides on top."""
+    merged = dict(values)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+    return parse_config(merged, source)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that name files, and those that are ``key.path=value``.
+
+    The name of a file that exists may hold an equals sign as well.
+    """
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Config:
+    """Validate plain values.
+
+    Raises:
+        InputError: one line for each wrong key or value, with its dotted path and the cure.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{source}: {_describe(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(dict.fromkeys(lines))) from None
+    for key, value, parsed in _leaves(values, config):
+        # YAML's true is Python's int 1: `lr: yes` must not train with a learning rate of 1.
+        if isinstance(value, bool) and not isinstance(parsed, bool):
+            raise InputError(f"{source}: {key}: a {type(parsed).__name__} is needed, not {value}")
+    return config
+
+
+def dump_config(values: Mapping[str, Any]) -> str:
+    """A fully resolved config, as plain values, as YAML that ``load_config`` reads back."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in parents:
+        chain = " -> ".join(parent.name for parent in (*parents, resolved))
+        raise InputError(f"{path}: base: the files name each other in a circle: {chain}")
+    values = read_yaml(path)
+    bases = values.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: base: a path or a list of paths is needed, got {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read_with_bases(path.parent / base, (*parents, resolved)))
+    return _merge(merged, values)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise InputError(f"{override!r}: an override is written key.path=value")
+    value = parse_yaml(text, override)
+    for name in reversed(names):
+        value = {name: value}
+    return value
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge of mappings; anything else in ``over`` replaces what is under it."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _describe(problem: Any) -> str:
+    """One line for one of pydantic's problems."""
+    location = _without_types(problem["loc"])
+    key = ".".join(str(part) for part in location)
+    value = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: there is no such key; {hint}"
+    if problem["type"] == "literal_error":
+        return f"{key}: {value!r} is not a choice; choose {problem['ctx']['expected']}"
+    if problem["type"] == "value_error":
+        reason = str(problem["ctx"]["error"])
+        return f"{key}: {reason}" if key else reason
+    message = PLAIN_MESSAGES.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
+    return f"{key}: {message}, got {_shorten(value)}"
+
+
+def _without_types(location: Sequence[str | int]) -> list[str | int]:
+    """``("data", "train", "tuple[str, ...]", 0)`` -> ``["data", "train", 0]``.
+
+    Where a key may hold one of several types pydantic adds the type that it tried.
+    """
+    return [part for part in location if part not in ("str", "tuple[str, ...]")]
+
+
+def _shorten(value: object, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    """The keys that the config model knows below a location."""
+    model: type[BaseModel] = Config
+    for part in location:
+        field = model.model_fields.get(str(part))
+        nested = field.annotation if field else None
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            return []
+        model = nested
+    return list(model.model_fields)
+
+
+def _leaves(raw: object, parsed: object, key: str = "") -> Iterator[tuple[str, object, object]]:
+    """Each plain value as it was written beside what validation made of it."""
+    if isinstance(raw, Mapping):
+        for name, value in raw.items():
+            below = parsed.get(name) if isinstance(parsed, Mapping) else getattr(parsed, name, None)
+            yield from _leaves(value, below, f"{key}.{name}" if key else str(name))
+    elif isinstance(raw, (list, tuple)) and isinstance(parsed, (list, tuple)):
+        for position, (value, below) in enumerate(zip(raw, parsed, strict=False)):
+            yield from _leaves(value, below, f"{key}.{position}")
+    else:
+        yield key, raw, parsed

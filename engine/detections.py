@@ -1,0 +1,113 @@
+"""What a detector found, in flat arrays: read by the scores, the file formats and the drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Detections:
+    """``D`` detections of a whole split, or of one rank's share of it.
+
+    Attributes:
+        image: ``(D,)`` int64, rows of the images in their ``Annotations``.
+        label: ``(D,)`` int32, 0-based class indices.
+        score: ``(D,)`` float64, higher is surer.
+        boxes: ``(D, 4)`` float64, xyxy in pixels of the original image, continuous coordinates.
+        rles: for each detection its mask in the original image as COCO's compressed run lengths,
+            or None where the detector has no masks.
+        seen: ``(S,)`` int64, the images that the detector looked at, with or without detections;
+            None where that is not known (files name only images with detections).
+    """
+
+    image: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int32]
+    score: npt.NDArray[np.float64]
+    boxes: npt.NDArray[np.float64]
+    rles: list[bytes] | None = None
+    seen: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Detections:
+        """The given detections, in the given order."""
+        rles = None if self.rles is None else [self.rles[row] for row in rows.tolist()]
+        return Detections(
+            self.image[rows], self.label[rows], self.score[rows], self.boxes[rows], rles, self.seen
+        )
+
+
+def make_detections(
+    image: npt.ArrayLike,
+    label: npt.ArrayLike,
+    score: npt.ArrayLike,
+    boxes: npt.ArrayLike,
+    rles: list[bytes] | None = None,
+    seen: npt.ArrayLike | None = None,
+) -> Detections:
+    """Detections from anything array-like, also empty: the arrays get their dtypes and shapes."""
+    return Detections(
+        np.asarray(image, dtype=np.int64).reshape(-1),
+        np.asarray(label, dtype=np.int32).reshape(-1),
+        np.asarray(score, dtype=np.float64).reshape(-1),
+        np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
+        rles,
+        None if seen is None else np.asarray(seen, dtype=np.int64).reshape(-1),
+    )
+
+
+def concatenate(parts: Sequence[Detections]) -> Detections:
+    """The shares of all ranks as one, ordered by image.
+
+    The order within an image is kept, so the result (and with it how ties of scores are broken)
+    does not depend on how the images were spread over ranks.
+    """
+    if not parts:
+        return make_detections([], [], [], [])
+    seen = [part.seen for part in parts if part.seen is not None]
+    joined = Detections(
+        np.concatenate([part.image for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
+        _joined_masks(parts),
+        np.concatenate(seen) if len(seen) == len(parts) else None,
+    )
+    return joined.select(np.argsort(joined.image, kind="stable"))
+
+
+def _joined_masks(parts: Sequence[Detections]) -> list[bytes] | None:
+    """All masks; None if a part has detections without masks. A part with neither is neutral."""
+    masks = [part.rles for part in parts if len(part) > 0 or part.rles is not None]
+    if not masks or any(rles is None for rles in masks):
+        return None
+    return [rle for rles in masks if rles is not None for rle in rles]
+
+
+def sides_of(boxes_xyxy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``(D, 4)`` xyxy -> ``(D, 2)`` width and height ``w`` with ``x + w == xmax`` in float64.
+
+    Many doubles ``w`` satisfy that. The one with at most six decimals is taken if there is one:
+    boxes that were read as decimal ``x, y, w, h`` get back the very ``w`` and ``h`` they came from.
+    Otherwise it is the difference, or its neighbor where the difference was rounded. (Left of the
+    image there may be no such double, ``x`` being coarser than ``xmax``; then it is the nearest.)
+
+    >>> 10.1 + 20.7 - 10.1, sides_of(np.array([[10.1, 0.0, 10.1 + 20.7, 1.0]]))[0].tolist()
+    (20.699999999999996, [20.7, 1.0])
+    """
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    difference = high - low
+    sides = difference
+    for candidate in (
+        np.nextafter(difference, np.inf),
+        np.nextafter(difference, -np.inf),
+        difference,
+        np.round(difference, 6),
+    ):
+        sides = np.where(low + candidate == high, candidate, sides)
+    return sides

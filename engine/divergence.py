@@ -1,0 +1,100 @@
+"""A loss that is not finite stops training before it can touch the weights."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from engine.distributed import Ranks
+
+
+class DivergenceError(RuntimeError):
+    """A loss became infinite or NaN. The weights are those before that iteration."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An iteration as an error message needs it.
+
+    Attributes:
+        step: iterations before it.
+        images: rows of the images this rank trained on.
+        losses: raw losses, 0-d.
+        describe: says the rest of the message (learning rate, loss weights).
+    """
+
+    step: int
+    images: tuple[int, ...]
+    losses: Mapping[str, Tensor]
+    describe: Callable[[], str]
+
+
+class FiniteGuard:
+    """Watches the losses of every iteration, on all ranks.
+
+    On a CPU the losses are looked at in every iteration, before its update. On a GPU that would
+    make the host wait, so they are looked at when a log line or a checkpoint is due; until then a
+    flag on the device makes the fused optimizer skip its update, from the first bad iteration on
+    (as a gradient scaler does).
+
+    Args:
+        files: image files by row, for messages.
+        at_once: whether ``check`` follows every ``watch``.
+        remembered: iterations that may lie between two checks.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        optimizer: Optimizer,
+        files: npt.NDArray[np.str_],
+        *,
+        at_once: bool,
+        remembered: int,
+    ) -> None:
+        self.ranks = ranks
+        self.optimizer = optimizer
+        self.files = files
+        self.at_once = at_once
+        self.diverged = torch.zeros((), device=ranks.device)
+        self.recent: deque[Watched] = deque(maxlen=1 if at_once else remembered)
+
+    def watch(self, iteration: Watched) -> None:
+        """Take note of an iteration before its update. Nothing waits for the device."""
+        self.recent.append(iteration)
+        bad = ~torch.isfinite(torch.stack(list(iteration.losses.values()))).all()
+        self.diverged = self.ranks.max(torch.maximum(self.diverged, bad.to(self.diverged)))
+        if not self.at_once:
+            self.optimizer.found_inf = self.diverged  # type: ignore[attr-defined]
+
+    def check(self) -> None:
+        """Raise on every rank if a loss was not finite on any. Waits for the device.
+
+        Raises:
+            DivergenceError: names iteration, losses and files of each rank that had them.
+        """
+        if not bool(self.diverged):
+            return
+        reports = [report for report in self.ranks.collect(self._report()) if report]
+        raise DivergenceError("\n".join(reports))
+
+    def _report(self) -> str | None:
+        """The first bad iteration of this rank in words, or None."""
+        for watched in self.recent:
+            if not all(torch.isfinite(loss) for loss in watched.losses.values()):
+                losses = ", ".join(
+                    f"{name} {float(loss):.6g}" for name, loss in watched.losses.items()
+                )
+                files = ", ".join(str(self.files[image]) for image in watched.images)
+                return (
+                    f"step {watched.step}, rank {self.ranks.rank}: not finite: {losses}; "
+                    f"files: {files}; {watched.describe()}; nothing was updated since"
+                )
+        return None

@@ -1,0 +1,114 @@
+"""One batch through everything that a run does, and a summary of the model."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable
+from contextlib import closing
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.loading import build_eval_loader
+from data.target import Batch
+from engine.build import build_loader, build_splits, build_state
+from engine.config import Config
+from engine.distributed import Ranks
+from engine.evaluator import detect
+from engine.freezing import Freezing
+from engine.precision import autocast
+from engine.state import TrainState
+
+MIB = 2**20
+
+
+def dry_run(config: Config, ranks: Ranks) -> str:
+    """Train on one batch, detect in one batch of the validation split; write no file.
+
+    Raises:
+        InputError: whatever is wrong with the config, the data or the weights.
+    """
+    training, held_out = build_splits(config, ranks)
+    loader = build_loader(config, training, ranks)
+    evaluation = build_eval_loader(
+        config.data, held_out, rank=ranks.rank, world_size=ranks.world_size
+    )
+    with closing(loader), closing(evaluation):
+        state = build_state(config, training.classes, len(loader), ranks)
+        Freezing(state.detector, config.train.freeze)
+        batch = next(iter(loader.epoch(0)))
+        losses = _train_once(state, batch, config, ranks.device)
+        first = list(islice(evaluation, 1))
+        found = detect(state.evaluated, first, held_out, ranks.device, config.train.amp)
+    lines = [
+        training.summary(),
+        held_out.summary(),
+        f"one batch of {len(batch)} images: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()),
+        f"evaluation of {sum(map(len, first))} images: {len(found)} detections",
+        *_summary(state, batch, config, ranks.device),
+    ]
+    return "\n".join(lines)
+
+
+def _train_once(
+    state: TrainState, batch: Batch, config: Config, device: torch.device
+) -> dict[str, float]:
+    """One iteration; the raw losses by name."""
+    batch = batch.to(device)
+    with autocast(device, config.train.amp):
+        losses: dict[str, Tensor] = state.detector(batch.images, batch.targets)
+    weighted = state.weighting(losses)
+    state.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
+    state.scaler.step(state.optimizer)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def _summary(state: TrainState, batch: Batch, config: Config, device: torch.device) -> list[str]:
+    parameters = list(state.detector.parameters())
+    trained = [value for value in parameters if value.requires_grad]
+    moments = [
+        value
+        for entry in state.optimizer.state.values()
+        for value in entry.values()
+        if isinstance(value, Tensor)
+    ]
+    image = batch.images[0].to(device)
+    height, width = image.shape[1:]
+    flops = count_flops(state.detector, image)
+    sizes = [_mebibytes(parameters), _mebibytes(trained), _mebibytes(moments)]
+    return [
+        f"{config.detector.type} on {config.detector.backbone}: {_count(parameters):,} parameters, "
+        f"{_count(trained):,} of them trained",
+        f"detecting in one image of {width} x {height} pixels: {flops / 1e9:.1f} GFLOP "
+        "(convolutions and matrix products, a multiply-add counts 2)",
+        f"memory: weights {sizes[0]:.0f} MiB, gradients {sizes[1]:.0f} MiB, optimizer "
+        f"{sizes[2]:.0f} MiB; {_peak(device)}",
+    ]
+
+
+def count_flops(detector: nn.Module, image: Tensor) -> int:
+    """Floating-point operations of detecting in one ``(3, H, W)`` image."""
+    detector.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        detector([image])
+    detector.train()
+    return counter.get_total_flops()
+
+
+def _peak(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"at most {torch.cuda.max_memory_allocated(device) / MIB:.0f} MiB of the GPU in use"
+    # Linux counts kibibytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"the process took at most {peak:.0f} MiB"
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _mebibytes(tensors: Iterable[Tensor]) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB

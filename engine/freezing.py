@@ -1,0 +1,63 @@
+"""Parts of a detector that rest in some epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from data.errors import InputError
+
+
+class Freezing:
+    """Keeps modules as they are in given epochs: no gradients, no statistics of batch norm.
+
+    What the detector's own options freeze (``detector.trainable_stages``, ``norm``) stays frozen.
+
+    Args:
+        spans: the first epoch, counted from 0, and the one after the last, by module name.
+
+    Raises:
+        InputError: there is no such module, nothing of it is trained, or in some epoch nothing
+            would be.
+    """
+
+    def __init__(self, detector: nn.Module, spans: Mapping[str, tuple[int, int]]) -> None:
+        self._trained = [value for value in detector.parameters() if value.requires_grad]
+        self._modules = {name: _find(detector, name) for name in spans}
+        self._spans = spans
+        for name, (start, _) in spans.items():
+            if not any(value.requires_grad for value in self._modules[name].parameters()):
+                raise InputError(f"train.freeze: nothing of {name!r} is trained in any epoch")
+            if not self._left(start):
+                raise InputError(f"train.freeze: in epoch {start} nothing would be trained")
+
+    def apply(self, epoch: int) -> None:
+        """Freeze what rests in an epoch, train the rest; the detector must be in training mode."""
+        left = self._left(epoch)
+        for parameter in self._trained:
+            parameter.requires_grad_(id(parameter) in left)
+        for name in self._resting(epoch):
+            self._modules[name].eval()
+
+    def _resting(self, epoch: int) -> list[str]:
+        return [name for name, (start, end) in self._spans.items() if start <= epoch < end]
+
+    def _left(self, epoch: int) -> set[int]:
+        """The ids of the parameters that are trained in an epoch."""
+        resting = [self._modules[name].parameters() for name in self._resting(epoch)]
+        return {id(value) for value in self._trained} - {id(v) for part in resting for v in part}
+
+
+def _find(detector: nn.Module, name: str) -> nn.Module:
+    try:
+        return detector.get_submodule(name)
+    except AttributeError:
+        parts = [part for part, _ in detector.named_children()]
+        parts += [
+            f"backbone.{part}" for part, _ in detector.get_submodule("backbone").named_children()
+        ]
+        raise InputError(
+            f"train.freeze: the detector has no part {name!r}; its parts are {', '.join(parts)} "
+            "and the modules inside them"
+        ) from None

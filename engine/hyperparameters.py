@@ -1,0 +1,37 @@
+"""What of a config compares runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.config import Config
+from engine.resume import flatten
+
+# The same for every run: TensorBoard takes the columns of its table from one of the runs. It sorts
+# them by name and shows the first five until others are ticked.
+COMPARED = (
+    "detector.backbone",
+    "detector.type",
+    "loss.box.type",
+    "loss.weighting.interval",
+    "loss.weighting.type",
+    "loss.weighting.update",
+    "loss.weighting.variant",
+    "train.ema",
+    "train.epochs",
+    "train.lr",
+    "train.optimizer",
+    "train.schedule",
+    "train.seed",
+)
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    """Every key by its dotted path."""
+    return flatten(config.model_dump(mode="json"))
+
+
+def hyperparameters(config: Config) -> dict[str, str | float | int]:
+    """The keys by which runs are compared; what is null is the text null."""
+    values = flat_config(config)
+    return {key: "null" if values[key] is None else values[key] for key in COMPARED}

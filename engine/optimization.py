@@ -1,0 +1,120 @@
+"""The optimizer and the learning rate of every iteration."""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from engine.run_config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+REFERENCE_BATCH = 8  # images: the total batch that the paper's learning rates are given for
+
+
+def build_optimization(
+    config: TrainConfig,
+    parameters: Iterable[Tensor],
+    weighting_parameters: Iterable[Tensor],
+    batches_per_epoch: int,
+    global_batch: int,
+) -> tuple[Optimizer, LambdaLR]:
+    """The configured optimizer, and the schedule over all iterations of the run.
+
+    Args:
+        batches_per_epoch: of one rank.
+        global_batch: images in one batch of all ranks together.
+    """
+    lr = config.lr
+    if config.optimizer == "sgd" and config.scale_lr:
+        total = global_batch * config.accumulate
+        lr = scaled_lr(lr, total)
+        log.info(
+            "lr %g for a total batch of %d images (train.lr is for %d)", lr, total, REFERENCE_BATCH
+        )
+    optimizer = build_optimizer(
+        config.optimizer,
+        parameters,
+        lr,
+        config.momentum,
+        config.weight_decay,
+        weighting_parameters,
+    )
+    iterations = math.ceil(batches_per_epoch / config.accumulate)
+    schedule = build_schedule(
+        optimizer,
+        config.schedule,
+        total_iterations=config.epochs * iterations,
+        milestones=[epoch * iterations for epoch in config.milestones],
+        gamma=config.gamma,
+        warmup_iterations=config.warmup_iterations,
+        warmup_factor=config.warmup_factor,
+    )
+    return optimizer, schedule
+
+
+def scaled_lr(lr: float, total_batch: int) -> float:
+    """The learning rate for a total batch, linear in it (Goyal et al. 2017)."""
+    return lr * total_batch / REFERENCE_BATCH
+
+
+def build_optimizer(
+    name: str,
+    parameters: Iterable[Tensor],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    undecayed: Iterable[Tensor] = (),
+) -> Optimizer:
+    """SGD or AdamW over the parameters that require a gradient."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if undecayed := list(undecayed):
+        groups.append({"params": undecayed, "weight_decay": 0.0})
+    if name == "adamw":
+        return AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    optimizer = SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if momentum:
+        # Made by fused SGD itself in its first step, they are left uninitialized where that step is
+        # skipped, as fp16's first ones are. From zero the first step is the same: 0 * m + g = g.
+        for parameter in [*trained, *undecayed]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    kind: str,
+    *,
+    total_iterations: int,
+    milestones: Sequence[int],
+    gamma: float,
+    warmup_iterations: int,
+    warmup_factor: float,
+) -> LambdaLR:
+    """One schedule by iteration: linear warm-up times milestones or half a cosine.
+
+    Args:
+        milestones: iterations (not epochs) from which lr is multiplied by ``gamma``, ascending.
+    """
+
+    def factor(iteration: int) -> float:
+        warmup = 1.0
+        if iteration < warmup_iterations:
+            warmup = warmup_factor + (1 - warmup_factor) * iteration / warmup_iterations
+        if kind == "cosine":
+            # The cosine starts where the warm-up ends, so that it reaches its full height.
+            length = max(1, total_iterations - warmup_iterations)
+            done = min(1.0, max(0, iteration - warmup_iterations) / length)
+            return warmup * (1 + math.cos(math.pi * done)) / 2
+        return warmup * gamma ** bisect_right(milestones, iteration)
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,96 @@
+"""Whether a run may go on under a config and a number of ranks: exactly, or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from data.errors import InputError
+from engine.config import Config
+
+log = logging.getLogger(__name__)
+
+# Keys that change neither the data's order nor the mathematics of an iteration.
+FREE_KEYS = frozenset(
+    {
+        "data.cache",
+        "data.prefetch",
+        "data.workers",
+        "train.checkpoint_every",
+        "train.device",
+        "train.epochs",
+        "train.log_every",
+        "train.output",
+        "train.patience",
+        "train.pictures",
+        "train.trackers",
+    }
+)
+# Half a cosine ends with the last epoch: there more epochs are another lr in every iteration.
+COSINE_KEYS = frozenset({"train.epochs"})
+# The global batch is compared instead, together with the number of ranks.
+BATCH_KEYS = frozenset({"data.batch_size"})
+
+
+def check_resume(
+    saved: Mapping[str, Any], config: Config, world_size: int, allow_changed: bool = False
+) -> None:
+    """Compare a checkpoint's config with the one to go on with.
+
+    Raises:
+        InputError: keys differ that decide the result (with a list of them), or the classes or
+            the global batch do, whether changes are allowed or not.
+    """
+    before, now = flatten(saved["config"]), flatten(config.model_dump(mode="json"))
+    # What an older checkpoint knows nothing of was as it is by default.
+    before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
+    free = FREE_KEYS | BATCH_KEYS
+    if config.train.schedule == "cosine":
+        free -= COSINE_KEYS
+    changed = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in free
+    ]
+    if changed and not allow_changed:
+        raise InputError(
+            "--resume: the config has changed since the checkpoint:\n  "
+            + "\n  ".join(changed)
+            + "\nchange it back, or say --allow-changed to go on with the new one"
+        )
+    for line in changed:
+        log.warning("--allow-changed: %s", line)
+    check_classes(saved, config)
+    batch = config.data.batch_size * world_size
+    if batch != saved["global_batch"]:
+        raise InputError(
+            f"--resume: the run was trained with global batches of {saved['global_batch']} images "
+            f"and {config.data.batch_size} x {world_size} processes make {batch}: the order of the "
+            "data would not be the same; change data.batch_size or the number of processes"
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    return flatten(Config().model_dump(mode="json"))
+
+
+def check_classes(saved: Mapping[str, Any], config: Config) -> None:
+    """Raise InputError for ``data.classes`` that are not those a checkpoint was trained on."""
+    classes = config.data.classes
+    if classes is not None and list(classes) != saved["classes"]:
+        raise InputError(
+            f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "
+            f"{saved['classes']}; leave data.classes out"
+        )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,138 @@
+"""All that moves while a detector trains, which is all that a checkpoint saves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from data.errors import InputError
+from engine.ema import AveragedWeights
+from losses.weighting import LossWeighting
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs whose training is finished.
+        batch: batches of the epoch under way that this rank has trained on.
+        step: iterations (optimizer steps) since the start.
+        evaluated: epochs that are wholly done, their evaluation included.
+        best_score, best_epoch: the best validation score and the epochs trained to reach it.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    evaluated: int = 0
+    best_score: float | None = None
+    best_epoch: int | None = None
+
+
+@dataclass
+class TrainState:
+    """The parts that change with every iteration.
+
+    Attributes:
+        windows: statistics of the windows of losses that closed since the last log line, each
+            ``step``, ``loss_mean`` and ``loss_std`` by name: written with the next line.
+        average: the moving average of the weights, None without ``train.ema``.
+    """
+
+    detector: nn.Module
+    weighting: LossWeighting
+    optimizer: Optimizer
+    schedule: LambdaLR
+    scaler: GradScaler
+    progress: Progress = field(default_factory=Progress)
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    average: AveragedWeights | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The detector whose scores count: the averaged one where there is an average."""
+        return self.detector if self.average is None else self.average.detector
+
+    def follow_average(self) -> None:
+        """Move the average after an iteration."""
+        if self.average is not None:
+            self.average.follow(self.detector, self.progress.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types only.
+
+        ``detector`` is what is evaluated, so that whoever reads a checkpoint needs to know nothing
+        of averages; the weights that training goes on with then are ``trained_detector``.
+        """
+        trained = {"trained_detector": self.detector.state_dict()} if self.average else {}
+        return {
+            "detector": self.evaluated.state_dict(),
+            **trained,
+            "weighting": self.weighting.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "windows": self.windows,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned, with the options that the optimizer was built
+        with: an lr or a weight decay that was changed on purpose holds from here on.
+
+        Raises:
+            InputError: the parts do not fit, as after a change of the architecture.
+        """
+        try:
+            self.detector.load_state_dict(saved.get("trained_detector", saved["detector"]))
+            if self.average is not None:
+                self.average.detector.load_state_dict(saved["detector"])
+            self.weighting.load_state_dict(saved["weighting"])
+            self._load_optimization(saved["optimizer"], saved["schedule"])
+            self.scaler.load_state_dict(saved["scaler"])
+            self.progress = Progress(**saved["progress"])
+            self.windows = list(saved["windows"])
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"--resume: the checkpoint does not fit this config: {error}"
+            ) from None
+
+    def _load_optimization(self, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
+        """Restore what moves; keep the options and the base lr of the config."""
+        options = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        for saved, own in zip(optimizer["param_groups"], options, strict=True):
+            if ("betas" in saved) != ("betas" in own):
+                raise ValueError("it is of another train.optimizer")
+        self.optimizer.load_state_dict(optimizer)
+        self.schedule.load_state_dict({**schedule, "base_lrs": self.schedule.base_lrs})
+        for group, own, base_lr, factor in zip(
+            self.optimizer.param_groups,
+            options,
+            self.schedule.base_lrs,
+            self.schedule.lr_lambdas,
+            strict=True,
+        ):
+            group.update(own, lr=base_lr * factor(self.schedule.last_epoch))
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def seed_iteration(seed: int, step: int, rank: int) -> None:
+    """Start the global random stream (sampling of anchors and proposals, dropout) of an iteration.
+
+    Because the stream follows from the position alone, nothing that runs between two iterations
+    can shift it, and a resumed run draws the same numbers without any saved generator.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

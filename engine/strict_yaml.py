@@ -1,0 +1,106 @@
+"""YAML read strictly: plain types, no tags, no aliases, no key twice, no bottomless nesting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from data.errors import InputError, shown
+
+LARGEST_NUMBER = 1 << 63  # whole numbers stay below it; Python cannot even print all that YAML has
+MAX_DEPTH = 32  # of nested mappings and lists; far beyond any real file, far below Python's stack
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping, read strictly: no tags, no aliases, no key twice.
+
+    Raises:
+        InputError: the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a config is a mapping of keys, not a {type(values).__name__}")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without surprises: text, numbers, true, false, null, lists and mappings with text keys.
+
+    A tag, an alias or a key twice is refused, nesting is bounded, and a date is text.
+    """
+
+    depth = 0
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [entry for entry in entries if entry[0] != "tag:yaml.org,2002:timestamp"]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused(event, "aliases are not used here; write it out")
+        if event.tag is not None:
+            raise _refused(event, f"the tag {shown(event.tag)} is not used here; leave it out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _refused(event, f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _refused(key_node, f"the key {shown(key)} is not text; quote it")
+            if key in seen:
+                raise _refused(key_node, f"the key {shown(key)} stands here twice; keep one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= LARGEST_NUMBER:
+            raise _refused(node, f"the number {shown(node.value)} is too large")
+        return number
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text: str = super().construct_yaml_str(node)
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
+            raise _refused(node, f"{shown(text)} holds a NUL or half a character; it is no text")
+        return text
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_yaml_str)
+
+
+def _refused(place: yaml.Event | yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, cast(yaml.error.Mark, place.start_mark))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """A YAML document; ``source`` is what errors call it.
+
+    Raises:
+        InputError: it is not YAML, or uses what is refused here.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{source}{where}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: is not YAML: {' '.join(str(error).split())}") from None

@@ -1,0 +1,91 @@
+"""What a run shows in TensorBoard: curves and their layout, pictures, hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from engine.precision_recall import THRESHOLDS, PrecisionRecall
+
+Pixels = npt.NDArray[np.uint8]
+Plain = bool | str | float | int
+
+
+class TensorBoard:
+    """One run's event files.
+
+    Args:
+        folder: where they lie.
+        pairs: the paired losses, drawn into one chart each.
+        hyperparameters: what compares runs, beside the final ``scores``.
+        scores: the tags of the scores.
+        purge_step: what earlier files hold from this step on is removed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pairs: Mapping[str, tuple[str, str]],
+        hyperparameters: Mapping[str, Plain],
+        scores: Sequence[str],
+        purge_step: int,
+    ) -> None:
+        self._writer = SummaryWriter(folder, purge_step=purge_step)
+        self._writer.add_custom_scalars(layout(pairs))
+        # The table takes the newest value of each score's curve, so no end of the run is needed.
+        for summary in hparams(dict(hyperparameters), dict.fromkeys(scores, 0.0)):
+            self._writer._get_file_writer().add_summary(summary)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Points of curves."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+
+    def evaluation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        pictures: Sequence[Pixels],
+        curves: Mapping[str, PrecisionRecall],
+    ) -> None:
+        """The scores, pictures ``(H, W, 3)`` and precision-recall curves of an evaluation."""
+        for number, picture in enumerate(pictures):
+            self._writer.add_image(f"val/detections_{number}", picture, step, dataformats="HWC")
+        for name, curve in curves.items():
+            # A detector has no true negatives: the plugin asks for them and draws none.
+            self._writer.add_pr_curve_raw(
+                f"precision_recall/{name}",
+                curve.right,
+                curve.wrong,
+                np.zeros(len(THRESHOLDS)),
+                curve.objects - curve.right,
+                curve.precision,
+                curve.recall,
+                step,
+                len(THRESHOLDS),
+            )
+        self.scalars(scores, step)
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._writer.close()
+
+
+def layout(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """TensorBoard's custom scalars: both losses of a pair in one chart (figures 3 and 6)."""
+    charts = {}
+    for pair, names in pairs.items():
+        for group, title in (
+            ("loss_mean", "mean per window"),
+            ("loss_std", "standard deviation per window"),
+            ("loss_weight", "loss weight"),
+        ):
+            charts[f"{pair}: {title}"] = ["Multiline", [f"{group}/{name}" for name in names]]
+    return {"classification against box regression": charts}

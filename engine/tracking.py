@@ -1,0 +1,272 @@
+"""What a run tells its user: console and train.log, metrics.jsonl, TensorBoard and other boards."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from engine.atomic_file import write_atomically
+from engine.boards import BOARDS, Board
+from engine.config import Config
+from engine.hyperparameters import flat_config, hyperparameters
+from engine.precision_recall import PrecisionRecall
+from engine.state import Progress
+from engine.tensorboard import TensorBoard
+
+DEFAULTS = Config()
+
+log = logging.getLogger(__name__)
+
+
+def start_logging(folder: Path | None) -> None:
+    """Send the program's messages to the console and to ``train.log`` in a folder.
+
+    Args:
+        folder: None on ranks that only report warnings and errors, to the console.
+    """
+    logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
+    console = _ConsoleHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [console]
+    if folder is not None:
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    level = logging.WARNING if folder is None else logging.INFO
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class Tracker:
+    """Writes the numbers of a run; on ranks other than the main one it is switched off.
+
+    ``metrics.jsonl`` gets one JSON object for each log line (``"kind": "train"``) and each
+    evaluation (``"kind": "evaluation"``). After a resume both it and TensorBoard go on where the
+    checkpoint stands: what was written after it is removed. Without one they begin anew.
+
+    Args:
+        folder: the run's.
+        pairs: the paired losses.
+        config: of the run; it names the boards beside TensorBoard.
+        resumed: where a resumed run goes on.
+        enabled: whether this is the main rank.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pairs: Mapping[str, tuple[str, str]],
+        config: Config = DEFAULTS,
+        resumed: Progress | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.enabled = enabled
+        self.bar: tqdm[Any] | None = None
+        self.since = time.perf_counter()
+        self.images = 0
+        self.images_per_second = 0.0
+        if not enabled:
+            return
+        # A run that begins anew goes over one that ended before its first checkpoint.
+        purge_step = resumed.step + (resumed.evaluated == resumed.epoch) if resumed else 0
+        metrics = folder / "metrics.jsonl"
+        records = list(_records(metrics)) if resumed else []
+        kept = [record for record in records if resumed and _was_before(record, resumed)]
+        write_atomically(metrics, "".join(map(_line, kept)).encode())
+        self.file = metrics.open("a", encoding="utf-8")
+        chosen, scores = hyperparameters(config), score_tags(config.detector.type)
+        tensorboard = TensorBoard(folder, pairs, chosen, scores, purge_step)
+        self.last_window = _last_window(records, before=purge_step)
+        self.boards: list[Board] = [tensorboard]
+        for record in kept:
+            # The purge also took the log line of that very step.
+            if record["kind"] == "train" and record["step"] >= purge_step:
+                self._write_scalars(record)
+        for name in config.train.trackers:
+            self.boards.append(BOARDS[name](folder, flat_config(config), resumed is not None))
+
+    def start_epoch(
+        self, epoch: int, epochs: int, *, batches: int, done: int, images_per_batch: int
+    ) -> None:
+        """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
+        self.epochs, self.images_per_batch = epochs, images_per_batch
+        self.since, self.images = time.perf_counter(), 0
+        if self.enabled and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=batches, initial=done, desc=f"epoch {epoch + 1}/{epochs}", unit="batch"
+            )
+
+    def advance(self, batches: int) -> None:
+        """Count the batches of one iteration."""
+        self.images += batches * self.images_per_batch
+        if self.bar is not None:
+            self.bar.update(batches)
+
+    def finish_epoch(self) -> None:
+        """End the progress bar of an epoch."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def train(self, record: dict[str, Any], batches_left: int) -> None:
+        """Write one log line.
+
+        Args:
+            record: ``step``, ``epoch``, ``lr``, ``loss``, ``weighted_loss``, ``loss_weight`` by
+                name, and ``windows``, the statistics of the windows completed since the last line.
+            batches_left: batches until the end of the run, for the time left.
+        """
+        now = time.perf_counter()
+        self.images_per_second = self.images / max(now - self.since, 1e-9)
+        self.since, self.images = now, 0
+        if not self.enabled:
+            return
+        left = batches_left * self.images_per_batch / max(self.images_per_second, 1e-9)
+        record = {"kind": "train", **record, "images_per_second": self.images_per_second}
+        self._write_line(record)
+        self._write_scalars(record)
+        text = f"{_describe(record)}, {self.images_per_second:.1f} images/s, {_clock(left)} left"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        else:
+            log.info(
+                "epoch %d/%d step %d: %s", record["epoch"] + 1, self.epochs, record["step"], text
+            )
+
+    def evaluation(
+        self,
+        progress: Progress,
+        scores: Mapping[str, Any],
+        pictures: Sequence[npt.NDArray[np.uint8]] = (),
+        curves: Mapping[str, PrecisionRecall] = MappingProxyType({}),
+    ) -> None:
+        """Write the scores of the validation split, pictures of detections (H, W, 3), and the
+        precision and recall of each class.
+        """
+        if not self.enabled:
+            return
+        record = {
+            "kind": "evaluation",
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "scores": scores,
+        }
+        self._write_line(record)
+        numbers = {f"val/{tag}": value for tag, value in headline_scores(scores).items()}
+        known = {tag: value for tag, value in numbers.items() if value is not None}
+        for board in self.boards:
+            board.evaluation(progress.step, known, pictures, curves)
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        self.finish_epoch()
+        if self.enabled:
+            for board in self.boards:
+                board.close()
+            self.file.close()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_line(self, record: Mapping[str, Any]) -> None:
+        self.file.write(_line(record))
+        self.file.flush()
+
+    def _write_scalars(self, record: Mapping[str, Any]) -> None:
+        """The numbers of a log line, and the windows that no board has yet."""
+        values = {name: record[name] for name in ("lr", "images_per_second")}
+        for group in ("loss", "weighted_loss", "loss_weight"):
+            values |= {f"{group}/{name}": value for name, value in record[group].items()}
+        points = [(record["step"], values)]
+        for window in record["windows"]:
+            if window["step"] <= self.last_window:
+                continue
+            self.last_window = window["step"]
+            groups = ("loss_mean", "loss_std")
+            statistics = {f"{g}/{name}": value for g in groups for name, value in window[g].items()}
+            points.append((window["step"], statistics))
+        for board in self.boards:
+            for step, numbers in points:
+                board.scalars(numbers, step)
+
+
+def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
+    flat = {
+        "voc_mAP": scores["voc"]["area"]["mAP"],
+        "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
+    }
+    for kind, prefix in (("bbox", "coco_"), ("segm", "coco_segm_")):
+        for name, value in scores["coco"].get(kind, {}).items():
+            flat[prefix + name] = value
+    return flat
+
+
+def score_tags(detector_type: str) -> list[str]:
+    """The scores by which runs are compared, as their curves are called."""
+    masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
+    return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _last_window(records: Sequence[Mapping[str, Any]], before: int) -> int:
+    """The step of the last window in TensorBoard that a purge from step ``before`` on leaves there.
+
+    A window stands in the log line after it, which a checkpoint between the two does not have.
+    """
+    steps = [window["step"] for record in records for window in record.get("windows", ())]
+    return max((step for step in steps if step < before), default=0)
+
+
+def _records(metrics: Path) -> Iterator[dict[str, Any]]:
+    if not metrics.exists():
+        return
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            log.warning("%s: an incomplete line is dropped", metrics)
+
+
+def _was_before(record: Mapping[str, Any], progress: Progress) -> bool:
+    if record["kind"] == "evaluation":
+        return bool(record["epoch"] <= progress.evaluated)
+    return bool(record["step"] <= progress.step)
+
+
+def _describe(record: Mapping[str, Any]) -> str:
+    """The losses, weights and learning rate of a log line in one row."""
+    losses = ", ".join(
+        f"{name} {value:.4f}"
+        + (f" x {record['loss_weight'][name]:.3g}" if name in record["loss_weight"] else "")
+        for name, value in record["loss"].items()
+    )
+    total = sum(record["weighted_loss"].values())
+    return f"loss {total:.4f} ({losses}), lr {record['lr']:.3g}"
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

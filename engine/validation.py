@@ -1,0 +1,136 @@
+"""Scoring a split with all ranks: each takes its share of the images, the main one scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+from tqdm import tqdm
+
+from data.annotations import Annotations
+from data.images import DamagedImageError, read_image
+from data.loading import EvalLoader, build_eval_loader
+from data.target import Batch
+from engine.coco_engines import Engine, check_engine
+from engine.config import Config
+from engine.detections import Detections, concatenate
+from engine.distributed import Ranks
+from engine.evaluator import detect, score
+from engine.mirrored import Mirrored
+from engine.precision import Amp
+from engine.precision_recall import PrecisionRecall, precision_recall
+from engine.signals import StopRequest
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A split and how it is scored.
+
+    Attributes:
+        loader: this rank's share; the shares of all ranks hold every image exactly once.
+        annotations: the ground truth of the whole split.
+        iou: the overlap that the VOC scores ask for.
+        engine: what computes the COCO scores.
+        amp: automatic mixed precision.
+        view: makes a detector look twice where ``evaluate.flip`` asks for it.
+        root: the folder that image files are relative to.
+        max_pixels: larger images are refused.
+    """
+
+    loader: EvalLoader
+    annotations: Annotations
+    ranks: Ranks
+    stop: StopRequest
+    iou: float
+    engine: Engine
+    amp: Amp
+    view: Callable[[nn.Module], nn.Module]
+    root: Path
+    max_pixels: int
+
+    def run(self, detector: nn.Module) -> tuple[Detections, dict[str, Any]] | None:
+        """All detections and their scores on the main rank, None on the others.
+
+        Raises:
+            Stopped: a signal came; nothing is lost, the checkpoint was saved before.
+        """
+        self.ranks.share_buffers(detector)
+        detector = self.view(detector)
+        share = detect(detector, self._batches(), self.annotations, self.ranks.device, self.amp)
+        shares = self.ranks.gather(share)
+        if shares is None:
+            return None
+        detections = concatenate(shares)
+        return detections, score(detections, self.annotations, self.iou, self.engine)
+
+    def curves(self, detections: Detections) -> Mapping[str, PrecisionRecall]:
+        """Precision and recall of each class that has objects."""
+        return precision_recall(detections, self.annotations, self.iou)
+
+    def examples(self, count: int) -> tuple[list[int], list[Pixels]]:
+        """Rows and pixels (H, W, 3) of up to ``count`` sound images spread over the split."""
+        rows = sorted(set(np.linspace(0, len(self.annotations) - 1, count).astype(int).tolist()))
+        images = {}
+        for row in rows:
+            # where damaged images are not to be left out, the evaluation has ended before
+            with suppress(DamagedImageError):
+                images[row] = self._read(row)
+        return list(images), list(images.values())
+
+    def _read(self, row: int) -> Pixels:
+        height, width = self.annotations.sizes[row].tolist()
+        file = self.root / str(self.annotations.files[row])
+        return read_image(file, (height, width), self.max_pixels)
+
+    def _batches(self) -> Iterator[Batch]:
+        shown = self.ranks.is_main and sys.stderr.isatty()
+        bar = tqdm(self.loader, desc="evaluate", unit="batch", leave=False, disable=not shown)
+        for batch in bar:
+            self.stop.check()
+            yield batch
+
+
+def build_validation(
+    config: Config, annotations: Annotations, ranks: Ranks, stop: StopRequest
+) -> Validation:
+    """The scoring of a split as a config wants it, with a loader of this rank's share.
+
+    Raises InputError where the engine of the COCO scores is not installed.
+    """
+    check_engine(config.evaluate.engine)
+    loader = build_eval_loader(
+        config.data,
+        annotations,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    return Validation(
+        loader,
+        annotations,
+        ranks,
+        stop,
+        iou=config.evaluate.iou,
+        engine=config.evaluate.engine,
+        amp=config.train.amp,
+        view=partial(_viewed, config),
+        root=config.data.root,
+        max_pixels=config.data.max_image_pixels,
+    )
+
+
+def _viewed(config: Config, detector: nn.Module) -> nn.Module:
+    if not config.evaluate.flip:
+        return detector
+    limits = config.detector
+    return Mirrored(detector, limits.nms_threshold, limits.detections_per_image)

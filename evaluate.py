@@ -1,0 +1,162 @@
+"""Score a checkpoint, or a file of detections.
+
+python evaluate.py CHECKPOINT [--split val] [--output metrics.json] [key.path=value ...]
+python evaluate.py --config C --detections PATH [--split val] [--output metrics.json]
+torchrun --nproc-per-node=2 evaluate.py CHECKPOINT ... shares the images among processes
+"""
+
+from __future__ import annotations
+
+from engine.allocator import keep_freed_memory
+from engine.threads import limit_spinning
+
+limit_spinning()  # torch reads it when it is imported
+keep_freed_memory()
+
+# ruff: noqa: E402
+import argparse
+import logging
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from data.annotations import Annotations
+from data.build import build_annotations
+from data.errors import InputError
+from engine.coco_results import write_coco_json
+from engine.comp4 import write_comp4
+from engine.config import Config, load_config, split_words
+from engine.detections import Detections
+from engine.distributed import leave, start_ranks
+from engine.drawing import draw_grid, write_png
+from engine.evaluator import format_table, read_detections, score, write_metrics
+from engine.exit_status import exit_status
+from engine.signals import StopRequest
+from engine.tracking import start_logging
+from engine.trained import load_trained
+from engine.validation import build_validation
+
+log = logging.getLogger("evaluate")
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    arguments = parse_arguments()
+    start_logging(None)
+
+    def command(stop: StopRequest) -> None:
+        if arguments.detections is not None:
+            score_file(arguments)
+        else:
+            score_checkpoint(arguments, stop)
+
+    return exit_status(command, "data.batch_size or data.image_size")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, with a clear end where it names neither or both kinds of input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", help="with --detections: the YAML file whose data is scored")
+    parser.add_argument(
+        "--detections", help="a COCO results JSON, or a folder of comp4_det_<set>_<class>.txt"
+    )
+    parser.add_argument("--split", default="val", help="train, val, or a split of the data")
+    parser.add_argument("--output", help="where the scores go; metrics.json beside the checkpoint")
+    parser.add_argument("--coco-results", help="write the detections as COCO results JSON")
+    parser.add_argument("--comp4", help="write the detections into a folder of comp4 files")
+    parser.add_argument("--picture", help="write a PNG of detections against ground truth")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CHECKPOINT | key.path=value",
+        help="best.pt or last.pt of a run, and config overrides, in any order",
+    )
+    arguments = parser.parse_intermixed_args()
+    files, arguments.overrides = split_words(arguments.words)
+    if len(files) > 1:
+        parser.error(f"one checkpoint at a time, not {', '.join(files)}")
+    arguments.checkpoint = files[0] if files else None
+    if arguments.detections is None and arguments.checkpoint is None:
+        parser.error("name a checkpoint, or --config and --detections")
+    if (arguments.detections is None) != (arguments.config is None):
+        parser.error("--detections and --config go together")
+    if arguments.detections is not None and (arguments.checkpoint or arguments.picture):
+        parser.error("--detections goes without a checkpoint and without --picture")
+    return arguments
+
+
+def score_file(arguments: argparse.Namespace) -> None:
+    """Score existing detections: needs neither a model nor the image files."""
+    config = load_config(arguments.config, arguments.overrides)
+    classes = config.data.classes or classes_of_training(config)
+    annotations = open_split(config, arguments.split, classes, check_images=False)
+    detections = read_detections(arguments.detections, annotations)
+    scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
+    report(scores, annotations, arguments.output)
+    write_detections(detections, annotations, arguments)
+
+
+def classes_of_training(config: Config) -> tuple[str, ...] | None:
+    """The class names that a VOC config without a list takes from its train split."""
+    if config.data.format != "voc":
+        return None  # the scored file lists its categories itself
+    try:
+        return build_annotations(config.data, config.data.train, check_images=False).classes
+    except InputError as error:
+        log.warning("class names are taken from the scored split, because: %s", error)
+        return None
+
+
+def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Run a checkpoint's detector over a split and score it."""
+    trained = load_trained(arguments.checkpoint, arguments.overrides, torch.device("cpu"))
+    config = trained.config
+    with start_ranks(config.train.device) as ranks:
+        annotations = open_split(config, arguments.split, trained.classes)
+        detector = trained.detector.to(ranks.device)
+        validation = build_validation(config, annotations, ranks, stop)
+        with closing(validation.loader):
+            result = validation.run(detector)
+    if result is None:
+        return
+    detections, scores = result
+    output = arguments.output or Path(arguments.checkpoint).with_name("metrics.json")
+    report(scores, annotations, output)
+    write_detections(detections, annotations, arguments)
+    if arguments.picture:
+        rows, images = validation.examples(count=6)
+        write_png(arguments.picture, draw_grid(images, rows, annotations, detections))
+        print(f"picture: {arguments.picture}")
+
+
+def open_split(
+    config: Config, split: str, classes: tuple[str, ...] | None, check_images: bool = True
+) -> Annotations:
+    """The annotations of a role (train, val) or of any split of the data."""
+    name = {"train": config.data.train, "val": config.data.val}.get(split, split)
+    return build_annotations(config.data, name, classes, check_images=check_images)
+
+
+def report(scores: dict, annotations: Annotations, output: str | Path | None) -> None:
+    """Print the table; write metrics.json."""
+    print(format_table(scores, annotations))
+    if output is not None:
+        write_metrics(output, scores)
+        print(f"scores: {output}")
+
+
+def write_detections(
+    detections: Detections, annotations: Annotations, arguments: argparse.Namespace
+) -> None:
+    """Write the result files that were asked for."""
+    if arguments.coco_results:
+        write_coco_json(arguments.coco_results, detections, annotations)
+    if arguments.comp4:
+        write_comp4(arguments.comp4, detections, annotations)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,60 @@
+"""Started by test_failing_ranks.py with torchrun: ranks that fail alone write what they saw."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from data.errors import InputError
+from engine.detections import concatenate, make_detections
+from engine.distributed import Ranks, start_ranks
+from engine.divergence import DivergenceError, FiniteGuard, Watched
+from engine.optimization import build_optimizer
+
+
+def diverge(ranks: Ranks) -> str:
+    """A NaN on the second rank alone."""
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = build_optimizer("sgd", [weight], lr=0.1, momentum=0.9, weight_decay=0.0)
+    guard = FiniteGuard(ranks, optimizer, ("a.jpg", "b.jpg"), at_once=True, remembered=1)
+    loss = torch.tensor(float("nan") if ranks.rank else 1.0)
+    guard.watch(Watched(5, (ranks.rank,), {"loss": loss}, lambda: "lr 0.1"))
+    try:
+        guard.check()
+    except DivergenceError as error:
+        return str(error)
+    return ""
+
+
+def prepare(ranks: Ranks) -> list[str]:
+    """The main rank fails in what it does first; then it does not."""
+    seen = []
+    for fails in (True, False):
+        try:
+            with ranks.main_first():
+                if ranks.is_main and fails:
+                    raise InputError("no room")
+                seen.append("ran")
+        except InputError as error:
+            seen.append(str(error))
+    return seen
+
+
+def shares(ranks: Ranks) -> list[int] | None:
+    """One image, and a rank that has none."""
+    share = make_detections([], [], [], [], seen=[] if ranks.rank else [0])
+    gathered = ranks.gather(share)
+    if gathered is None:
+        return None
+    together = concatenate(gathered).seen
+    assert together is not None
+    return together.tolist()
+
+
+if __name__ == "__main__":
+    with start_ranks("cpu") as ranks:
+        answers = {"diverge": diverge(ranks), "prepare": prepare(ranks), "shares": shares(ranks)}
+        Path(os.environ["ANSWERS"], f"{ranks.rank}.json").write_text(json.dumps(answers))

@@ -1,0 +1,136 @@
+"""What TensorBoard and the other trackers are told of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import StopAfter, config_of, metrics, run, tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
+
+from data.errors import InputError
+from engine import boards
+from engine.config import Config
+from engine.hyperparameters import hyperparameters
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    values = tiny(tmp_path_factory.mktemp("finished"), train={"epochs": 1, "lr": 0.02})
+    events = EventAccumulator(str(run(config_of(values))), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_every_class_with_objects_has_a_precision_recall_curve(finished: EventAccumulator) -> None:
+    tags = [tag for tag in finished.Tags()["tensors"] if tag.startswith("precision_recall/")]
+    assert tags
+    assert {tag.split("/")[1] for tag in tags} <= {"circle", "square", "triangle"}
+    for tag in tags:
+        (event,) = finished.Tensors(tag)
+        true_positives, *_, precision, recall = make_ndarray(event.tensor_proto)
+        assert event.step == 5
+        assert (np.diff(true_positives) <= 0).all()
+        assert (np.diff(recall) <= 0).all()
+        assert ((precision >= 0) & (precision <= 1)).all()
+
+
+def hparams_of(events: EventAccumulator) -> Iterator[Any]:
+    for content in events.PluginTagToContent("hparams").values():
+        yield plugin_data_pb2.HParamsPluginData.FromString(content)
+
+
+def test_hyperparameters_stand_beside_the_final_scores(finished: EventAccumulator) -> None:
+    contents = list(hparams_of(finished))
+    (experiment,) = [data.experiment for data in contents if data.HasField("experiment")]
+    (session,) = [
+        data.session_start_info for data in contents if data.HasField("session_start_info")
+    ]
+    assert session.hparams["train.lr"].number_value == 0.02
+    assert session.hparams["loss.weighting.type"].string_value == "alwa"
+    scores = {metric.name.tag for metric in experiment.metric_infos}
+    assert {"val/voc_mAP", "val/coco_AP"} <= scores <= set(finished.Tags()["scalars"])
+
+
+def test_the_layout_lays_both_losses_of_a_pair_over_each_other(finished: EventAccumulator) -> None:
+    (event,) = finished.Tensors("custom_scalars__config__")
+    written = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in written.category[0].chart}
+    assert charts["head: loss weight"] == [
+        "loss_weight/classification",
+        "loss_weight/bbox_regression",
+    ]
+    assert len(charts) == 3
+    assert {tag for tags in charts.values() for tag in tags} <= set(finished.Tags()["scalars"])
+
+
+def test_all_runs_have_the_same_columns(tmp_path: Path) -> None:
+    one = hyperparameters(config_of(tiny(tmp_path, train={"ema": 0.9})))
+    other = hyperparameters(Config())
+    assert one.keys() == other.keys()
+    assert (one["train.ema"], other["train.ema"]) == (0.9, "null")
+    assert other["train.lr"] == 0.01
+
+
+def test_a_tracker_that_is_not_installed_is_named() -> None:
+    with pytest.raises(InputError, match=r"no_such_board is not installed; pip install"):
+        boards._import("no_such_board")
+
+
+def mlflow_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points of each metric of the only run in a local store, as its files have them."""
+    (run_folder,) = [path.parent for path in folder.glob("mlruns/*/*/params")]
+    points = {}
+    for path in (run_folder / "metrics").rglob("*"):
+        if path.is_file():
+            lines = [line.split() for line in path.read_text().splitlines()]
+            points[str(path.relative_to(run_folder / "metrics"))] = [
+                (int(step), float(value)) for _, value, step, *_ in lines
+            ]
+    return points
+
+
+def test_mlflow_gets_the_numbers_of_metrics_jsonl_also_over_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    values = tiny(tmp_path, train={"trackers": ["mlflow"], "log_every": 2})
+    folder = run(config_of(values), StopAfter(4))
+    run(config_of(values), resume=True)
+    points = mlflow_metrics(tmp_path)
+    lines = [line for line in metrics(folder) if line["kind"] == "train"]
+    assert points["loss/classification"] == [
+        (line["step"], pytest.approx(line["loss"]["classification"])) for line in lines
+    ]
+    assert [step for step, _ in points["loss_mean/classification"]] == [3, 6, 9]
+    scores = [line for line in metrics(folder) if line["kind"] == "evaluation"]
+    assert [step for step, _ in points["val/coco_AP"]] == [line["step"] for line in scores]
+    assert all(math.isfinite(value) for values in points.values() for _, value in values)
+    (lr,) = tmp_path.glob("mlruns/*/*/params/train.lr")
+    assert lr.read_text() == "0.01"
+    assert len(list(tmp_path.glob("mlruns/*/*/artifacts/val/detections_0/*.png"))) == 2
+
+
+def test_wandb_keeps_a_run_offline_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    values = tiny(tmp_path, train={"trackers": ["wandb"], "epochs": 1})
+    folder = run(config_of(values), StopAfter(2))
+    number = (folder / "wandb_run.txt").read_text().strip()
+    run(config_of(values), resume=True)
+    parts = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in parts] == [f"run-{number}.wandb"] * 2
+    for key in (b"loss/classification", b"val/voc_mAP", b"train.lr"):
+        assert key in parts[-1].read_bytes()
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/val/detections*.png"))

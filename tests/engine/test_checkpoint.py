@@ -1,0 +1,203 @@
+"""A checkpoint is whole or refused, never half, and never code."""
+
+import os
+import pickle
+import resource
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.errors import InputError
+from engine.atomic_file import link_atomically
+from engine.checkpoint import STATE, load_checkpoint, load_latest, save_checkpoint
+
+
+def contents(value: float = 1.0) -> dict[str, object]:
+    state = {key: kind() for key, kind in STATE.items()}
+    return {"detector": {"w": torch.full((64, 64), value)}, "classes": ["a"], "config": {}, **state}
+
+
+def value_of(loaded: dict[str, object]) -> float:
+    return float(loaded["detector"]["w"][0, 0])  # type: ignore[index]
+
+
+def test_a_saved_checkpoint_reads_back_equal(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, contents())
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded["detector"]["w"], torch.ones(64, 64))
+    assert loaded["classes"] == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_the_checkpoint_before_stays_as_previous(tmp_path: Path) -> None:
+    for value in (1.0, 2.0, 3.0):
+        save_checkpoint(tmp_path / "last.pt", contents(value))
+    assert value_of(load_checkpoint(tmp_path / "last.pt")) == 3.0
+    assert value_of(load_checkpoint(tmp_path / "previous.pt")) == 2.0
+
+
+def test_a_link_keeps_its_contents_when_last_moves_on(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", contents(1.0))
+    link_atomically(tmp_path / "last.pt", tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "last.pt", contents(2.0))
+    assert value_of(load_checkpoint(tmp_path / "best.pt")) == 1.0
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_where_files_cannot_have_two_names_the_best_is_a_copy(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", contents(1.0))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        best = Path(folder) / "best.pt"
+        link_atomically(tmp_path / "last.pt", best)
+        assert value_of(load_checkpoint(best)) == 1.0
+        assert [file.name for file in best.parent.iterdir()] == ["best.pt"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "garbage", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, contents(1.0))
+    save_checkpoint(path, contents(2.0))
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[data.find(torch.full((64,), 2.0).numpy().tobytes()) + 100] ^= 1
+        path.write_bytes(data)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "garbage":
+        path.write_bytes(os.urandom(5000))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"last\.pt"):
+        load_checkpoint(path)
+    assert value_of(load_latest(tmp_path)) == 1.0
+    assert "last.pt" in caplog.text
+    assert "previous.pt" in caplog.text
+
+
+def test_every_flipped_byte_is_detected_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {**contents(), "detector": {"w": torch.arange(6.0)}})
+    data = path.read_bytes()
+    directory = data.index(b"PK\1\2")  # its numbers lead torch to the entries
+    for position in [*range(0, directory, 7), *range(directory, len(data))]:
+        damaged = bytearray(data)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path)
+        except InputError:
+            continue
+        assert torch.equal(loaded["detector"]["w"], torch.arange(6.0))
+
+
+class Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_pickle_with_code_is_refused_and_nothing_runs(writer: str, tmp_path: Path) -> None:
+    path, marker = tmp_path / "last.pt", tmp_path / "ran"
+    value = {**contents(), "version": 1, "extra": Malicious(marker)}
+    if writer == "torch":
+        torch.save(value, path)
+    else:
+        path.write_bytes(pickle.dumps(value))
+    with pytest.raises(InputError, match=r"last\.pt") as error:
+        load_checkpoint(path)
+    assert "weights_only" not in str(error.value)  # torch's advice to run the code after all
+    assert not marker.exists()
+
+
+def test_foreign_weights_are_told_from_a_checkpoint(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(InputError, match=r"detector\.weights"):
+        load_checkpoint(tmp_path / "resnet.pth")
+
+
+def test_another_format_version_is_refused(tmp_path: Path) -> None:
+    torch.save({**contents(), "version": 99}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="format 99"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("classes", "cat"), ("classes", []), ("classes", [1]), ("config", 3), ("detector", None)],
+)
+def test_a_checkpoint_with_a_part_of_the_wrong_type_is_refused(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    torch.save({"version": 1, **contents(), key: value}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match=rf"last\.pt: its {key}"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("key", STATE)
+def test_a_checkpoint_without_a_part_of_its_state_is_no_place_to_go_on_from(
+    key: str, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "last.pt", {**contents(), key: "x"})
+    assert load_checkpoint(tmp_path / "last.pt")[key] == "x"  # good enough to be evaluated
+    with pytest.raises(InputError, match=rf"last\.pt: its {key} is 'x'"):
+        load_latest(tmp_path)
+
+
+def test_a_compressed_checkpoint_which_may_be_a_bomb_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", contents())
+    with (
+        zipfile.ZipFile(tmp_path / "last.pt") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+    with pytest.raises(InputError, match=r"bomb\.pt: is compressed"):
+        load_checkpoint(tmp_path / "bomb.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits a process of its own")
+def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    for value in (1.0, 2.0):
+        save_checkpoint(path, contents(value))
+    process = os.fork()
+    if not process:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # of the 17,000 bytes it takes
+        try:
+            save_checkpoint(path, contents(3.0))
+        except InputError as error:
+            os._exit(0 if "cannot be written: File too large" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert value_of(load_checkpoint(path)) == 2.0
+    assert value_of(load_checkpoint(tmp_path / "previous.pt")) == 1.0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
+
+
+def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to go on from"):
+        load_latest(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    for value in (1.0, 2.0):
+        save_checkpoint(path, contents(value))
+    (tmp_path / ".last.pt.tmp").mkdir()  # the temporary file cannot be opened
+    with pytest.raises(InputError, match=r"last\.pt: cannot be written: .*; make room"):
+        save_checkpoint(path, contents(3.0))
+    assert value_of(load_checkpoint(path)) == 2.0
+    assert value_of(load_checkpoint(tmp_path / "previous.pt")) == 1.0

@@ -1,0 +1,58 @@
+"""A loss that is not finite is found, named, and never reaches the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from runs import ALONE
+
+from engine.divergence import DivergenceError, FiniteGuard, Watched
+from engine.optimization import build_optimizer
+
+FILES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+
+
+class Training:
+    """One weight, trained by iterations with given losses."""
+
+    def __init__(self, at_once: bool, name: str = "sgd") -> None:
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        optimizer = build_optimizer(name, [self.weight], lr=0.1, momentum=0.9, weight_decay=0.0)
+        self.guard = FiniteGuard(ALONE, optimizer, FILES, at_once=at_once, remembered=4)
+
+    def run(self, values: list[float]) -> torch.Tensor:
+        for step, value in enumerate(values):
+            loss = self.weight * value
+            self.guard.optimizer.zero_grad()
+            loss.backward()
+            self.guard.watch(Watched(step, (step,), {"loss": loss.detach()}, lambda: "lr 0.1"))
+            if self.guard.at_once:
+                self.guard.check()
+            self.guard.optimizer.step()
+        self.guard.check()
+        return self.weight.detach()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_weights_are_those_before_the_first_bad_iteration(at_once: bool, name: str) -> None:
+    training = Training(at_once, name)
+    with pytest.raises(DivergenceError, match=r"step 2, .*: loss nan; files: c\.jpg; lr 0\.1"):
+        training.run([1, 2, float("nan"), 3])
+    assert torch.equal(training.weight.detach(), Training(at_once, name).run([1, 2]))
+
+
+def test_finite_losses_pass_unchanged_however_often_they_are_checked() -> None:
+    assert torch.equal(
+        Training(at_once=False).run([1, 2, 3]), Training(at_once=True).run([1, 2, 3])
+    )
+
+
+def test_an_infinite_loss_is_found_too() -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = build_optimizer("sgd", [weight], lr=0.1, momentum=0.0, weight_decay=0.0)
+    guard = FiniteGuard(ALONE, optimizer, FILES, at_once=True, remembered=1)
+    losses = {"fine": torch.tensor(1.0), "bad": torch.tensor(float("inf"))}
+    guard.watch(Watched(7, (0, 3), losses, lambda: "lr 1"))
+    with pytest.raises(DivergenceError, match=r"fine 1, bad inf; files: a\.jpg, d\.jpg"):
+        guard.check()

@@ -1,0 +1,61 @@
+"""What train.py answers without training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import ALONE, config_of, tiny, write_config
+from torch import nn
+
+import train
+from engine.config import load_config
+from engine.config_reference import keys
+from engine.dry_run import count_flops, dry_run
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
+def test_a_dry_run_describes_the_model_and_writes_nothing(kind: str, tmp_path: Path) -> None:
+    config = config_of(tiny(tmp_path, kind, train={"ema": 0.9}))
+    text = dry_run(config, ALONE)
+    assert "one batch of 2 images: " in text
+    assert "evaluation of 2 images: " in text
+    assert f"{kind} on resnet18: " in text
+    assert "GFLOP" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
+def test_flops_are_those_of_a_convolution() -> None:
+    class Convolution(nn.Conv2d):
+        def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+            return super().forward(images[0][None])
+
+    detector = Convolution(3, 8, kernel_size=3, padding=1)
+    # for each of 6 x 5 pixels and 8 channels a sum of 3 x 3 x 3 products
+    assert count_flops(detector, torch.zeros(3, 6, 5)) == 2 * 6 * 5 * 8 * 27
+
+
+def test_the_printed_config_is_the_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, tiny(tmp_path))
+    words = ["train.py", "--config", str(path), "--print-config", "train.epochs=7"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert train.main() == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert load_config(printed) == load_config(path, ["train.epochs=7"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_lists_every_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        train.parse_arguments()
+    text = capsys.readouterr().out
+    for key in keys():
+        assert key.name in text

@@ -1,0 +1,115 @@
+"""evaluate.py: its arguments in any order, and checkpoints from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import config_of, run, tiny
+
+import evaluate
+from engine.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    return run(config_of(tiny(folder, train={"epochs": 1, "pictures": 0})))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    return evaluate.main()
+
+
+def changed(trained: Path, tmp_path: Path, **parts: Any) -> Path:
+    """A copy of the checkpoint with some parts exchanged."""
+    path = tmp_path / "changed.pt"
+    save_checkpoint(path, {**load_checkpoint(trained / "last.pt"), **parts})
+    return path
+
+
+def test_checkpoint_flags_and_overrides_come_in_any_order(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores.json"
+    words = ["evaluate.iou=0.3", "--split", "train", trained / "last.pt", "data.batch_size=3"]
+    assert call(monkeypatch, *words, "--output", output, "data.workers=0") == 0
+    assert json.loads(output.read_text())["images"] == 10
+
+
+def test_a_checkpoint_s_path_may_hold_an_equals_sign(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lr=0.01"
+    folder.mkdir()
+    (folder / "last.pt").write_bytes((trained / "last.pt").read_bytes())
+    assert call(monkeypatch, folder / "last.pt") == 0
+    assert (folder / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a checkpoint"),
+        (["a.pt", "b.pt"], "one checkpoint at a time"),
+        (["train.lr=1"], "name a checkpoint"),
+        (["a.pt", "--config", "c.yaml"], "go together"),
+        (["--detections", "d.json"], "go together"),
+        (["a.pt", "--config", "c.yaml", "--detections", "d.json"], "without a checkpoint"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, *words)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is what the checkpoint asks for")
+def test_a_checkpoint_of_a_gpu_is_evaluated_where_there_is_none(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_checkpoint(trained / "last.pt")["config"]
+    config["train"]["device"] = "cuda"
+    path = changed(trained, tmp_path, config=config)
+    assert call(monkeypatch, path) == 0
+    assert call(monkeypatch, path, "train.device=cuda") == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.classes=[a, b, c]", "contradicts the checkpoint"),
+        ("data.classes=[square, circle, triangle]", "contradicts the checkpoint"),
+        ("detector.fpn_channels=8", "do not fit"),
+        ("data.val=test", "no split 'test'"),
+    ],
+)
+def test_overrides_that_contradict_the_checkpoint_are_refused(
+    override: str,
+    message: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, trained / "last.pt", override) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, trained / "last.pt", "--split", "tset") == 2
+    assert "no split 'tset'; it has train and val" in capsys.readouterr().err

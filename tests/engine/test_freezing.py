@@ -1,0 +1,67 @@
+"""Parts of a detector rest in the epochs that are named, and only in those."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from data.errors import InputError
+from engine.freezing import Freezing
+
+
+class Detector(nn.Module):
+    """A backbone with a stage that is always frozen, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = {
+            "stem": nn.Linear(2, 2),
+            "body": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+        }
+        self.backbone = nn.ModuleDict(stages)
+        self.head = nn.Linear(2, 1)
+        self.backbone["stem"].requires_grad_(False)
+
+
+def trained(detector: nn.Module) -> set[str]:
+    return {name for name, value in detector.named_parameters() if value.requires_grad}
+
+
+def test_parts_rest_in_their_epochs_and_train_in_the_others() -> None:
+    detector = Detector()
+    body = {f"backbone.body.{name}" for name, _ in detector.backbone["body"].named_parameters()}
+    head = {"head.weight", "head.bias"}
+    freezing = Freezing(detector, {"backbone": (0, 2), "head": (3, 4)})
+    seen = []
+    for epoch in range(5):
+        detector.train()
+        freezing.apply(epoch)
+        seen.append(trained(detector))
+    assert seen == [head, head, body | head, body, body | head]
+
+
+def test_statistics_of_a_resting_part_do_not_move() -> None:
+    detector = Detector()
+    freezing = Freezing(detector, {"backbone.body": (0, 1)})
+    moved = []
+    for epoch in range(2):
+        detector.train()
+        freezing.apply(epoch)
+        before = detector.backbone["body"][1].running_mean.clone()
+        detector.backbone["body"](torch.ones(4, 2))
+        moved.append(not torch.equal(before, detector.backbone["body"][1].running_mean))
+    assert moved == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("spans", "problem"),
+    [
+        ({"neck": (0, 1)}, "no part 'neck'; its parts are backbone, head, backbone.stem"),
+        ({"backbone.stem": (0, 1)}, "nothing of 'backbone.stem' is trained"),
+        ({"backbone": (0, 3), "head": (2, 4)}, "in epoch 2 nothing would be trained"),
+    ],
+)
+def test_impossible_spans_are_refused(spans: dict[str, tuple[int, int]], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        Freezing(Detector(), spans)

@@ -1,0 +1,169 @@
+"""What a run may have beside the plain loop: off by default, exactly resumable where it moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import (
+    ALONE,
+    StopAfter,
+    backbone_file,
+    call,
+    config_of,
+    differences,
+    metrics,
+    run,
+    tiny,
+    write_config,
+)
+from torch import nn
+
+from data.build import build_annotations
+from data.errors import InputError
+from detector.build import build_detector
+from engine.checkpoint import load_checkpoint
+from engine.config import Config
+from engine.mirrored import Mirrored
+from engine.resume import check_resume
+from engine.signals import StopRequest
+from engine.validation import build_validation
+
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "data": {
+        "multi_scale": {"short_sides": [48, 56, 64]},
+        "sampling": {"type": "repeat_factor", "threshold": 0.9},
+        "cache": "memory",
+    },
+    "train": {"ema": 0.9, "freeze": {"backbone.body": [0, 1]}, "schedule": "cosine"},
+    "evaluate": {"flip": True},
+}
+
+
+def test_everything_is_off_by_default() -> None:
+    config = Config()
+    assert (config.train.ema, config.train.patience, config.train.freeze) == (None, None, {})
+    assert (config.data.cache, config.data.sampling.type) == ("none", "uniform")
+    assert config.data.multi_scale.short_sides == config.train.trackers == ()
+    assert not config.evaluate.flip
+
+
+def test_a_resumed_run_with_everything_is_bit_equal(tmp_path: Path) -> None:
+    stop_at = 3  # in the epoch whose end unfreezes the backbone
+    values = tiny(tmp_path, **EVERYTHING)
+    whole = run(config_of(values))
+    values["train"]["name"] = "stopped"
+    cut = run(config_of(values), StopAfter(stop_at))
+    assert load_checkpoint(cut / "last.pt")["progress"]["step"] == stop_at
+    run(config_of(values), resume=True)
+    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
+    assert differences(one, other) == ["/config/train/name"]
+    assert metrics(whole) == metrics(cut)
+
+
+def test_the_average_is_what_is_scored_and_kept(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"ema": 0.5})
+    averaged = run(config_of(values))
+    values["train"] |= {"ema": None, "name": "plain"}
+    plain = run(config_of(values))
+    one, other = load_checkpoint(averaged / "last.pt"), load_checkpoint(plain / "last.pt")
+    assert "trained_detector" not in other
+    # An average does not touch the training ...
+    assert differences(one["trained_detector"], other["detector"]) == []
+    # ... and differs from what is trained.
+    assert differences(one["detector"], other["detector"])
+    scores = [
+        [line["scores"] for line in metrics(folder) if line["kind"] == "evaluation"]
+        for folder in (averaged, plain)
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_frozen_weights_rest_for_their_epochs_alone(tmp_path: Path) -> None:
+    def body(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in weights.items() if "backbone.body" in name}
+
+    def trained(epochs: int) -> dict[str, torch.Tensor]:
+        freeze = {"backbone.body": [0, 1]}
+        train = {"epochs": epochs, "freeze": freeze, "name": f"{epochs}_epochs", "pictures": 0}
+        weights: dict[str, torch.Tensor]
+        weights = load_checkpoint(run(config_of(tiny(tmp_path, train=train))) / "last.pt")[
+            "detector"
+        ]
+        return weights
+
+    config = config_of(tiny(tmp_path))
+    torch.manual_seed(config.train.seed)
+    start = build_detector(config.detector, config.loss, 3).state_dict()
+    one, two = trained(1), trained(2)
+    assert differences(body(one), body(start)) == []
+    assert differences(one, start)
+    assert len(differences(body(two), body(start))) > 50
+
+
+def test_training_ends_where_no_better_score_comes(tmp_path: Path) -> None:
+    # With a learning rate of nearly nothing no score changes: the first epoch stays the best.
+    train = {"epochs": 9, "patience": 2, "lr": 1e-12, "pictures": 0}
+    folder = run(config_of(tiny(tmp_path, train=train)))
+    progress = load_checkpoint(folder / "last.pt")["progress"]
+    assert (progress["epoch"], progress["best_epoch"]) == (3, 1)
+    assert "no better voc_mAP since epoch 1: training ends" in (folder / "train.log").read_text()
+    before = metrics(folder)
+    run(config_of(tiny(tmp_path, train=train)), resume=True)
+    assert metrics(folder) == before
+
+
+def test_a_flip_makes_the_detector_of_every_scoring_look_twice(tmp_path: Path) -> None:
+    detector = nn.Identity()
+    for flip in (False, True):
+        values = tiny(tmp_path, evaluate={"flip": flip}, detector={"nms_threshold": 0.3})
+        config = config_of(values)
+        annotations = build_annotations(config.data, "val")
+        view = build_validation(config, annotations, ALONE, StopRequest()).view(detector)
+        assert isinstance(view, Mirrored) == flip
+        if isinstance(view, Mirrored):
+            assert (view.nms_threshold, view.most) == (0.3, 100)
+            assert view.detector is detector
+
+
+def test_a_frozen_part_that_gradnorm_reads_is_refused(tmp_path: Path) -> None:
+    weighting = {"weighting": {"type": "gradnorm"}}
+    with pytest.raises(InputError, match="gradnorm reads gradients"):
+        config_of(tiny(tmp_path, loss=weighting, train={"freeze": {"backbone": [0, 1]}}))
+
+
+def test_a_checkpoint_from_before_a_key_had_its_default(tmp_path: Path) -> None:
+    config = config_of(tiny(tmp_path))
+    values = config.model_dump(mode="json")
+    del values["data"]["multi_scale"], values["train"]["ema"]
+    saved = {"config": values, "classes": ["a"], "global_batch": 2}
+    check_resume(saved, config, world_size=1)
+    with pytest.raises(InputError, match=r"train\.ema: None -> 0\.9"):
+        check_resume(saved, config_of(tiny(tmp_path, train={"ema": 0.9})), world_size=1)
+
+
+@pytest.mark.slow
+def test_two_ranks_with_everything_train_as_one(tmp_path: Path) -> None:
+    def values(name: str, batch_size: int) -> dict[str, Any]:
+        blocks = {
+            **EVERYTHING,
+            "data": {**EVERYTHING["data"], "batch_size": batch_size},
+            "train": {**EVERYTHING["train"], "name": name},
+            "detector": {
+                "weights": str(backbone_file(tmp_path)),
+                "norm": "frozen",
+                "trainable_stages": 3,
+            },
+            "loss": {"normalizer": "image"},
+        }
+        return tiny(tmp_path, **blocks)
+
+    run(config_of(values("alone", 4)))
+    both = call("train.py", "--config", write_config(tmp_path, values("both", 2)), ranks=2)
+    assert both.returncode == 0, both.stderr
+    one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("alone", "both"))
+    for part in ("detector", "trained_detector"):
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(two[part][name], tensor, rtol=1e-5, atol=1e-5)

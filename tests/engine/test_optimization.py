@@ -1,0 +1,94 @@
+"""The learning rate of every iteration follows the paper's schedule."""
+
+import math
+
+import pytest
+import torch
+
+from engine.optimization import build_optimizer, build_schedule, scaled_lr
+
+
+def rates(kind: str = "milestones", total: int = 100, **options: object) -> list[float]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer("sgd", [parameter], lr=1.0, momentum=0.9, weight_decay=0.0)
+    settings = {
+        "milestones": [],
+        "gamma": 0.1,
+        "warmup_iterations": 0,
+        "warmup_factor": 0.001,
+        **options,
+    }
+    schedule = build_schedule(optimizer, kind, total_iterations=total, **settings)
+    values = []
+    for _ in range(total):
+        values.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+def test_lr_is_linear_in_the_total_batch() -> None:
+    assert scaled_lr(0.01, 8) == 0.01
+    assert scaled_lr(0.01, 16) == pytest.approx(0.02)
+    assert scaled_lr(0.01, 2) == pytest.approx(0.0025)
+
+
+def test_warm_up_is_linear_from_the_factor_to_one() -> None:
+    values = rates(warmup_iterations=10, total=12)
+    expected = [0.001 + 0.999 * step / 10 for step in range(10)] + [1.0, 1.0]
+    assert values == pytest.approx(expected, rel=1e-12)
+
+
+def test_each_milestone_multiplies_by_gamma_from_its_iteration_on() -> None:
+    values = rates(milestones=[3, 5], total=7)
+    assert values == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01], rel=1e-12)
+
+
+def test_the_cosine_begins_after_the_warm_up_and_ends_near_zero() -> None:
+    values = rates(kind="cosine", warmup_iterations=10, total=110)
+    assert max(values) == values[10] == 1.0
+    assert values[60] == pytest.approx(0.5, rel=1e-12)
+    assert values[-1] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_frozen_parameters_are_not_optimized(name: str) -> None:
+    trained = torch.nn.Parameter(torch.zeros(1))
+    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    optimizer = build_optimizer(name, [trained, frozen], lr=1.0, momentum=0.9, weight_decay=0.0)
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(trained)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_fused_optimizer_skips_its_update_where_a_loss_was_not_finite(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(name, [parameter], lr=1.0, momentum=0.9, weight_decay=0.0)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    parameter.grad = torch.full((3,), float("nan"))
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_that_are_skipped_at_the_start_leave_no_trace(name: str) -> None:
+    def train(skipped: int) -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.ones(1000))
+        optimizer = build_optimizer(name, [parameter], lr=0.1, momentum=0.9, weight_decay=0.0)
+        for step in range(skipped + 3):
+            optimizer.found_inf = torch.tensor(float(step < skipped))  # type: ignore[attr-defined]
+            parameter.grad = torch.full((1000,), float("inf") if step < skipped else 0.5)
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(train(skipped=2), train(skipped=0))
+
+
+def test_momentum_is_that_of_plain_sgd() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    ours = build_optimizer("sgd", parameters[:1], lr=0.1, momentum=0.9, weight_decay=0.01)
+    plain = torch.optim.SGD(parameters[1:], lr=0.1, momentum=0.9, weight_decay=0.01)
+    for step in range(4):
+        for parameter, optimizer in zip(parameters, (ours, plain), strict=True):
+            parameter.grad = torch.arange(5.0) - step
+            optimizer.step()
+    torch.testing.assert_close(*(parameter.detach() for parameter in parameters))

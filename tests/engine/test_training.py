@@ -1,0 +1,317 @@
+"""Runs: what they write, and that an interrupted one ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from runs import StopAfter, backbone_file, config_of, differences, metrics, run, tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.build import build_annotations
+from data.errors import InputError
+from engine.checkpoint import load_checkpoint
+from engine.divergence import DivergenceError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of a RetinaNet with ALWA."""
+    return run(config_of(tiny(tmp_path_factory.mktemp("finished"))))
+
+
+def test_a_run_leaves_all_files_of_the_contract(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    expected = {"config.yaml", "last.pt", "best.pt", "metrics.jsonl", "train.log", "metrics.json"}
+    assert expected <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+
+
+def test_every_log_line_has_every_number(finished: Path) -> None:
+    lines = [record for record in metrics(finished) if record["kind"] == "train"]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    for line in lines:
+        for name in ("classification", "bbox_regression"):
+            weighted = line["loss"][name] * line["loss_weight"][name]
+            assert line["weighted_loss"][name] == pytest.approx(weighted, rel=1e-5)
+        assert line["lr"] > 0
+
+
+def test_window_statistics_are_those_of_the_logged_losses(finished: Path) -> None:
+    lines = [record for record in metrics(finished) if record["kind"] == "train"]
+    windows = [window for line in lines for window in line["windows"]]
+    assert [window["step"] for window in windows] == [3, 6, 9]
+    for window in windows:
+        inside = lines[window["step"] - 3 : window["step"]]
+        for name in ("classification", "bbox_regression"):
+            values = torch.tensor([line["weighted_loss"][name] for line in inside]).double()
+            assert window["loss_mean"][name] == pytest.approx(values.mean().item(), rel=1e-5)
+            assert window["loss_std"][name] == pytest.approx(values.std().item(), rel=1e-3)
+
+
+def test_the_weight_after_a_window_follows_the_papers_rule(finished: Path) -> None:
+    lines = [record for record in metrics(finished) if record["kind"] == "train"]
+    for before, after in pairwise(lines):
+        expected = before["loss_weight"]["classification"]
+        for window in before["windows"]:
+            classification = window["loss_std"]["classification"]
+            regression = window["loss_std"]["bbox_regression"]
+            if classification > regression:
+                expected = regression / classification
+        assert after["loss_weight"]["classification"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_tensorboard_has_the_tags_of_the_contract(finished: Path) -> None:
+    events = EventAccumulator(str(finished), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    for name in ("classification", "bbox_regression"):
+        for group in ("loss", "weighted_loss", "loss_weight", "loss_mean", "loss_std"):
+            assert f"{group}/{name}" in tags["scalars"]
+    assert {"lr", "images_per_second", "val/voc_mAP", "val/coco_AP"} <= set(tags["scalars"])
+    assert "val/detections_0" in tags["images"]
+    assert [event.step for event in events.Scalars("loss_mean/classification")] == [3, 6, 9]
+
+
+def test_a_checkpoint_holds_only_what_weights_only_reads(finished: Path) -> None:
+    saved = load_checkpoint(finished / "last.pt")
+    assert saved["classes"] == ["circle", "square", "triangle"]
+    assert saved["progress"]["epoch"] == saved["progress"]["evaluated"] == 2
+
+
+def test_the_best_masks_need_masks_to_be_scored_against(tmp_path: Path) -> None:
+    values = tiny(tmp_path, "mask_rcnn", train={"best": "coco_segm_AP"})
+    annotations = build_annotations(config_of(values).data, "val")
+    path = Path(annotations.source)
+    content = json.loads(path.read_text())
+    for item in content["annotations"]:
+        del item["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"train\.best: coco_segm_AP scores masks"):
+        run(config_of(values))
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_damaged_validation_image_is_left_out_on_request(tmp_path: Path) -> None:
+    values = tiny(tmp_path, data={"on_damaged": "skip"}, train={"epochs": 1, "pictures": 3})
+    config = config_of(values)
+    annotations = build_annotations(config.data, "val")
+    image = config.data.root / str(annotations.files[1])
+    image.write_bytes(image.read_bytes()[:200])
+    folder = run(config)
+    assert re.search(r"left out: .*000002\.jpg", (folder / "train.log").read_text())
+    (evaluation,) = [line for line in metrics(folder) if line["kind"] == "evaluation"]
+    assert evaluation["scores"]["images"] == 3
+
+
+def test_a_folder_with_a_checkpoint_is_refused_without_resume(finished: Path) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        run(config_of(tiny(finished.parent)))
+
+
+def test_a_changed_config_is_refused_and_shown_unless_allowed(finished: Path) -> None:
+    changed = config_of(tiny(finished.parent, train={"weight_decay": 0.5}))
+    with pytest.raises(InputError, match=r"train\.weight_decay: 0\.0001 -> 0\.5"):
+        run(changed, resume=True)
+    run(changed, resume=True, allow_changed=True)
+
+
+def test_a_refused_resume_changes_nothing(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")}
+    values["train"]["weight_decay"] = 0.5
+    with pytest.raises(InputError, match="weight_decay"):
+        run(config_of(values), resume=True)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_an_allowed_change_of_the_learning_rate_takes_effect(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0, "momentum": 0.9})
+    folder = run(config_of(values))
+    values["train"] |= {"epochs": 2, "lr": 0.02, "momentum": 0.5}
+    run(config_of(values), resume=True, allow_changed=True)
+    rates = [line["lr"] for line in metrics(folder) if line["kind"] == "train"]
+    assert rates[2:] == pytest.approx([0.01 / 4] * 3 + [0.02 / 4] * 5)
+    saved = load_checkpoint(folder / "last.pt")["optimizer"]["param_groups"]
+    assert [group["momentum"] for group in saved] == [0.5]
+
+
+def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    run(config_of(values))
+    values["train"] |= {"epochs": 2, "optimizer": "adamw"}
+    with pytest.raises(InputError, match=r"another train\.optimizer"):
+        run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_other_classes_cannot_go_on(finished: Path) -> None:
+    changed = tiny(finished.parent, data={"classes": ["square", "circle", "triangle"]})
+    with pytest.raises(InputError, match="contradicts the checkpoint"):
+        run(config_of(changed), resume=True, allow_changed=True)
+
+
+def test_more_epochs_change_a_cosine_and_are_refused(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0, "schedule": "cosine"})
+    run(config_of(values))
+    values["train"]["epochs"] = 2
+    with pytest.raises(InputError, match=r"train\.epochs: 1 -> 2"):
+        run(config_of(values), resume=True)
+
+
+@pytest.mark.parametrize("left", ["last.pt", "previous.pt", "best.pt"])
+def test_a_folder_with_any_checkpoint_is_refused_without_resume(left: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / left).touch()
+    with pytest.raises(InputError, match="already holds a checkpoint"):
+        run(config_of(tiny(tmp_path)))
+
+
+def test_a_run_that_is_not_there_cannot_go_on(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run"):
+        run(config_of(tiny(tmp_path)), resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_global_batch_is_refused(finished: Path) -> None:
+    with pytest.raises(InputError, match="global batches of 2 images"):
+        run(config_of(tiny(finished.parent, data={"batch_size": 3})), resume=True)
+
+
+def test_epochs_workers_and_logging_are_free_to_change(tmp_path: Path) -> None:
+    folder = run(config_of(tiny(tmp_path, train={"epochs": 1})))
+    run(config_of(tiny(tmp_path, train={"epochs": 2, "log_every": 2})), resume=True)
+    assert load_checkpoint(folder / "last.pt")["progress"]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "amp", "stop_at"),
+    [
+        ("retinanet", "none", 2),
+        ("retinanet", "bf16", 5),
+        ("retinanet", "fp16", 3),
+        ("faster_rcnn", "none", 7),
+        ("mask_rcnn", "none", 4),
+    ],
+)
+def test_a_stopped_and_resumed_run_is_bit_equal_to_an_undisturbed_one(
+    kind: str, amp: str, stop_at: int, tmp_path: Path
+) -> None:
+    values = tiny(tmp_path, kind, train={"amp": amp})
+    whole = run(config_of(values))
+    values["train"]["name"] = "stopped"
+    cut = run(config_of(values), StopAfter(stop_at))
+    assert load_checkpoint(cut / "last.pt")["progress"]["step"] == stop_at
+    run(config_of(values), resume=True)
+    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
+    assert differences(one, other) == ["/config/train/name"]
+    assert metrics(whole) == metrics(cut)
+
+
+@pytest.mark.parametrize("rule", ["uncertainty", "gradnorm", "gls"])
+def test_other_weightings_move_and_resume_exactly(rule: str, tmp_path: Path) -> None:
+    values = tiny(tmp_path, loss={"weighting": {"type": rule}})
+    values["train"]["epochs"] = 1
+    whole = run(config_of(values))
+    weights = [record["loss_weight"]["classification"] for record in metrics(whole)[:-1]]
+    assert len(set(weights)) > 2
+    values["train"]["name"] = "stopped"
+    cut = run(config_of(values), StopAfter(2))
+    run(config_of(values), resume=True)
+    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
+    assert differences(one, other) == ["/config/train/name"]
+    assert metrics(whole) == metrics(cut)
+
+
+def test_tensorboard_has_neither_gap_nor_overlap_after_a_resume(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"checkpoint_every": 4})
+    folder = run(config_of(values), StopAfter(6))
+    # As after a kill in iteration 7: the last checkpoint is that of iteration 4.
+    (folder / "last.pt").unlink()
+    run(config_of(values), resume=True)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for tag in ("loss/classification", "lr"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, 11))
+    steps = [record["step"] for record in metrics(folder) if record["kind"] == "train"]
+    assert steps == list(range(1, 11))
+
+
+def test_tensorboard_has_every_window_and_every_score_once_after_a_killed_evaluation(
+    tmp_path: Path,
+) -> None:
+    values = tiny(tmp_path, train={"log_every": 2})
+    folder = run(config_of(values))
+    # previous.pt is the state before the last evaluation; the window of step 9 was logged at 10.
+    (folder / "last.pt").unlink()
+    run(config_of(values), resume=True)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/classification")] == [2, 4, 6, 8, 10]
+    assert [event.step for event in events.Scalars("loss_mean/classification")] == [3, 6, 9]
+    assert [event.step for event in events.Scalars("val/voc_mAP")] == [5, 10]
+
+
+def test_a_run_begins_anew_over_one_that_was_killed_before_its_first_checkpoint(
+    tmp_path: Path,
+) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    before = metrics(folder)
+    for name in ("last.pt", "previous.pt", "best.pt"):
+        (folder / name).unlink()
+    assert metrics(run(config_of(values))) == before
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/classification")] == [1, 2, 3, 4, 5]
+
+
+def test_a_log_line_says_losses_weights_lr_speed_and_time_left(finished: Path) -> None:
+    text = (finished / "train.log").read_text()
+    number = r"[\d.e+-]+"
+    assert re.search(
+        rf"epoch 1/2 step 1: loss {number} \(classification {number} x 1, bbox_regression {number}"
+        rf" x 1\), lr {number}, {number} images/s, \d:\d\d:\d\d left",
+        text,
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"lr": 1e30, "warmup_iterations": 0, "checkpoint_every": 1})
+    with pytest.raises(DivergenceError) as error:
+        run(config_of(values))
+    message = str(error.value)
+    for part in ("step ", "not finite", "files: ", ".jpg", "lr ", "loss weights: classification"):
+        assert part in message
+    last_step = metrics(tmp_path / "run")[-1]["step"]
+    assert f"step {last_step}," in message  # the step after it is the one that failed
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == last_step
+
+
+def test_two_accumulated_batches_are_one_batch_of_twice_the_size(tmp_path: Path) -> None:
+    frozen = {
+        "weights": str(backbone_file(tmp_path)),
+        "norm": "frozen",
+        "trainable_stages": 3,
+    }
+    common = {"detector": frozen, "loss": {"normalizer": "image"}}
+    accumulated = tiny(tmp_path, **common, train={"accumulate": 2, "name": "accumulated"})
+    accumulated["data"]["augment"] = []
+    at_once = tiny(tmp_path, **common, data={"batch_size": 4, "augment": []})
+    for values in (accumulated, at_once):
+        # One iteration an epoch: both runs see the same four images in it, in whatever order.
+        values["data"]["shapes"] = {**values["data"]["shapes"], "train_images": 4}
+        values["train"]["epochs"] = 3
+    one = metrics(run(config_of(accumulated)))
+    other = metrics(run(config_of(at_once)))
+    losses = [[line["loss"] for line in run if line["kind"] == "train"] for run in (one, other)]
+    assert len(losses[0]) == len(losses[1]) == 3
+    for before, after in zip(*losses, strict=True):
+        for name, value in before.items():
+            assert math.isclose(value, after[name], rel_tol=1e-4)

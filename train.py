@@ -1,0 +1,140 @@
+"""Train a detector.
+
+python train.py --config configs/quickstart.yaml [--resume] [key.path=value ...]
+torchrun --nproc-per-node=2 train.py --config ... [the same]
+"""
+
+from __future__ import annotations
+
+from engine.allocator import keep_freed_memory
+from engine.threads import limit_spinning
+
+limit_spinning()  # torch reads it when it is imported
+keep_freed_memory()
+
+# ruff: noqa: E402
+import argparse
+import logging
+from contextlib import closing
+
+from engine.build import build_loader, build_splits, build_state
+from engine.checkpoint import load_latest
+from engine.config import Config, dump_config, load_config
+from engine.config_reference import help_text
+from engine.distributed import Ranks, leave, start_ranks
+from engine.dry_run import dry_run
+from engine.exit_status import exit_status
+from engine.freezing import Freezing
+from engine.loop import Training
+from engine.resume import check_resume
+from engine.run_folder import RunFolder, holds_checkpoint, open_run_folder
+from engine.signals import StopRequest
+from engine.tracking import Tracker, start_logging
+from engine.validation import build_validation
+
+MEMORY_CURE = (
+    "data.batch_size (train.accumulate makes up for it), data.image_size or "
+    "detector.roi.batch_size_per_image, or try train.amp=bf16"
+)
+log = logging.getLogger("train")
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    arguments = parse_arguments()
+
+    def command(stop: StopRequest) -> None:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(dump_config(config.model_dump(mode="json")), end="")
+            return
+        with start_ranks(config.train.device) as ranks:
+            if arguments.dry_run:
+                start_logging(None)
+                print(dry_run(config, ranks))
+                return
+            resume = arguments.resume or (
+                arguments.requeue and ranks.share(holds_checkpoint(config.run_folder))
+            )
+            train(config, ranks, stop, resume, arguments.allow_changed)
+
+    return exit_status(command, MEMORY_CURE)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; its help lists every key of a config."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--requeue",
+        action="store_true",
+        help="--resume if there is a checkpoint, else begin: for what restarts commands",
+    )
+    parser.add_argument(
+        "--allow-changed", action="store_true", help="resume although the config has changed"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the config with every key; do nothing"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train on one batch, detect in one, describe the model; write nothing",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="config overrides")
+    return parser.parse_intermixed_args()
+
+
+def train(
+    config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
+) -> None:
+    """Build the parts and run the loop."""
+    path = open_run_folder(config, ranks, resume)
+    start_logging(path if ranks.is_main else None)
+    saved = load_latest(path) if resume else None
+    if saved is not None:
+        check_resume(saved, config, ranks.world_size, allow_changed)
+
+    training, held_out = build_splits(config, ranks, saved)
+    loader = build_loader(config, training, ranks)
+    state = build_state(config, training.classes, len(loader), ranks, saved)
+    freezing = Freezing(state.detector, config.train.freeze)
+    validation = build_validation(config, held_out, ranks, stop)
+    global_batch = config.data.batch_size * ranks.world_size
+    identity = {
+        "config": config.model_dump(mode="json"),
+        "classes": list(training.classes),
+        "global_batch": global_batch,
+    }
+    folder = RunFolder(path, ranks, identity)
+    progress = state.progress if resume else None
+    with (
+        closing(loader),
+        closing(validation.loader),
+        Tracker(path, state.weighting.pairs, config, progress, enabled=ranks.is_main) as tracker,
+    ):
+        Training(
+            state,
+            ranks.wrap(state.detector, parts_rest=bool(config.train.freeze)),
+            freezing,
+            loader,
+            global_batch,
+            training.files,
+            config.train,
+            config.evaluate.every,
+            ranks,
+            tracker,
+            stop,
+            folder,
+            validation,
+        ).run()
+    log.info("done: %s", path)
+
+
+if __name__ == "__main__":
+    leave(main())
