@@ -1,0 +1,88 @@
+"""Precision-recall curves, calibration, and the score from which on to trust a detector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.annotations import Annotations
+from engine.detections import Detections
+from engine.voc_map import count_objects, judge, voc_scores
+
+FloatArray = npt.NDArray[np.float64]
+
+BINS = 10
+MOST_POINTS = 200  # of a curve in the report
+
+
+def class_curves(
+    detections: Detections, annotations: Annotations, iou: float
+) -> dict[str, dict[str, Any]]:
+    """For each class with objects its precision over recall, by the VOC rule.
+
+    Returns:
+        ``{class: {"AP", "objects", "detections", "recall": [...], "precision": [...],
+        "best_f1", "best_threshold"}}``, the best F1 over all score thresholds and where it is.
+    """
+    order, right, ignored = judge(detections, annotations, iou)
+    labels, scores = detections.label[order], detections.score[order]
+    area = voc_scores(detections, annotations, iou)["area"]["AP"]
+    curves = {}
+    for label, (name, objects) in enumerate(
+        zip(annotations.classes, count_objects(annotations).tolist(), strict=True)
+    ):
+        if objects:
+            mine = (labels == label) & ~ignored
+            curve = _curve(right[mine], scores[mine], objects)
+            curves[name] = {"AP": area[name], "objects": objects, **curve}
+    return curves
+
+
+def _curve(right: npt.NDArray[np.bool_], scores: FloatArray, objects: int) -> dict[str, Any]:
+    correct = np.cumsum(right)
+    recall = correct / objects
+    precision = correct / np.arange(1, len(right) + 1)
+    f1 = 2 * correct / (np.arange(1, len(right) + 1) + objects)
+    best = int(f1.argmax()) if len(f1) else None
+    points = min(MOST_POINTS, len(right))
+    chosen = np.unique(np.linspace(0, len(right) - 1, points).astype(int))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return {
+        "detections": len(right),
+        "recall": recall[chosen].round(5).tolist(),
+        "precision": envelope[chosen].round(5).tolist(),
+        "best_f1": None if best is None else float(f1[best]),
+        "best_threshold": None if best is None else float(scores[best]),
+    }
+
+
+def calibration(detections: Detections, annotations: Annotations, iou: float) -> dict[str, Any]:
+    """Does a score of 0.8 mean that 80 % of such detections are right?
+
+    Returns:
+        ``{"error", "bins": [{"low", "high", "count", "score", "precision"}]}``. The error is the
+        mean distance of score and precision over the detections (expected calibration error, Guo
+        et al. 2017); None without detections.
+    """
+    order, right, ignored = judge(detections, annotations, iou)
+    scores, right = detections.score[order][~ignored], right[~ignored]
+    places = np.clip((scores * BINS).astype(int), 0, BINS - 1)
+    counts = np.bincount(places, minlength=BINS)
+    means = np.bincount(places, scores, BINS) / np.maximum(counts, 1)
+    shares = np.bincount(places, right, BINS) / np.maximum(counts, 1)
+    error = float((counts * np.abs(means - shares)).sum() / len(scores)) if len(scores) else None
+    return {
+        "error": error,
+        "bins": [
+            {
+                "low": place / BINS,
+                "high": (place + 1) / BINS,
+                "count": int(counts[place]),
+                "score": float(means[place]) if counts[place] else None,
+                "precision": float(shares[place]) if counts[place] else None,
+            }
+            for place in range(BINS)
+        ],
+    }

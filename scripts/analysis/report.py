@@ -1,0 +1,290 @@
+"""The page: one HTML file that needs nothing else, in light and dark, on a screen and a phone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from engine.drawing import Pixels
+from scripts.analysis.charts import Series, bars, line_chart, matrix, table
+
+STYLE = Path(__file__).with_name("report.css")
+FIRST_CHARTS = 9  # precision-recall curves before the fold
+MOST_CLASSES = 40  # of a confusion matrix that is printed whole
+JPEG_QUALITY = 82
+
+ERRORS = {
+    "Cls": ("Class", "right place, wrong class"),
+    "Loc": ("Location", "right class, badly placed"),
+    "Both": ("Both", "wrong class and badly placed"),
+    "Dupe": ("Duplicate", "the object was found already"),
+    "Bkg": ("Background", "nothing is there"),
+    "Miss": ("Missed", "an object nobody found"),
+}
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """One of the worst images.
+
+    Attributes:
+        name: of the image.
+        pictures: of each run, ``(H, W, 3)`` RGB.
+    """
+
+    name: str
+    pictures: list[Pixels]
+
+
+def build_report(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
+    """The HTML of an analysis in the form of ``analyze.py --json``."""
+    runs = result["runs"]
+    sections = [
+        ("scores", "Scores", _scores(result)),
+        ("errors", "Where precision is lost", _errors(runs)),
+        ("curves", "Precision and recall", _curves(runs)),
+        ("confusion", "Confusion", _confusion(result)),
+        ("sizes", "By size", _sizes(runs)),
+        ("calibration", "Calibration", _calibration(runs)),
+    ]
+    if worst:
+        sections.append(("worst", "Worst images", _worst(result, worst)))
+    links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{title}</h2>{content}</section>'
+        for anchor, title, content in sections
+    )
+    title = " against ".join(run["name"] for run in reversed(runs))
+    counts = f"{result['images']} images, {result['objects']} objects"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
+        f'<body><header><h1>{escape(title)}</h1><div class="soft">{escape(result["data"])}: '
+        f"{counts}</div>{_key(runs)}<nav>{links}</nav></header>{body}</body></html>\n"
+    )
+
+
+def _key(runs: Sequence[dict[str, Any]]) -> str:
+    if len(runs) == 1:
+        return ""
+    return (
+        "<div>"
+        + "".join(
+            f'<span class="key {style}">{escape(run["name"])}</span>'
+            for run, style in zip(runs, ("first", "second"), strict=True)
+        )
+        + "</div>"
+    )
+
+
+def _scores(result: dict[str, Any]) -> str:
+    runs = result["runs"]
+    rows = {
+        "VOC mAP": [run["scores"]["voc"]["area"]["mAP"] for run in runs],
+        "VOC mAP, 11-point": [run["scores"]["voc"]["11point"]["mAP"] for run in runs],
+    }
+    for kind, prefix in (("bbox", "COCO"), ("segm", "COCO masks")):
+        for name in ("AP", "AP50", "AP75", "AR100"):
+            if all(kind in run["scores"]["coco"] for run in runs):
+                rows[f"{prefix} {name}"] = [run["scores"]["coco"][kind][name] for run in runs]
+    if len(runs) == 1:
+        cards = "".join(
+            f'<div class="card"><b>{percent(values[0])}</b><span>{name}</span></div>'
+            for name, values in rows.items()
+        )
+        return f'<p>In percent.</p><div class="cards">{cards}</div>'
+    lines = [
+        [name, *map(percent, values), _signed(values[1], values[0])]
+        for name, values in rows.items()
+    ]
+    header = ["in percent", *(run["name"] for run in runs), "difference"]
+    return table(header, lines) + _difference(result["comparison"])
+
+
+def _difference(comparison: dict[str, Any]) -> str:
+    sentences = []
+    for name, title in (("mAP50", "mAP at IoU 0.5"), ("mAP50_95", "mAP over IoU 0.5 to 0.95")):
+        each = comparison[name]
+        sure = "the images alone could make such a difference"
+        if each["low"] > 0 or each["high"] < 0:
+            sure = "more than the choice of the images explains"
+        sentences.append(
+            f"<b>{title}: {_points(each['difference'])} points</b> (95 % of draws between "
+            f"{_points(each['low'])} and {_points(each['high'])}, p = {each['p']:.3g}): {sure}."
+        )
+    return (
+        f'<p class="verdict">{"<br>".join(sentences)}</p><p class="soft">Paired bootstrap: both '
+        f"runs scored on the same {comparison['resamples']} random draws of the images (VOC's "
+        "rule, area under the curve).</p>"
+    )
+
+
+def _errors(runs: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for kind, (name, explanation) in ERRORS.items():
+        values = [
+            (run["tide"]["cost"][kind], f"{_points(run['tide']['cost'][kind])} · {count:,}")
+            for run in runs
+            for count in [run["tide"]["count"][kind]]
+        ]
+        rows.append((name, explanation, values))
+    return (
+        "<p>What AP at IoU 0.5 would gain, in points, if the errors of one kind alone were put "
+        "right (TIDE), and how many there are.</p>" + bars(rows)
+    )
+
+
+def _curves(runs: Sequence[dict[str, Any]]) -> str:
+    names = sorted(runs[0]["classes"], key=lambda name: -(runs[0]["classes"][name]["AP"] or 0))
+    charts = [_curve(name, [run["classes"].get(name) for run in runs]) for name in names]
+    shown = f'<div class="grid-of-charts">{"".join(charts[:FIRST_CHARTS])}</div>'
+    if len(charts) > FIRST_CHARTS:
+        rest = "".join(charts[FIRST_CHARTS:])
+        shown += (
+            f"<details><summary>{len(charts) - FIRST_CHARTS} more classes</summary>"
+            f'<div class="grid-of-charts">{rest}</div></details>'
+        )
+    return (
+        "<p>At IoU 0.5, the best class first. Under each curve the score threshold with the best "
+        f"F1.</p>{shown}"
+    )
+
+
+def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
+    series, notes = [], []
+    for run, style in zip(runs, ("first", "second"), strict=False):
+        if run is None:
+            continue
+        start = [0.0, *run["recall"]], [(run["precision"] or [0.0])[0], *run["precision"]]
+        series.append(Series(*start, style))
+        if run["best_f1"] is not None:
+            notes.append(f"F1 {percent(run['best_f1'])} from {run['best_threshold']:.2f}")
+    scores = " / ".join(percent(run["AP"]) for run in runs if run is not None)
+    note = " · ".join(notes)
+    return (
+        f'<figure><h3>{escape(name)} <span class="soft">AP {scores}</span></h3>'
+        f"{line_chart(series, 'recall', 'precision')}"
+        f'<div class="soft"><small>{escape(note)}</small></div></figure>'
+    )
+
+
+def _confusion(result: dict[str, Any]) -> str:
+    names, runs = result["classes"], result["runs"]
+    parts = []
+    for run in runs:
+        title = f"<h3>{escape(run['name'])}</h3>" if len(runs) > 1 else ""
+        if len(names) <= MOST_CLASSES:
+            content = matrix(names, run["confusion"], ("background", "missed"))
+        else:
+            content = _most_confused(names, run["confusion"])
+        parts.append(f"<div>{title}{content}</div>")
+    return (
+        f"<p>Detections with a score from {result['score_threshold']:g} on, at IoU "
+        f'{result["iou"]:g}. Rows: what is there; columns: what was said.</p><div class="two">'
+        f"{''.join(parts)}</div>"
+    )
+
+
+def _most_confused(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    pairs = sorted(
+        (
+            (count, names[there], names[said])
+            for there, row in enumerate(counts[:-1])
+            for said, count in enumerate(row[:-1])
+            if there != said and count
+        ),
+        reverse=True,
+    )
+    rows = [[there, said, str(count)] for count, there, said in pairs[:25]]
+    return table(["there is", "said", "times"], rows, words=2)
+
+
+def _sizes(runs: Sequence[dict[str, Any]]) -> str:
+    header = ["AP in percent", "small", "objects", "medium", "objects", "large", "objects"]
+    rows = []
+    for name in runs[0]["sizes"]:
+        row = [name]
+        for size in ("small", "medium", "large"):
+            row.append(_beside(percent(run["sizes"][name][size]) for run in runs))
+            row.append(str(runs[0]["sizes"][name][f"{size}_objects"]))
+        rows.append(row)
+    return (
+        "<p>COCO's AP: small is below 32 &times; 32 pixels, large above 96 &times; 96.</p>"
+        + table(header, rows)
+    )
+
+
+def _calibration(runs: Sequence[dict[str, Any]]) -> str:
+    series = [Series([0, 1], [0, 1], "guide")]
+    for run, style in zip(runs, ("first", "second"), strict=False):
+        filled = [each for each in run["calibration"]["bins"] if each["count"]]
+        x, y = [each["score"] for each in filled], [each["precision"] for each in filled]
+        series.append(Series(x, y, style, dots=True))
+    errors = ", ".join(f"{run['name']}: {percent(run['calibration']['error'])}" for run in runs)
+    rows = []
+    for number, each in enumerate(runs[0]["calibration"]["bins"]):
+        same = [run["calibration"]["bins"][number] for run in runs]
+        counts = _beside(f"{bin_['count']:,}" for bin_ in same)
+        shares = _beside(percent(bin_["precision"]) for bin_ in same)
+        rows.append([f"{each['low']:.1f} to {each['high']:.1f}", counts, shares])
+    header = ["score", "detections", "right, %"]
+    return (
+        "<p>Does a score of 0.8 mean that 80 % of such detections are right? On the dotted line it "
+        f"does; below it the detector is too sure. Expected calibration error in percent: "
+        f'{escape(errors)}.</p><div class="two"><div>'
+        f"{line_chart(series, 'score', 'share that is right')}</div><div>{table(header, rows)}"
+        "</div></div>"
+    )
+
+
+def _worst(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
+    names = [run["name"] for run in result["runs"]]
+    figures = []
+    for image in worst:
+        pictures = "".join(
+            f'<figure><img loading="lazy" alt="{escape(image.name)}" src="{_jpeg(picture)}">'
+            "</figure>"
+            for picture in image.pictures
+        )
+        if len(names) > 1:
+            pictures = f'<div class="two">{pictures}</div>'
+        style = ' class="pair"' if len(names) > 1 else ""
+        figures.append(f"<div{style}><h3>{escape(image.name)}</h3>{pictures}</div>")
+    order = f"First {names[0]}, then {names[1]}. " if len(names) > 1 else ""
+    return (
+        f"<p>Most faults first, at a score from {result['score_threshold']:g} on. {escape(order)}"
+        '<br><span class="key right">right</span><span class="key wrong">wrong</span>'
+        '<span class="key missed">missed</span></p>'
+        f'<div class="worst">{"".join(figures)}</div>'
+    )
+
+
+def _jpeg(picture: Pixels) -> str:
+    colors = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", colors, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def percent(value: float | None) -> str:
+    """In percent with one decimal; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _beside(values: Iterable[str]) -> str:
+    """The values of all runs in one cell."""
+    return " / ".join(values)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _signed(value: float | None, other: float | None) -> str:
+    return "-" if value is None or other is None else _points(value - other)

@@ -1,0 +1,67 @@
+"""Average precision by the size of objects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.annotations import Annotations
+from engine.coco_ap import coco_scores
+from engine.detections import Detections
+
+SIZES = {"small": "APs", "medium": "APm", "large": "APl"}
+BOUNDS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+
+
+def ap_by_size(
+    detections: Detections, annotations: Annotations, show_progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """COCO's AP of small, medium and large objects, and how many there are.
+
+    Returns:
+        ``{"all classes": {"AP", "small", "medium", "large", "small_objects", ...}, class: ...}``;
+        None where a class has no object of a size.
+    """
+    report = {"all classes": _row(detections, annotations)}
+    if len(annotations.classes) > 1:
+        bar = tqdm(annotations.classes, "AP by size", delay=2, leave=False)
+        bar.disable = bar.disable or not show_progress
+        for label, name in enumerate(bar):
+            if (annotations.labels == label).any():
+                report[name] = _row(*_of_class(detections, annotations, label))
+    return report
+
+
+def _row(detections: Detections, annotations: Annotations) -> dict[str, Any]:
+    scores = coco_scores(detections, annotations, "bbox")
+    counted = ~(annotations.difficult | annotations.crowd)
+    row: dict[str, Any] = {"AP": scores["AP"]}
+    for size, name in SIZES.items():
+        low, high = BOUNDS[size]
+        inside = (annotations.areas >= low) & (annotations.areas < high) & counted
+        row[size] = scores[name]
+        row[f"{size}_objects"] = int(inside.sum())
+    return row
+
+
+def _of_class(
+    detections: Detections, annotations: Annotations, label: int
+) -> tuple[Detections, Annotations]:
+    """The same images with one class alone."""
+    rows = np.flatnonzero(annotations.labels == label)
+    images = annotations.object_images()[rows]
+    counts = np.bincount(images, minlength=len(annotations))
+    alone = replace(
+        annotations,
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=annotations.boxes[rows],
+        labels=annotations.labels[rows],
+        areas=annotations.areas[rows],
+        difficult=annotations.difficult[rows],
+        crowd=annotations.crowd[rows],
+        masks=None,
+    )
+    return detections.select(np.flatnonzero(detections.label == label)), alone

@@ -1,0 +1,305 @@
+"""Say what a detector does well and badly; compare two.
+
+    python scripts/analyze.py runs/my_run/best.pt
+    python scripts/analyze.py runs/fixed/last.pt runs/alwa/last.pt --output comparison.html
+    python scripts/analyze.py --config configs/bccd/retinanet.yaml found.json --json
+
+A checkpoint is run over the split; COCO results JSON or a folder of comp4 files is read, for which
+--config says what data it is of. Scores, precision-recall curves of each class, the confusion
+matrix, AP by size, calibration, the six TIDE error types and the worst images go to one HTML file
+that needs nothing else. With a second checkpoint or file of detections everything is shown side by
+side, and a paired bootstrap says how sure the difference in mAP is. Boxes are analyzed, masks only
+scored. Key overrides (data.root=... train.device=cpu) may stand among the files.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.threads import limit_spinning
+
+limit_spinning()  # torch reads it when it is imported
+
+# ruff: noqa: E402
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from data.annotations import Annotations
+from data.build import build_annotations
+from data.errors import InputError
+from data.images import DamagedImageError, read_image
+from data.loading import build_eval_loader
+from data.target import Batch
+from engine.atomic_file import write_atomically
+from engine.config import Config, load_config, split_words
+from engine.detections import Detections
+from engine.evaluator import detect, read_detections, score
+from engine.trained import Trained, load_trained
+from scripts.analysis.bootstrap import compare
+from scripts.analysis.confusion import confusion_matrix
+from scripts.analysis.precision import calibration, class_curves
+from scripts.analysis.report import BadImage, build_report, percent
+from scripts.analysis.sizes import ap_by_size
+from scripts.analysis.tide import TYPES, judge_errors, tide
+from scripts.analysis.worst import count_faults, draw_faults
+from scripts.dataset_tools.tables import format_table
+
+IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one detector found in the split."""
+
+    name: str
+    detections: Detections
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images and their ground truth."""
+
+    config: Config
+    annotations: Annotations
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        files, overrides = split_words(options.words)
+        if not 1 <= len(files) <= 2:
+            raise InputError("name one or two checkpoints or files of detections")
+        split, runs = look(files, overrides, options)
+        result = analyze(split, runs, options)
+        if not options.no_report:
+            worst = worst_images(split, runs, options)
+            write_atomically(options.output, build_report(result, worst).encode())
+        if options.json:
+            print(json.dumps(result, allow_nan=False))
+        else:
+            print(format_result(result))
+            if not options.no_report:
+                print(f"\nreport: {options.output}")
+    except InputError as error:
+        print(f"analyze.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def look(
+    files: Sequence[str], overrides: Sequence[str], options: argparse.Namespace
+) -> tuple[Split, list[Run]]:
+    """Open the split and get the detections of each run in it."""
+    trained = [load_trained(file, overrides) if is_checkpoint(file) else None for file in files]
+    split = open_split(next(filter(None, trained), None), overrides, options)
+    runs = []
+    for file, name, detector in zip(files, run_names(files), trained, strict=True):
+        if detector is None:
+            detections = read_detections(file, split.annotations)
+        else:
+            if detector.classes != split.annotations.classes:
+                raise InputError(
+                    f"{file}: was trained on {', '.join(detector.classes)}, not on "
+                    f"{', '.join(split.annotations.classes)}; compare runs of the same classes"
+                )
+            detections = detections_of(detector, split, name)
+        runs.append(Run(name, detections))
+    return split, runs
+
+
+def is_checkpoint(file: str) -> bool:
+    """A file that is not called .json is a checkpoint, a folder holds comp4 files."""
+    return not Path(file).is_dir() and Path(file).suffix.lower() != ".json"
+
+
+def run_names(files: Sequence[str]) -> list[str]:
+    """What the runs are called: the folder of a checkpoint, the name of a file of detections."""
+    names = [
+        path.parent.name if is_checkpoint(str(path)) else path.stem
+        for path in (Path(file).resolve() for file in files)
+    ]
+    return names if len(set(names)) == len(names) else list(files)
+
+
+def open_split(
+    trained: Trained | None, overrides: Sequence[str], options: argparse.Namespace
+) -> Split:
+    """The split by the config file, else by the first checkpoint's config."""
+    if options.config is not None:
+        config = load_config(options.config, overrides)
+    elif trained is not None:
+        config = trained.config
+    else:
+        raise InputError("--config: name the YAML file whose data the detections are of")
+    classes = trained.classes if trained is not None else config.data.classes
+    if classes is None and config.data.format == "voc":
+        train = build_annotations(config.data, config.data.train, check_images=False)
+        classes = train.classes
+    roles = {"train": config.data.train, "val": config.data.val}
+    name = roles.get(options.split, options.split)
+    return Split(config, build_annotations(config.data, name, classes, check_images=False))
+
+
+def detections_of(trained: Trained, split: Split, name: str) -> Detections:
+    """Run a detector over the split."""
+    loader = build_eval_loader(trained.config.data, split.annotations, rank=0, world_size=1)
+
+    def batches() -> Iterator[Batch]:
+        disable = None if sys.stderr.isatty() else True
+        yield from tqdm(loader, name, unit="batch", delay=2, leave=False, disable=disable)
+
+    with closing(loader):
+        return detect(
+            trained.looking(),
+            batches(),
+            split.annotations,
+            trained.device,
+            trained.config.train.amp,
+        )
+
+
+def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
+    """Everything in numbers: what ``--json`` prints and the report shows."""
+    annotations = split.annotations
+    counted = ~(annotations.difficult | annotations.crowd)
+    result: dict[str, Any] = {
+        "data": f"{annotations.source}",
+        "images": len(annotations),
+        "objects": int(counted.sum()),
+        "classes": list(annotations.classes),
+        "iou": IOU,
+        "score_threshold": options.threshold,
+        "runs": [analyze_run(run, annotations, options.threshold) for run in runs],
+    }
+    if len(runs) == 2:
+        first, second = (run.detections for run in runs)
+        comparison = compare(
+            first, second, annotations, options.resamples, options.seed, sys.stderr.isatty()
+        )
+        result["comparison"] = {**comparison, "resamples": options.resamples}
+    return result
+
+
+def analyze_run(run: Run, annotations: Annotations, threshold: float) -> dict[str, Any]:
+    """One run in numbers."""
+    verdicts = judge_errors(run.detections, annotations, IOU)
+    return {
+        "name": run.name,
+        "detections": len(run.detections),
+        "scores": score(run.detections, annotations, IOU),
+        "tide": tide(run.detections, annotations, verdicts),
+        "classes": class_curves(run.detections, annotations, IOU),
+        "confusion": confusion_matrix(run.detections, annotations, IOU, threshold).tolist(),
+        "sizes": ap_by_size(run.detections, annotations, sys.stderr.isatty()),
+        "calibration": calibration(run.detections, annotations, IOU),
+    }
+
+
+def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> list[BadImage]:
+    """The images with most faults of the first run, drawn for every run; none where files miss."""
+    annotations, threshold = split.annotations, options.threshold
+    verdicts = [judge_errors(run.detections, annotations, IOU) for run in runs]
+    faults = count_faults(runs[0].detections, annotations, verdicts[0], threshold)
+    worst = []
+    for row in faults.worst(options.worst):
+        height, width = annotations.sizes[row].tolist()
+        file = split.config.data.root / str(annotations.files[row])
+        try:
+            image = read_image(file, (height, width), split.config.data.max_image_pixels)
+        except DamagedImageError:
+            continue
+        except InputError as error:
+            print(f"analyze.py: the worst images are left out: {error}", file=sys.stderr)
+            return []
+        pictures = [
+            draw_faults(image, row, annotations, run.detections, each, threshold, "")
+            for run, each in zip(runs, verdicts, strict=True)
+        ]
+        worst.append(BadImage(str(annotations.names[row]), pictures))
+    return worst
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The gist for a terminal."""
+    runs = result["runs"]
+    names = [run["name"] for run in runs]
+    scores = [
+        ["VOC mAP", *(percent(run["scores"]["voc"]["area"]["mAP"]) for run in runs)],
+        *(
+            [f"COCO {name}", *(percent(run["scores"]["coco"]["bbox"][name]) for run in runs)]
+            for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        ),
+        ["calibration error", *(percent(run["calibration"]["error"]) for run in runs)],
+    ]
+    errors = [
+        [kind]
+        + [f"{100 * run['tide']['cost'][kind]:.1f} ({run['tide']['count'][kind]})" for run in runs]
+        for kind in TYPES
+    ]
+    head = f"{result['data']}: {result['images']} images, {result['objects']} objects"
+    parts = [
+        head,
+        format_table(["in percent", *names], scores),
+        format_table(["TIDE: AP lost (errors)", *names], errors),
+    ]
+    if "comparison" in result:
+        parts.append(_format_comparison(result["comparison"]))
+    return "\n\n".join(parts)
+
+
+def _format_comparison(comparison: dict[str, Any]) -> str:
+    lines = []
+    for name, title in (("mAP50", "mAP at IoU 0.5"), ("mAP50_95", "mAP over IoU 0.5 to 0.95")):
+        each = comparison[name]
+        numbers = [100 * each[key] for key in ("difference", "low", "high")]
+        lines.append(
+            f"{title}: second - first = {numbers[0]:+.1f} points, 95 % of {comparison['resamples']}"
+            f" draws of the images between {numbers[1]:+.1f} and {numbers[2]:+.1f}, "
+            f"p = {each['p']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="CHECKPOINT|DETECTIONS",
+        help="one or two: a checkpoint, a COCO results .json, a folder of comp4 files",
+    )
+    parser.add_argument("--config", help="the YAML file whose data the detections are of")
+    parser.add_argument("--split", default="val", help="train, val, or a split of the data (val)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("analysis.html"), help="the report (analysis.html)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="score from which on a detection is in the confusion matrix and the pictures (0.5)",
+    )
+    parser.add_argument("--worst", type=int, default=12, help="images to draw (12)")
+    parser.add_argument("--resamples", type=int, default=1000, help="draws of the bootstrap (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--no-report", action="store_true", help="write no HTML")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Time what this project does against what a user would take instead.
+
+    python scripts/benchmark.py step --detector retinanet --size 400 400 --classes 91
+    python scripts/benchmark.py step --detector faster_rcnn --amp bf16 --separate
+    python scripts/benchmark.py losses --boxes-list 8 100 300 --batches 1 4 16
+    python scripts/benchmark.py loading --workers 0 2
+    python scripts/benchmark.py {voc,coco,weighting,inference} [--device cuda] [--json]
+
+Every comparison first checks that both sides give the same losses or scores, with the same weights
+and the same batch, and ends where they do not. Then both are timed in turns in one process; with
+--separate (step, losses) each in a process of its own, as its program is shipped. Times are medians
+(quartiles); the ratio is the median over the rounds, above 1 where ours is faster.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.allocator import keep_freed_memory
+from engine.threads import limit_spinning
+
+if "theirs" not in sys.argv:  # the peer in a process of its own runs as its users run it
+    limit_spinning()
+    keep_freed_memory()
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from scripts.benchmarks.inference import run_inference
+from scripts.benchmarks.loading import run_loading
+from scripts.benchmarks.losses import run_losses
+from scripts.benchmarks.processes import SIDES
+from scripts.benchmarks.report import Report
+from scripts.benchmarks.scoring import run_coco, run_voc
+from scripts.benchmarks.step import run_step
+from scripts.benchmarks.weighting import run_weighting
+
+DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
+AMP = ("none", "bf16", "fp16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark and print its table."""
+    options = _parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    result = options.run(options)
+    as_table = isinstance(result, Report) and not options.json
+    print(result.as_markdown() if as_table else result.as_json())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    _add_step(commands.add_parser("step", help="a training step"))
+    _add_losses(commands.add_parser("losses", help="RetinaNet's matching and losses"))
+    _add_loading(commands.add_parser("loading", help="files to normalized batches"))
+    _add_scoring(commands.add_parser("voc", help="VOC mAP"), run_voc, 4952, 20, 14976, 248_000, 5)
+    coco = commands.add_parser("coco", help="COCO AP by each engine")
+    _add_scoring(coco, run_coco, 5000, 80, 36_000, 500_000, 1)
+    _add_weighting(commands.add_parser("weighting", help="ALWA's share of a step"))
+    _add_inference(commands.add_parser("inference", help="detection"))
+    for command in commands.choices.values():
+        command.add_argument("--device", default="cpu", help="cpu or cuda")
+        command.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")
+        command.add_argument("--json", action="store_true", help="every single time, as JSON")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, size: tuple[int, int], classes: int) -> None:
+    parser.add_argument("--detector", choices=DETECTORS, default="retinanet")
+    parser.add_argument("--backbone", default="resnet50", help="of torchvision's ResNets")
+    _add_input(parser, size, classes)
+    parser.add_argument("--amp", choices=AMP, default="none", help="our precision")
+
+
+def _add_input(parser: argparse.ArgumentParser, size: tuple[int, int], classes: int) -> None:
+    parser.add_argument("--size", type=int, nargs=2, default=size, help="height and width")
+    parser.add_argument("--classes", type=int, default=classes)
+    parser.add_argument(
+        "--box-sides",
+        type=float,
+        nargs=2,
+        default=(0.08, 0.4),
+        help="shortest and longest side of a box, by the image's shorter side",
+    )
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--boxes", type=int, default=7, help="boxes an image")
+    parser.add_argument("--peer-amp", choices=AMP, default="none", help="torchvision's precision")
+
+
+def _add_separate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--separate", action="store_true", help="each side in its own process")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+
+
+def _add_step(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, (400, 400), 91)
+    _add_batch(parser)
+    _add_separate(parser)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.set_defaults(run=run_step)
+
+
+def _add_losses(parser: argparse.ArgumentParser) -> None:
+    _add_input(parser, (800, 800), 91)
+    _add_separate(parser)
+    parser.add_argument("--boxes-list", type=int, nargs="+", default=(8, 50, 100, 300))
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 2, 4, 8, 16))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.set_defaults(run=run_losses)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, help="folder of a VOCdevkit; pictures are drawn")
+    parser.add_argument("--images", type=int, default=200, help="pictures to draw")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=(0, 2))
+    parser.add_argument("--repeats", type=int, default=5, help="epochs of each side")
+    parser.add_argument("--channels-last", action="store_true", help="as detector.channels_last")
+    parser.add_argument(
+        "--growth", type=int, nargs=2, metavar=("FEW", "MANY"), help="lengths of the split"
+    )
+    parser.set_defaults(run=run_loading)
+
+
+def _add_scoring(
+    parser: argparse.ArgumentParser, run: object, images: int, classes: int, *amounts: int
+) -> None:
+    objects, detections, repeats = amounts
+    parser.add_argument("--images", type=int, default=images)
+    parser.add_argument("--classes", type=int, default=classes)
+    parser.add_argument("--objects", type=int, default=objects)
+    parser.add_argument("--detections", type=int, default=detections)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.set_defaults(run=run)
+
+
+def _add_weighting(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, (400, 400), 91)
+    _add_batch(parser)
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--step-repeats", type=int, default=5)
+    parser.set_defaults(run=run_weighting)
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, (600, 800), 91)
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 8))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=16, help="of a whole split; 0 leaves it out")
+    parser.add_argument("--split-batch", type=int, default=2)
+    parser.add_argument("--split-repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.set_defaults(run=run_inference)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,58 @@
+"""Each side in a process of its own: as its program is shipped, with its own allocator settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+SIDES = ("ours", "theirs")
+ROUNDS = 2  # processes of each side, in turns
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a side measured in its own processes.
+
+    Attributes:
+        seconds: of each repetition in each process.
+        memory: MB at most, beside what was there before the first repetition.
+    """
+
+    seconds: list[float]
+    memory: float
+
+    def as_json(self) -> str:
+        return json.dumps(vars(self))
+
+
+def run_alone(name: str = "") -> dict[str, Alone]:
+    """The command under way once more for each side, with ``--side`` and the case's name."""
+    parts: dict[str, list[Alone]] = {side: [] for side in SIDES}
+    for _ in range(ROUNDS):
+        for side in SIDES:
+            command = [sys.executable, *sys.argv, "--side", side, "--case", name]
+            parts[side].append(_answer_of(command))
+    return {
+        side: Alone(
+            [second for answer in answers for second in answer.seconds],
+            max(answer.memory for answer in answers),
+        )
+        for side, answers in parts.items()
+    }
+
+
+def _answer_of(command: list[str]) -> Alone:
+    answer = subprocess.run(command, check=False, capture_output=True, text=True)
+    if answer.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{answer.stderr}")
+    values: dict[str, Any] = json.loads(answer.stdout)
+    return Alone(**values)
+
+
+def memory_note(results: dict[str, Alone]) -> dict[str, str]:
+    """A column of the table: MB of each side."""
+    memory = " / ".join(f"{results[side].memory:.0f}" for side in SIDES)
+    return {"peak memory, MB, ours / theirs": memory}

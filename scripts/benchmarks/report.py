@@ -1,0 +1,90 @@
+"""The results of a benchmark as a Markdown table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from scripts.benchmarks.timing import median, ratio, spread
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: what was timed.
+        ours, theirs: seconds of each repetition.
+        images: images in one repetition; 0 where nothing is counted in images.
+        notes: further columns.
+    """
+
+    name: str
+    ours: list[float]
+    theirs: list[float]
+    images: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def cells(self, notes: list[str]) -> list[str]:
+        """The table's cells; ``notes`` are the names of the further columns."""
+        times = (_time(seconds, self.images) for seconds in (self.ours, self.theirs))
+        further = (self.notes.get(name, "") for name in notes)
+        return [self.name, *times, f"{ratio(self.theirs, self.ours):.2f}", *further]
+
+
+@dataclass
+class Report:
+    """All that one benchmark has to say.
+
+    Attributes:
+        title: one line: what is compared.
+        machine: where, by ``describe_machine``.
+        checks: what was found equal before anything was timed.
+    """
+
+    title: str
+    machine: dict[str, str]
+    checks: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        """Every single time, with the medians and ratios of the table."""
+        rows = [
+            {
+                **asdict(row),
+                "ours_median": median(row.ours),
+                "theirs_median": median(row.theirs),
+                "ratio": ratio(row.theirs, row.ours),
+            }
+            for row in self.rows
+        ]
+        return json.dumps({**asdict(self), "rows": rows}, indent=2)
+
+    def as_markdown(self) -> str:
+        """A caption, the checks, a table with medians, quartiles and ratios."""
+        machine = "; ".join(f"{name} {value}" for name, value in self.machine.items())
+        lines = [f"**{self.title}**", "", machine, "", *(f"* {check}" for check in self.checks)]
+        notes = list(dict.fromkeys(name for row in self.rows for name in row.notes))
+        header = ["", "ours", "theirs", "ratio", *notes]
+        body = [row.cells(notes) for row in self.rows]
+        return "\n".join(
+            [*lines, "", _line(header), _line(["---"] * len(header)), *map(_line, body)]
+        )
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _time(seconds: list[float], images: int) -> str:
+    """``median (first quartile to third quartile)``, and images a second where there are any."""
+    first, third = spread(seconds)
+    text = f"{_seconds(median(seconds))} ({_seconds(first)} to {_seconds(third)})"
+    return f"{text}, {images / median(seconds):.3g} images/s" if images else text
+
+
+def _seconds(value: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e6:.3g} µs"

@@ -1,0 +1,140 @@
+"""A training step against torchvision's: forward, losses, backward, SGD."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detector.matching import match_anchors
+from scripts.benchmarks.machine import describe_machine
+from scripts.benchmarks.memory import peak_memory
+from scripts.benchmarks.processes import SIDES, Alone, memory_note, run_alone
+from scripts.benchmarks.report import Report, Row
+from scripts.benchmarks.timing import alternate
+from scripts.benchmarks.training import (
+    Trainee,
+    build_trainee,
+    build_work,
+    count_synchronizations,
+)
+from scripts.benchmarks.twins import DrawnLikeOurs, Reseeded, Work
+
+LARGEST_DIFFERENCE = 1e-3  # of a loss, relative
+WINDOW = 5  # locations around a positive that RetinaNet's box tower of five layers looks at
+
+
+def run_step(options: argparse.Namespace) -> Report | Alone:
+    """The report; with ``--side`` what one side measured, for the process that asked."""
+    if options.side:
+        return measure_alone(options)
+    device = torch.device(options.device)
+    work = build_work(options)
+    trainees = {side: build_trainee(side, options, work) for side in SIDES}
+    report = Report(_title(options), describe_machine(device))
+    report.checks.append(check_losses(trainees["ours"], trainees["theirs"]))
+    if options.detector == "retinanet":
+        report.checks.append(describe_boxes(trainees["ours"], work))
+    notes = {}
+    if device.type == "cuda":
+        counts = [str(count_synchronizations(trainees[side])) for side in SIDES]
+        notes["host waits in a step, ours / theirs"] = " / ".join(counts)
+    if options.separate:
+        del trainees
+        alone = run_alone()
+        times = (alone["ours"].seconds, alone["theirs"].seconds)
+        notes |= memory_note(alone)
+        report.rows.append(Row("step, a process each", *times, options.batch, notes))
+        return report
+    seconds = alternate(
+        {side: trainee.step for side, trainee in trainees.items()}, options.repeats, device
+    )
+    report.rows.append(
+        Row("step, one process", seconds["ours"], seconds["theirs"], options.batch, notes)
+    )
+    return report
+
+
+def _title(options: argparse.Namespace) -> str:
+    height, width = options.size
+    precision = f"ours {_precision(options.amp)}, theirs {_precision(options.peer_amp)}"
+    return (
+        f"Training step: {options.detector}, {options.backbone}, {height} x {width}, batch "
+        f"{options.batch}, {options.classes} classes, {options.boxes} boxes an image; {precision}"
+    )
+
+
+def _precision(amp: str) -> str:
+    return "fp32" if amp == "none" else amp
+
+
+def check_losses(ours: Trainee, theirs: Trainee) -> str:
+    """One line that says how near the losses of both are; both run in float32 for it.
+
+    Raises:
+        SystemExit: they differ, so that times would compare different things.
+    """
+    samplers = {part: getattr(ours.model, part).fg_bg_sampler for part in _sampling_parts(ours)}
+    mine = _float32_losses(ours, {part: Reseeded(own) for part, own in samplers.items()})
+    peers = _float32_losses(theirs, {part: DrawnLikeOurs(own) for part, own in samplers.items()})
+    differences = {
+        name: abs(mine[name] - peers[name]) / max(abs(peers[name]), 1e-6) for name in peers
+    }
+    listed = ", ".join(f"{name} {mine[name]:.6g}" for name in mine)
+    worst = max(differences.values())
+    if not worst <= LARGEST_DIFFERENCE or set(mine) != set(peers):
+        raise SystemExit(f"losses differ, nothing was timed: ours {mine}, theirs {peers}")
+    return f"same losses in float32 ({listed}; largest relative difference {worst:.1g})"
+
+
+def _sampling_parts(trainee: Trainee) -> list[str]:
+    return [part for part in ("rpn", "roi_heads") if hasattr(trainee.model, part)]
+
+
+@torch.no_grad()
+def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[str, float]:
+    """The losses with other samplers, which are taken out again."""
+    parts = {part: getattr(trainee.model, part) for part in samplers}
+    own = {part: module.fg_bg_sampler for part, module in parts.items()}
+    for part, module in parts.items():
+        module.fg_bg_sampler = samplers[part]
+    losses = {name: loss.item() for name, loss in trainee.run().items()}
+    for part, module in parts.items():
+        module.fg_bg_sampler = own[part]
+    return losses
+
+
+@torch.no_grad()
+def describe_boxes(ours: Trainee, work: Work) -> str:
+    """How many of the pyramid's locations lie near a positive: a sparse box tower lives on it."""
+    model: Any = ours.model
+    batch = model.transform(work.images)
+    maps = list(model.backbone(batch.tensors).values())
+    height, width = batch.tensors.shape[-2:]
+    anchors = torch.cat(model.anchor_generator.of_pyramid((height, width), maps))
+    config = model.config
+    thresholds = (config.foreground_iou, config.background_iou)
+    positive = match_anchors(anchors, work.targets, *thresholds, config.low_quality_matches) >= 0
+    near, total = 0.0, 0
+    for level, flags in zip(maps, positive.split(_anchor_counts(model, maps), dim=1), strict=True):
+        grid = flags.view(len(flags), 1, *level.shape[-2:], -1).any(dim=-1).float()
+        near += float(F.max_pool2d(grid, 2 * WINDOW + 1, stride=1, padding=WINDOW).sum())
+        total += grid.numel()
+    return f"{near / total:.0%} of the locations are within {WINDOW} of a positive one"
+
+
+def _anchor_counts(model: Any, maps: list[Tensor]) -> list[int]:
+    each = model.anchor_generator.num_anchors_per_location()[0]
+    return [each * level.shape[-2] * level.shape[-1] for level in maps]
+
+
+def measure_alone(options: argparse.Namespace) -> Alone:
+    """Times and peak memory of one side, in this process: the first steps are the warm-up."""
+    trainee = build_trainee(options.side, options, build_work(options))
+    memory = peak_memory(trainee.step, trainee.device)
+    seconds = alternate({options.side: trainee.step}, options.repeats, trainee.device, warm_up=0)
+    return Alone(seconds[options.side], memory)

@@ -1,0 +1,51 @@
+"""Two programs timed in turns, so that a busy machine hurts both alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+Work = Callable[[], Any]
+
+
+def alternate(
+    sides: Mapping[str, Work], repeats: int, device: torch.device, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each repetition of each side; a, b, a, b, ... after the warm-up."""
+    for _ in range(warm_up):
+        for work in sides.values():
+            work()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, work in sides.items():
+            wait_for(device)
+            start = time.perf_counter()
+            work()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    """A GPU works on after the call has returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median(seconds: list[float]) -> float:
+    return float(np.median(seconds))
+
+
+def spread(seconds: list[float]) -> tuple[float, float]:
+    """The first and the third quartile."""
+    first, third = np.quantile(seconds, [0.25, 0.75])
+    return float(first), float(third)
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """How many times faster ours is: the median over the rounds, each under one load."""
+    return float(np.median(np.array(theirs) / np.array(ours)))

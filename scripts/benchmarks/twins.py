@@ -1,0 +1,209 @@
+"""A detector of ours and torchvision's own with the same weights, and input for both.
+
+torchvision's builders, given no weights at all, quietly use BatchNorm and train all five stages.
+Here its parts are put together as its builders do it for pretrained weights: FrozenBatchNorm and
+three trainable stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.models import resnet
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from data.target import Targets, pad_targets
+from detector.build import Detector, build_detector
+from detector.config import DetectorConfig
+from detector.matching import BalancedSampler, Samples
+from losses.config import BoxLossConfig, LossConfig
+
+TRAINABLE_STAGES = 3
+CANDIDATES, SCORE_THRESHOLD = 500, 0.05  # of an image; both sides' default
+DELTAS = 0.2  # standard deviation of a predicted box's deltas
+R_CNN_BOX_LOSS = BoxLossConfig(type="smooth_l1", beta=1 / 9)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch in the form that each side takes.
+
+    Attributes:
+        images: ``(3, H, W)`` uint8, as our loader gives them.
+        targets: our targets.
+        floats: the same images in 0..1, as torchvision's reference pipeline gives them.
+        dicts: the same targets; labels are shifted where 0 is the background.
+    """
+
+    images: list[Tensor]
+    targets: Targets
+    floats: list[Tensor]
+    dicts: list[dict[str, Tensor]]
+
+
+def build_ours(kind: str, backbone: str, classes: int, device: torch.device) -> Detector:
+    """Our detector with torchvision's losses; random weights from seed 0, calibrated norms."""
+    torch.manual_seed(0)
+    options = {"type": kind, "backbone": backbone, "weights": "none", "norm": "frozen"}
+    config = DetectorConfig.model_validate(options)
+    box = BoxLossConfig(type="l1") if kind == "retinanet" else R_CNN_BOX_LOSS
+    loss = LossConfig(normalizer="image", box=box, rpn_box=R_CNN_BOX_LOSS)
+    detector = build_detector(config, loss, classes)
+    plain: Any = build_theirs(kind, backbone, classes, (256, 256), torch.device("cpu"))
+    plain.load_state_dict(detector.state_dict())
+    calibrate(plain.backbone)
+    detector.load_state_dict(plain.state_dict())
+    return detector.to(device)
+
+
+def build_theirs(
+    kind: str, backbone: str, classes: int, size_hw: tuple[int, int], device: torch.device
+) -> nn.Module:
+    """torchvision's detector, its resizing set to the size that images have already."""
+    body = getattr(resnet, backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
+    options: dict[str, Any] = {"min_size": min(size_hw), "max_size": max(size_hw)}
+    if kind == "retinanet":
+        extra = LastLevelP6P7(256, 256)
+        network = _resnet_fpn_extractor(body, TRAINABLE_STAGES, [2, 3, 4], extra)
+        # its default of 300 is not what COCO scores
+        return RetinaNet(network, classes, detections_per_img=100, **options).to(device)
+    build = MaskRCNN if kind == "mask_rcnn" else FasterRCNN
+    return build(_resnet_fpn_extractor(body, TRAINABLE_STAGES), classes + 1, **options).to(device)
+
+
+@torch.no_grad()
+def calibrate(backbone: nn.Module) -> None:
+    """Set the frozen statistics to what random pixels give.
+
+    A network with the weights of its first day has no statistics that fit; without them the
+    activations grow over the layers until losses are of no size that training ever sees.
+    """
+
+    def measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        norm.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)))
+
+    norms = [layer for layer in backbone.modules() if isinstance(layer, FrozenBatchNorm2d)]
+    handles = [norm.register_forward_pre_hook(measure) for norm in norms]
+    backbone(torch.randn(1, 3, 256, 256))
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def make_detections_likely(detector: Any, kind: str, image: Tensor) -> None:
+    """Give the heads weights under which scores differ from place to place, so that there is
+    something to detect in an image: a few hundred candidates, as a trained detector has."""
+    torch.manual_seed(1)
+    if kind != "retinanet":
+        detector.rpn.head.cls_logits.weight.normal_(std=0.1)
+        detector.roi_heads.box_predictor.cls_score.weight.normal_(std=0.1)
+        return
+    for layer in detector.head.modules():
+        if isinstance(layer, nn.Conv2d):  # std 0.01 lets the signal fade from layer to layer
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    last = detector.head.classification_head.cls_logits
+    logits = detector.head(list(detector.backbone(detector.transform([image]).tensors).values()))
+    values = logits["cls_logits"].flatten()
+    last.weight /= values.std()
+    values = (values - last.bias[0]) / values.std()
+    candidate = values.topk(min(CANDIDATES, len(values) // 2)).values[-1]
+    last.bias.fill_(math.log(SCORE_THRESHOLD / (1 - SCORE_THRESHOLD)) - float(candidate))
+    # boxes near their anchors: far ones end as slivers on the border, which no overlap compares
+    detector.head.regression_head.bbox_reg.weight *= DELTAS / logits["bbox_regression"].std()
+
+
+def make_work(
+    kind: str,
+    size_hw: tuple[int, int],
+    counts: Sequence[int],
+    sides: tuple[float, float],
+    classes: int,
+    device: torch.device,
+    with_masks: bool = False,
+) -> Work:
+    """Random pixels and ``counts[b]`` random boxes in image b.
+
+    Args:
+        sides: shortest and longest side of a box, by the image's shorter side.
+    """
+    generator = torch.Generator().manual_seed(2)
+    images = [
+        torch.randint(0, 256, (3, *size_hw), generator=generator, dtype=torch.uint8) for _ in counts
+    ]
+    boxes = [random_boxes(count, size_hw, sides, generator) for count in counts]
+    labels = [torch.randint(0, classes, (count,), generator=generator) for count in counts]
+    masks = [box_masks(image_boxes, size_hw) for image_boxes in boxes] if with_masks else None
+    targets = pad_targets(boxes, labels, masks).to(device)
+    images = [image.to(device) for image in images]
+    shift = 0 if kind == "retinanet" else 1
+    dicts = [
+        {"boxes": targets.boxes_of(index), "labels": targets.labels_of(index) + shift}
+        for index in range(len(counts))
+    ]
+    for entry, image_masks in zip(dicts, targets.masks or (), strict=False):
+        entry["masks"] = image_masks
+    return Work(images, targets, [image.float() / 255 for image in images], dicts)
+
+
+def random_boxes(
+    count: int, size_hw: tuple[int, int], sides: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """``(count, 4)`` xyxy; the sides' logarithms are uniform."""
+    low, high = (torch.tensor(side * min(size_hw)).log() for side in sides)
+    wh = (low + torch.rand(count, 2, generator=generator) * (high - low)).exp()
+    room = torch.tensor([float(size_hw[1]), float(size_hw[0])]) - wh
+    corner = torch.rand(count, 2, generator=generator) * room
+    return torch.cat([corner, corner + wh], dim=1).round()
+
+
+def box_masks(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """``(N, H, W)`` uint8: the ellipse in each box."""
+    y, x = (torch.arange(side) + 0.5 for side in size_hw)
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    across = ((x - center[:, :1]) / half[:, :1]) ** 2
+    down = ((y - center[:, 1:]) / half[:, 1:]) ** 2
+    return (across[:, None, :] + down[:, :, None] <= 1).to(torch.uint8)
+
+
+class Reseeded:
+    """Our sampler, made to draw the same in every call with the same candidates."""
+
+    def __init__(self, sampler: BalancedSampler) -> None:
+        self._sampler = sampler
+
+    def __call__(self, positive: Tensor, negative: Tensor) -> Samples:
+        torch.manual_seed(0)
+        return self._sampler(positive, negative)
+
+
+class DrawnLikeOurs:
+    """Lets torchvision sample the anchors and proposals that our sampler draws.
+
+    Both draw at random, each in its own way; only with the same draw can losses be compared.
+    """
+
+    def __init__(self, sampler: BalancedSampler) -> None:
+        self._sampler = Reseeded(sampler)
+
+    def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each image ``(N_b,)``: 1 and more positive, 0 negative -> masks of what is drawn."""
+        labels = pad_sequence(matched, batch_first=True, padding_value=-1)
+        samples = self._sampler(labels >= 1, labels == 0)
+        nothing = torch.zeros_like(labels, dtype=torch.bool)
+        positive = nothing.scatter(1, samples.indices, samples.positive)
+        negative = nothing.scatter(1, samples.indices, samples.valid & ~samples.positive)
+        lengths = [len(image) for image in matched]
+        return (
+            [row[:length] for row, length in zip(positive, lengths, strict=True)],
+            [row[:length] for row, length in zip(negative, lengths, strict=True)],
+        )

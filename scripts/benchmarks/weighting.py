@@ -1,0 +1,72 @@
+"""What ALWA costs: microseconds an iteration, and its share of a training step."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from losses import ALWA
+from scripts.benchmarks.machine import describe_machine
+from scripts.benchmarks.report import Report, Row
+from scripts.benchmarks.timing import alternate, median
+from scripts.benchmarks.training import build_trainee, build_work
+
+ITERATIONS = 500  # in one repetition: five windows, so that their statistics are in the mean
+PAIRS = {"head": ("classification", "bbox_regression")}
+
+
+def run_weighting(options: argparse.Namespace) -> Report:
+    """Two losses, summed with ALWA and without, forward and backward."""
+    device = torch.device(options.device)
+    weighting = ALWA(PAIRS, interval=100).to(device)
+    values = torch.tensor([0.7, 1.3], device=device, requires_grad=True)
+    seconds = alternate(
+        {
+            "ours": lambda: _iterate(values, weighting),
+            "theirs": lambda: _iterate(values, lambda losses: losses),
+        },
+        options.repeats,
+        device,
+        warm_up=2,
+    )
+    title = "ALWA against a plain sum of the losses, one iteration, forward and backward"
+    report = Report(title, describe_machine(device, ("torch",)))
+    report.checks.append("weights of 1: the same sum and gradient as the plain sum")
+    _check(values.detach().clone().requires_grad_())
+    ours, theirs = ([each / ITERATIONS for each in seconds[side]] for side in ("ours", "theirs"))
+    added = median(ours) - median(theirs)
+    trainee = build_trainee("ours", options, build_work(options))
+    trainee.weighting = None
+    step = median(alternate({"step": trainee.step}, options.step_repeats, device)["step"])
+    name = f"{options.detector} {options.size[0]} x {options.size[1]}, batch {options.batch}"
+    notes = {
+        "ALWA adds": f"{added * 1e6:.1f} µs",
+        "of a step": f"{added / step:.4%} of {step * 1e3:.0f} ms ({name})",
+    }
+    report.rows.append(Row("iteration", ours, theirs, notes=notes))
+    return report
+
+
+Weigh = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def _iterate(values: Tensor, weigh: Weigh) -> None:
+    for _ in range(ITERATIONS):
+        values.grad = None
+        _total(values, weigh).backward()
+
+
+def _total(values: Tensor, weigh: Weigh) -> Tensor:
+    classification, regression = values.unbind()
+    losses = weigh({"classification": classification, "bbox_regression": regression})
+    return torch.stack(list(losses.values())).sum()
+
+
+def _check(values: Tensor) -> None:
+    total = _total(values, ALWA(PAIRS).to(values.device))
+    plain = _total(values, lambda losses: losses)
+    if not torch.equal(total, plain):
+        raise SystemExit(f"ALWA with weights of 1 gives {total}, the plain sum {plain}")

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Does the project work under the oldest and the newest Python and torch that it supports?
+#
+#   scripts/check_versions.sh                       all tests under every combination
+#   scripts/check_versions.sh tests/losses -x       what follows goes to pytest
+#   COMBINATIONS="3.10:oldest 3.13:newest" scripts/check_versions.sh
+#
+# Every combination gets a fresh environment (about 5 GB each, deleted afterwards) in $ENVIRONMENTS,
+# a temporary folder by default. A Python that this machine lacks is reported as not checked.
+# The exit status is 1 if any combination failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+combinations=${COMBINATIONS:-"3.10:oldest 3.10:newest 3.13:oldest 3.13:newest"}
+oldest=$(sed -n 's/^ *torch>=\([0-9.]*\)$/\1/p' setup.cfg)
+environments=${ENVIRONMENTS:-$(mktemp -d)}
+results=()
+status=0
+
+# The interpreter of a version: on the PATH, or one that pyenv keeps.
+find_python() {
+    command -v "python$1" && return
+    for found in "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        [ -x "$found" ] && { echo "$found"; return; }
+    done
+    return 1
+}
+
+# Install the project with its tests and run them: ENVIRONMENT, torch requirement, pytest arguments.
+check() {
+    local environment=$1 torch=$2
+    shift 2
+    "$environment/bin/python" -m pip install --quiet --editable '.[dev]' "$torch" || return
+    "$environment/bin/python" -m pytest "$@"
+}
+
+for combination in $combinations; do
+    python=${combination%%:*}
+    torch="torch"
+    [ "${combination##*:}" = oldest ] && torch="torch==$oldest.*"
+    if ! interpreter=$(find_python "$python"); then
+        results+=("not checked  Python $python, $torch: no such Python on this machine")
+        continue
+    fi
+    environment="$environments/$python-${combination##*:}"
+    echo "== Python $python, $torch"
+    "$interpreter" -m venv "$environment" && check "$environment" "$torch" "$@"
+    code=$?
+    [ $code = 0 ] && verdict="passed      " || { verdict="FAILED ($code)  "; status=1; }
+    versions=$("$environment/bin/python" -c 'import platform, torch, torchvision
+print(f"Python {platform.python_version()}, torch {torch.__version__}, "
+      f"torchvision {torchvision.__version__}")' 2>/dev/null)
+    results+=("$verdict ${versions:-Python $python, $torch: could not be installed}")
+    rm -rf "$environment"
+done
+
+printf '%s\n' "" "${results[@]}"
+exit $status

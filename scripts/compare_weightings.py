@@ -1,0 +1,174 @@
+"""What does each weighting make of the same losses?
+
+    python scripts/compare_weightings.py
+    python scripts/compare_weightings.py --scale 3 --output scaled.png
+    python scripts/compare_weightings.py runs/my_run/metrics.jsonl --interval 100
+
+Every rule is shown the raw losses of one recorded training, iteration by iteration, and its weights
+are drawn and summed up in a table. The losses are those of a training with fixed weights: under
+another rule they would have gone another way, so this shows how rules react, not which is better.
+
+A recording is a JSON file with the lists ``cls`` and ``box``, one number an iteration, and, for
+GradNorm, ``cls_gradient`` and ``box_gradient``, their gradient norms at the shared layer. Of a
+run's ``metrics.jsonl`` each log line counts as an iteration: train with ``train.log_every=1``.
+Needs matplotlib (the extra ``analysis``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from losses import (
+    ALWA,
+    DWA,
+    GLS,
+    CoVWeighting,
+    GradNorm,
+    LossWeighting,
+    RandomWeights,
+    SelfBalancing,
+    UncertaintyWeighting,
+)
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDING = ROOT / "tests/losses/fixtures/recorded_losses.json"
+PAIR = {"head": ("cls", "box")}
+RULES: dict[str, Callable[[int], LossWeighting]] = {
+    "ALWA 1": lambda interval: ALWA(PAIR, 1, interval),
+    "ALWA 2": lambda interval: ALWA(PAIR, 2, interval),
+    "ALWA 2 multiplicative": lambda interval: ALWA(PAIR, 2, interval, update="multiplicative"),
+    "ALWA 2 unweighted": lambda interval: ALWA(PAIR, 2, interval, update="unweighted"),
+    "uncertainty": lambda interval: UncertaintyWeighting(PAIR, interval),
+    "DWA": lambda interval: DWA(PAIR, interval),
+    "RLW": lambda interval: RandomWeights(PAIR, interval),
+    "GLS": lambda interval: GLS(PAIR, interval),
+    "CoV": lambda interval: CoVWeighting(PAIR, interval),
+    "self-balancing": lambda interval: SelfBalancing(PAIR, interval),
+    "GradNorm": lambda interval: GradNorm(PAIR, interval),
+}
+LR = 0.02  # of the log-variances of uncertainty weighting: SGD with momentum, as the network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("recording", type=Path, nargs="?", default=RECORDING)
+    parser.add_argument("--interval", type=int, default=10, help="iterations in a window")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiply cls, as another normalizer would"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/images/weightings.png")
+    arguments = parser.parse_args()
+    recording = scaled(read_recording(arguments.recording), arguments.scale)
+    rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
+    weights = {rule: replay(RULES[rule](arguments.interval), recording) for rule in rules}
+    print(table(weights, recording))
+    draw(weights, recording, arguments.output)
+    print(arguments.output)
+
+
+def read_recording(path: Path) -> dict[str, list[float]]:
+    """Lists ``cls`` and ``box`` of one number an iteration, and their gradient norms if known."""
+    if path.suffix != ".jsonl":
+        return json.loads(path.read_text())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    names = next(
+        pair
+        for pair in (("classification", "bbox_regression"), ("loss_objectness", "loss_rpn_box_reg"))
+        if pair[0] in losses[0]
+    )
+    return {
+        key: [row[name] for row in losses] for key, name in zip(PAIR["head"], names, strict=True)
+    }
+
+
+def scaled(recording: dict[str, list[float]], factor: float) -> dict[str, list[float]]:
+    """The recording with a classification loss, and its gradient, so many times as large."""
+    values = {name: recording[name] for name in recording if name != "source"}
+    return {
+        name: [value * factor for value in row] if name.startswith("cls") else row
+        for name, row in values.items()
+    }
+
+
+def replay(weighting: LossWeighting, recording: dict[str, list[float]]) -> np.ndarray:
+    """The weights that a rule applies in each iteration, (iterations, 2)."""
+    layer = torch.zeros((), requires_grad=True)  # along it each loss has its recorded gradient
+    weighting.watch([layer])
+    optimizer = None
+    if parameters := list(weighting.parameters()):
+        optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+    rows = []
+    for iteration in range(len(recording["cls"])):
+        losses = {
+            name: recording[name][iteration]
+            + layer * recording.get(f"{name}_gradient", recording[name])[iteration]
+            for name in PAIR["head"]
+        }
+        total = sum(weighting(losses).values())
+        if optimizer is not None:
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+        rows.append(torch.stack(list(weighting.applied_weights().values())).numpy())
+    return np.stack(rows)
+
+
+def table(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> str:
+    """For each rule: how it weighs classification against boxes, and the size of its total."""
+    losses = np.stack([recording[name] for name in PAIR["head"]], axis=1)
+    lines = [
+        "| rule | λ_cls/λ_box, geometric mean | lowest | highest | last | mean total / fixed 1:1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rule, values in weights.items():
+        ratio = values[:, 0] / values[:, 1]
+        total = (values * losses).sum() / losses.sum()
+        numbers = (np.exp(np.log(ratio).mean()), ratio.min(), ratio.max(), ratio[-1], total)
+        lines.append(f"| {rule} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+    return "\n".join(lines)
+
+
+def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]], path: Path) -> None:
+    """A panel with the losses and one with the weights of each rule."""
+    rows = -(-(len(weights) + 1) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(10, 2 * rows), sharex=True, squeeze=False)
+    first, *panels = axes.flat
+    for name in PAIR["head"]:
+        first.plot(recording[name], linewidth=0.8, label=name)
+    first.set_title("raw losses (fixed 1:1)", fontsize=9)
+    first.legend(fontsize=7)
+    for rule, panel in zip(weights, panels, strict=False):
+        for number, name in enumerate(PAIR["head"]):
+            panel.plot(weights[rule][:, number], linewidth=0.8, label=f"λ {name}")
+        panel.set_yscale("log")
+        panel.set_ylim(0.1, 10)
+        panel.axhline(1, color="grey", linewidth=0.5, linestyle=":")
+        panel.set_title(rule, fontsize=9)
+    for panel in panels[len(weights) :]:
+        panel.set_axis_off()
+    for panel in axes.flat:
+        panel.tick_params(labelsize=7)
+    axes[0, 1].legend(fontsize=7)
+    figure.supxlabel("iteration", fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The curves of a run, finished or still running: from its ``metrics.jsonl`` or TensorBoard files.
+
+    curves = read_curves(Path("runs/my_run"))
+    curves["loss_mean/classification"].steps, curves["val/voc_mAP"].values
+
+Both sources give the same tags (docs/guide.md, *Curves*) with the same steps and, but for
+TensorBoard's float32, the same values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError, unreadable
+from engine.tracking import headline_scores
+
+METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents"
+
+Point = tuple[str, int, float]  # tag, iteration, value
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over the iterations of a run.
+
+    Attributes:
+        steps: ``(S,)`` int64, iterations, ascending and distinct.
+        values: ``(S,)`` float64.
+    """
+
+    steps: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def read_curves(run: str | Path) -> dict[str, Curve]:
+    """All curves of a run by their tags: ``loss/...``, ``loss_mean/...``, ``lr``, ``val/...``.
+
+    A run that is being written may be read: a line that is not complete yet is left out. Where a
+    step was written twice the later value counts.
+
+    Args:
+        run: the run's folder (``metrics.jsonl`` is preferred to TensorBoard's files), a
+            ``metrics.jsonl``, or a TensorBoard event file.
+
+    Raises:
+        InputError: there is no such run, or it has no curves yet.
+    """
+    run = Path(run)
+    if run.is_dir():
+        metrics = run / METRICS
+        points = read_metrics(metrics) if metrics.is_file() else read_events(run)
+    elif EVENTS in run.name:
+        points = read_events(run)
+    else:
+        points = read_metrics(run)
+    gathered: dict[str, dict[int, float]] = defaultdict(dict)
+    for tag, step, value in points:
+        gathered[tag][step] = value
+    if not gathered:
+        raise InputError(f"{run}: holds no curves (yet); the first stand there after log_every")
+    return {tag: _curve(values) for tag, values in gathered.items()}
+
+
+def read_metrics(path: Path) -> Iterator[Point]:
+    """The points of a ``metrics.jsonl``.
+
+    Raises:
+        InputError: the file cannot be read, or a line (but the last) is none of a run's.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise _foreign(path, 1) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            return  # a run in progress is writing it
+        try:
+            record = json.loads(line)
+            points = list(_points(record))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _foreign(path, number) from None
+        yield from points
+
+
+def _foreign(path: Path, number: int) -> InputError:
+    return InputError(
+        f"{path}: line {number} is no log line of a run; name a run's folder, its {METRICS} or its "
+        f"{EVENTS}.*"
+    )
+
+
+def _points(record: Mapping[str, Any]) -> Iterator[Point]:
+    """The points of one line, under the tags that TensorBoard gets."""
+    step = int(record["step"])
+    if record["kind"] == "evaluation":
+        for name, value in headline_scores(record["scores"]).items():
+            if value is not None:
+                yield f"val/{name}", step, float(value)
+        return
+    for group in ("loss", "weighted_loss", "loss_weight"):
+        for name, value in record[group].items():
+            yield f"{group}/{name}", step, float(value)
+    for tag in ("lr", "images_per_second"):
+        yield tag, step, float(record[tag])
+    for window in record["windows"]:
+        for group in ("loss_mean", "loss_std"):
+            for name, value in window[group].items():
+                yield f"{group}/{name}", int(window["step"]), float(value)
+
+
+def read_events(path: Path) -> Iterator[Point]:
+    """The points of a TensorBoard event file, or of all in a folder as one run.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_dir() and not any(EVENTS in file.name for file in path.iterdir()):
+        raise InputError(
+            f"{path}: holds neither {METRICS} nor {EVENTS}.*; name the folder of a run"
+        )
+    if not path.exists():
+        raise InputError(f"{path}: there is no such run")
+    # its import takes a second, which runs with a metrics.jsonl need not wait for
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    everything = {"scalars": 0, "images": 1, "tensors": 1, "histograms": 1, "audio": 1}
+    accumulator = EventAccumulator(str(path), size_guidance=everything)
+    accumulator.Reload()
+    for tag in accumulator.Tags()["scalars"]:
+        for event in accumulator.Scalars(tag):
+            yield tag, int(event.step), float(event.value)
+
+
+def _curve(values: Mapping[int, float]) -> Curve:
+    steps = sorted(values)
+    return Curve(
+        np.array(steps, dtype=np.int64),
+        np.array([values[step] for step in steps], dtype=np.float64),
+    )

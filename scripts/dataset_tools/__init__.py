@@ -1,0 +1,1 @@
+"""What scripts/datasets.py does: download, inspect, validate, convert and split datasets."""

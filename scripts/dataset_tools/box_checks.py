@@ -1,0 +1,71 @@
+"""Boxes against their image, the same for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data.errors import shown
+from scripts.dataset_tools.problems import Problem
+
+Box = tuple[float, float, float, float]
+
+
+def check_box(
+    file: str,
+    item: str,
+    row: int,
+    box_xyxy: Box,
+    written: Sequence[float],
+    size_hw: tuple[int, int],
+    slack: float,
+) -> Problem | None:
+    """What is wrong with a box in continuous coordinates; a size of 0 is not known.
+
+    ``written`` are the numbers of the file, for the message; ``slack`` pixels beyond the border are
+    let pass.
+    """
+    x1, y1, x2, y2 = box_xyxy
+    numbers = f"[{', '.join(f'{value:.8g}' for value in written)}]"
+    if x2 <= x1 or y2 <= y1:
+        return Problem(
+            file, item, f"the box {numbers} has no area", "draw it again, or remove the object",
+            "error", "drop_object", row,
+        )  # fmt: skip
+    height, width = size_hw
+    if not height or not width:
+        return None
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return Problem(
+            file, item, f"the box {numbers} lies outside its image of {width}x{height}",
+            "draw it again, or remove the object", "error", "drop_object", row,
+        )  # fmt: skip
+    if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
+        return Problem(
+            file, item, f"the box {numbers} leaves its image of {width}x{height}",
+            "cut it at the border; if many do, the image was resized or the coordinates "
+            "are of another convention",
+            "warning", "clip_box", row,
+        )  # fmt: skip
+    return None
+
+
+class Doubles:
+    """Finds objects that are in an image twice."""
+
+    def __init__(self) -> None:
+        self._seen: dict[object, str] = {}
+
+    def check(self, file: str, item: str, row: int, key: object) -> Problem | None:
+        """``key`` holds image, class and box; the first object with it is no problem."""
+        first = self._seen.setdefault(key, item)
+        if first == item:
+            return None
+        return Problem(
+            file, item, f"has the class and the box of {first}", "remove one of the two",
+            "warning", "drop_object", row,
+        )  # fmt: skip
+
+
+def named(number: int, name: str) -> str:
+    """What an object of a VOC file is called."""
+    return f"object {number} ({shown(name)})"

@@ -1,0 +1,242 @@
+"""Every problem of a COCO dataset; what passes here trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from data.coco_columns import ImageColumns, ObjectColumns, read_categories
+from data.errors import InputError, shown
+from data.json_stream import stream_members
+from scripts.dataset_tools.box_checks import Box, Doubles, check_box
+from scripts.dataset_tools.image_checks import ImageChecks, Size, fits
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.problems import Problem, problem_of
+
+_SLACK = 1.0  # pixels that COCO's own boxes stick out
+_LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
+
+
+def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
+    """Check the annotation files and images of the splits."""
+    images = ImageChecks(layout.root, decode)
+    return [problem for split in splits for problem in _Split(layout.root, split).check(images)]
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A COCO file as it is, all of it in memory; raises InputError for what is no JSON object."""
+    members = stream_members(path, ("images", "annotations"))
+    return {
+        key: list(value) if key in ("images", "annotations") else value for key, value in members
+    }
+
+
+@dataclass
+class _Image:
+    """An image entry that can be used."""
+
+    id: int
+    row: int
+    name: str
+    size_hw: Size
+    boxes: list[tuple[int, Box]] = field(default_factory=list)
+
+
+class _ObjectColumns(ObjectColumns):
+    """The columns of one object, which messages name as we do."""
+
+    def where(self, row: int) -> str:  # noqa: ARG002
+        return "annotation"
+
+
+class _Split:
+    """One annotation file."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._split = split
+        self._file = f"annotations/instances_{split}.json"
+        self._path = root / self._file
+        self._images: dict[int, _Image] = {}
+        self._categories: set[int] = set()
+        self._items: list[Any] = []
+
+    def check(self, images: ImageChecks) -> Iterator[Problem]:
+        try:
+            document = read_document(self._path)
+            missing = [
+                key for key in ("images", "annotations", "categories") if key not in document
+            ]
+            if missing:
+                raise InputError(
+                    f"{self._path}: has no {', '.join(missing)}; add it, or export anew"
+                )
+            self._categories = set(read_categories(self._path, document["categories"]).values())
+        except InputError as error:
+            yield problem_of(error, str(self._path), self._file, "", "none")
+            return
+        self._items = document["annotations"]
+        if not document["images"]:
+            cure = "add them under 'images'"
+            yield Problem(self._file, "", "lists no images", cure, "error", "none")
+        yield from self._check_entries(document["images"])
+        yield from self._check_objects()
+        for image in tqdm(
+            self._images.values(), desc=self._split, delay=2, leave=False, disable=None
+        ):
+            yield from self._check_image(image, images)
+        yield from self._check_ids()
+
+    def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
+        names: dict[str, int] = {}
+        for row, entry in enumerate(entries):
+            columns = ImageColumns(self._path)
+            item = _called("image", entry, row)
+            try:
+                columns.add(entry)
+            except InputError as error:
+                yield _located(error, self._path, self._file, item, "drop_image", row)
+                continue
+            identity, name = columns.ids[0], columns.files[0]
+            if identity in self._images:
+                other = self._images[identity].name
+                problem, cure = f"its id is that of {shown(other)}, too", "give each its own"
+                yield Problem(self._file, item, problem, cure, "error", "drop_image", row)
+                continue
+            if name in names:
+                problem = f"the file {shown(name)} is that of image {names[name]}, too"
+                cure = "keep one entry with all objects"
+                yield Problem(self._file, item, problem, cure, "warning", "none", row)
+            names.setdefault(name, identity)
+            self._images[identity] = _Image(
+                identity, row, name, (columns.sizes[0], columns.sizes[1])
+            )
+
+    def _check_objects(self) -> Iterator[Problem]:
+        """Problems of the objects alone; those that can be read are noted with their images."""
+        bar = tqdm(self._items, desc=self._split, delay=2, leave=False, disable=None)
+        for row, entry in enumerate(bar):
+            item = _called("annotation", entry, row)
+            columns = _ObjectColumns(self._path)
+            try:
+                columns.add(entry)
+                x1, y1, x2, y2 = columns.boxes_xyxy()[0].tolist()
+            except InputError as error:
+                yield problem_of(error, "annotation", self._file, item, "drop_object", row)
+                continue
+            image = self._images.get(columns.image_ids[0])
+            if image is None:
+                yield self._unknown(item, row, "image_id", columns.image_ids[0], "images")
+            elif columns.category_ids[0] not in self._categories:
+                unknown = columns.category_ids[0]
+                yield self._unknown(item, row, "category_id", unknown, "categories")
+            else:
+                image.boxes.append((row, (x1, y1, x2, y2)))
+                missing = [key for key in ("id", "area", "iscrowd") if key not in entry]
+                if missing:
+                    problem = f"has no {', '.join(missing)}, which other programs need"
+                    cure = "add it"
+                    yield Problem(self._file, item, problem, cure, "warning", "complete", row)
+
+    def _unknown(self, item: str, row: int, key: str, value: int, where: str) -> Problem:
+        problem = f"{key} {value} is not among the file's {where}"
+        cure = f"add it to {where!r}, or remove the annotation"
+        return Problem(self._file, item, problem, cure, "error", "drop_object", row)
+
+    def _check_image(self, image: _Image, images: ImageChecks) -> Iterator[Problem]:
+        item = f"image {image.id} ({shown(image.name)})"
+        file = f"{self._split}/{image.name}"
+        size, problems = images.check(self._file, item, file, image.size_hw, image.row)
+        for problem in problems:
+            wrong = problem.action == "set_size" and not fits([b for _, b in image.boxes], size)
+            yield _as_drop(problem) if wrong else problem
+        doubles = Doubles()
+        for row, box in image.boxes:
+            entry = self._items[row]
+            called = _called("annotation", entry, row)
+            found = check_box(self._file, called, row, box, entry["bbox"], size, _SLACK)
+            key = (entry["category_id"], box, bool(entry.get("iscrowd")))
+            found = found or doubles.check(self._file, called, row, key)
+            found = found or self._check_mask(called, row, entry, box, size)
+            if found:
+                yield found
+
+    def _check_mask(
+        self, item: str, row: int, entry: dict[str, Any], box: Box, size: Size
+    ) -> Problem | None:
+        columns = _ObjectColumns(self._path)
+        columns.add(entry)
+        try:
+            store = columns.segmentations.finish(np.array([size], np.int32), lambda _: "annotation")
+        except InputError as error:
+            return problem_of(error, "annotation", self._file, item, "drop_object", row)
+        if store is None or entry.get("iscrowd"):
+            return None
+        around = _box_around(store.polygons_of(0), store.rle_of(0), size)
+        if _overlap(around, box) >= _LEAST_AGREEMENT:
+            return None
+        problem = f"the box {_rounded(box)} is not that of its mask, {_rounded(around)}"
+        return Problem(self._file, item, problem, "draw one of them again", "warning", "none", row)
+
+    def _check_ids(self) -> Iterator[Problem]:
+        seen: set[int] = set()
+        for row, entry in enumerate(self._items):
+            identity = entry.get("id") if isinstance(entry, dict) else None
+            if type(identity) is not int:
+                continue
+            item = _called("annotation", entry, row)
+            if identity in seen:
+                problem = "its id is that of another annotation, too; other programs lose one"
+                cure = "give each its own"
+                yield Problem(self._file, item, problem, cure, "error", "renumber", row)
+            elif identity <= 0:
+                problem = "its id is not positive: pycocotools scores 0 for such objects"
+                cure = "number annotations from 1"
+                yield Problem(self._file, item, problem, cure, "warning", "renumber", row)
+            seen.add(identity)
+
+
+def _called(kind: str, entry: Any, row: int) -> str:
+    identity = entry.get("id") if isinstance(entry, dict) else None
+    number = f"number {row + 1}"
+    return f"{kind} {identity} ({number})" if type(identity) is int else f"{kind} {number}"
+
+
+def _located(error: InputError, path: Path, file: str, item: str, action: Any, row: int) -> Problem:
+    """A complaint of ImageColumns: what it calls the image is replaced by what we call it."""
+    text = str(error).removeprefix(f"{path}: ").partition(": ")[2]
+    return problem_of(InputError(text), "", file, item, action, row)
+
+
+def _as_drop(problem: Problem) -> Problem:
+    return Problem(
+        problem.file, problem.object, problem.problem, problem.cure, problem.severity,
+        "drop_image", problem.row,
+    )  # fmt: skip
+
+
+def _box_around(polygons: list[Any], rle: bytes, size: Size) -> Box:
+    if rle:
+        x, y, w, h = coco_mask.toBbox({"size": list(size), "counts": rle}).tolist()
+        return x, y, x + w, y + h
+    points = np.concatenate(polygons).reshape(-1, 2)
+    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return x1, y1, x2, y2
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def _rounded(box: Box) -> list[float]:
+    return [round(value, 1) for value in box]

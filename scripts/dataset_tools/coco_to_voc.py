@@ -1,0 +1,134 @@
+"""A COCO dataset written as a VOC one."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, indent, tostring
+
+from tqdm import tqdm
+
+from data.coco_columns import ImageColumns, ObjectColumns, read_categories
+from data.errors import InputError, shown
+from data.paths import inner_path
+from scripts.dataset_tools.coco_checks import read_document
+from scripts.dataset_tools.interchange import document_of, object_of
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import copy_files
+
+# Beside ImageSets of a VOC dataset that came from COCO: what a COCO file holds beside its lists.
+REST = "coco"
+
+
+class CocoToVoc:
+    def __init__(self, layout: Layout, folder: Path, zero_based: bool) -> None:
+        self._layout = layout
+        self._folder = folder
+        self._zero_based = zero_based
+        self._written: dict[str, tuple[bytes, str]] = {}
+        self._objects = 0
+
+    def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:
+        pairs = []
+        for split in splits:
+            for image in self._write_split(split):
+                source = self._layout.root / split / image
+                pairs.append((source, self._folder / "JPEGImages" / image))
+        missing = copy_files(pairs, hardlink)
+        return {
+            "splits": len(splits),
+            "images": len(self._written),
+            "objects": self._objects,
+            "missing_images": missing,
+        }
+
+    def _write_split(self, split: str) -> Iterator[str]:
+        path = self._layout.root / f"annotations/instances_{split}.json"
+        document = read_document(path)
+        names = _category_names(path, document.get("categories"))
+        items: dict[int, list[Element]] = defaultdict(list)
+        for item, name in _checked_objects(path, document.get("annotations", []), names):
+            try:
+                element = object_of(item, name, self._zero_based)
+            except InputError as error:
+                raise InputError(f"{path}: annotation {item.get('id')}: {error}") from None
+            items[item["image_id"]].append(element)
+        checker = ImageColumns(path)
+        lines = []
+        for image in tqdm(
+            document.get("images", []), desc=split, delay=2, leave=False, disable=None
+        ):
+            checker.add(image)
+            name = image.get("voc_name") or posixpath.splitext(image["file_name"])[0]
+            name = inner_path(name, f"{path}: image {image['id']}: voc_name")
+            self._write_document(path, name, image, items.pop(image["id"], []))
+            lines.append(name)
+            yield checker.files[-1]
+        if items:
+            raise InputError(
+                f"{path}: annotations name the image {next(iter(items))}, which is not among "
+                "'images'; add it, or remove them"
+            )
+        rest = {k: v for k, v in document.items() if k not in ("images", "annotations")}
+        _write_text(self._folder / REST / f"{split}.json", json.dumps(rest))
+        lists = self._folder / "ImageSets/Main" / f"{split}.txt"
+        _write_text(lists, "\n".join(lines) + "\n")
+
+    def _write_document(
+        self, path: Path, name: str, image: dict[str, Any], objects: list[Element]
+    ) -> None:
+        try:
+            document = document_of(image, objects)
+        except InputError as error:
+            raise InputError(f"{path}: image {image['id']}: {error}") from None
+        indent(document)
+        text = tostring(document, encoding="utf-8")
+        before = self._written.setdefault(name, (text, str(path)))
+        if before[0] != text:
+            raise InputError(
+                f"{path}: another image is called {shown(name)}, too (in {before[1]}); rename one, "
+                "VOC keeps all images in one folder"
+            )
+        target = self._folder / "Annotations" / f"{name}.xml"
+        if not target.exists():
+            self._objects += len(objects)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(text)
+
+
+def _category_names(path: Path, categories: Any) -> dict[int, str]:
+    ids = read_categories(path, categories)
+    for name in ids:
+        if name != name.strip():
+            raise InputError(
+                f"{path}: the category {shown(name)} begins or ends with a space, which VOC's "
+                "readers cut off; rename it"
+            )
+    return {identity: name for name, identity in ids.items()}
+
+
+def _checked_objects(
+    path: Path, items: list[Any], names: dict[int, str]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each annotation with its class; raises InputError as the reader would, before the first."""
+    columns = ObjectColumns(path)
+    for item in tqdm(items, desc=path.stem, delay=2, leave=False, disable=None):
+        columns.add(item)
+    columns.boxes_xyxy()
+    for row, item in enumerate(items):
+        if item["category_id"] not in names:
+            raise InputError(
+                f"{columns.where(row)}: category_id {item['category_id']} is not among the file's "
+                "categories; add it to 'categories', or remove the annotation"
+            )
+    for item in tqdm(items, desc=path.stem, delay=2, leave=False, disable=None):
+        yield item, names[item["category_id"]]
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,35 @@
+"""Whole datasets from VOC's layout to COCO's and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.dataset_tools.coco_to_voc import CocoToVoc
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import new_folder
+from scripts.dataset_tools.voc_to_coco import VocToCoco
+
+
+def convert(
+    layout: Layout, splits: Sequence[str], output: Path, zero_based: bool, hardlink: bool
+) -> dict[str, int]:
+    """Write the dataset in the other format into a new folder.
+
+    Args:
+        layout: what is converted; its ``zero_based`` says how its VOC boxes are meant.
+        splits: those to convert.
+        output: the new dataset's root.
+        zero_based: how the VOC boxes that are written are meant.
+        hardlink: link the images instead of copying them, where the disk allows it.
+
+    Returns:
+        The number of splits, images, objects, missing image files.
+
+    Raises:
+        InputError: at the first thing that the readers would refuse.
+    """
+    with new_folder(output) as folder:
+        if layout.format == "voc":
+            return VocToCoco(layout, folder).write(splits, hardlink)
+        return CocoToVoc(layout, folder, zero_based).write(splits, hardlink)

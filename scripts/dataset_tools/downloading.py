@@ -1,0 +1,179 @@
+"""Large files over HTTP: resumed where they broke off, and checked before they get their name."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.errors import InputError, shown
+from scripts.dataset_tools.archives import Archive
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30.0  # seconds without a byte
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+# What a broken line raises; the server's refusals are told apart before.
+_BROKEN = (OSError, http.client.HTTPException)
+
+
+def fetch(archive: Archive, folder: Path, base: str | None, attempts: int = 5) -> tuple[Path, str]:
+    """Download an archive into a folder unless it is there; returns its path and its MD5.
+
+    What has arrived stands in ``<name>.part`` until it is whole and its checksum is right; a later
+    call goes on from there. A broken connection is tried again, each time after a longer pause.
+
+    Raises:
+        InputError: the address, the disk or the file at the address cannot be used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part = folder / archive.name, folder / f"{archive.name}.part"
+    if not path.exists():
+        url = archive.url_at(base)
+        _check_address(url)
+        _check_space(folder, archive, part)
+        _fetch_part(url, part, attempts)
+        digest = _check(archive, part, url)
+        os.replace(part, path)
+        return path, digest
+    return path, _check(archive, path, str(path))
+
+
+def _check_address(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{shown(url)}: is no http:// or https:// address; correct --base")
+
+
+def _check_space(folder: Path, archive: Archive, part: Path) -> None:
+    missing = archive.bytes - (part.stat().st_size if part.exists() else 0)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise InputError(
+            f"{folder}: {archive.name} needs {missing / 1e9:.1f} GB more and {free / 1e9:.1f} GB "
+            "are free; free some, or name another --root"
+        )
+
+
+def _fetch_part(url: str, part: Path, attempts: int) -> None:
+    for attempt in range(1, attempts + 1):
+        before = _size(part)
+        try:
+            _receive(url, part)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise InputError(
+                    f"{url}: the server answers {error.code} {error.reason}; check --base"
+                ) from None
+            problem = f"the server answers {error.code} {error.reason}"
+        except _BROKEN as error:
+            problem = str(error) or type(error).__name__
+        if attempt == attempts:
+            raise InputError(
+                f"{url}: {problem}; {_size(part)} bytes are kept, run it again to go on from there"
+            )
+        if _size(part) == before:
+            time.sleep(min(2.0**attempt, 30.0))
+
+
+def _receive(url: str, part: Path) -> None:
+    """One connection: ask for what is missing and append it, or start anew if it comes whole."""
+    start = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        if _total_of(error.headers.get("Content-Range", "")) == start:
+            return  # nothing is missing
+        part.unlink()
+        _receive(url, part)
+        return
+    with response:
+        start, total = _place(response, start)
+        with part.open("r+b" if part.exists() else "wb") as file:
+            file.truncate(start)
+            file.seek(start)
+            _copy(response, file, start, total, part.stem)
+    if total is not None and _size(part) < total:
+        raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
+
+
+def _place(response: http.client.HTTPResponse, wanted: int) -> tuple[int, int | None]:
+    """Where the bytes of a response begin, and how many the whole file has (None: not told)."""
+    if response.status == 206:
+        given = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+        if given is None or int(given[1]) != wanted:
+            raise ConnectionError("the server sends another range than it was asked for")
+        return wanted, None if given[2] == "*" else int(given[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _total_of(content_range: str) -> int | None:
+    total = content_range.rpartition("/")[2]
+    return int(total) if total.isdigit() else None
+
+
+def _copy(
+    response: http.client.HTTPResponse, file: object, start: int, total: int | None, name: str
+) -> None:
+    with tqdm(
+        total=total,
+        initial=start,
+        desc=name,
+        unit="B",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=None,
+    ) as bar:
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)  # type: ignore[attr-defined]
+            bar.update(len(chunk))
+
+
+def _check(archive: Archive, path: Path, source: str) -> str:
+    """The MD5 of a file; raises InputError, and removes the file, where it should be another."""
+    digest = md5_of(path)
+    if archive.md5 is not None and digest != archive.md5:
+        size = _size(path)
+        path.unlink()
+        raise InputError(
+            f"{source}: has the MD5 {digest} ({size} bytes) instead of {archive.md5} "
+            f"({archive.bytes} bytes), so it was removed; run it again, or name another --base"
+        )
+    return digest
+
+
+def md5_of(path: Path) -> str:
+    """The MD5 of a file's bytes; it guards against damage, not against malice."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=_size(path),
+            desc=f"check {path.stem}",
+            unit="B",
+            unit_scale=True,
+            delay=2,
+            leave=False,
+            disable=None,
+        ) as bar,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

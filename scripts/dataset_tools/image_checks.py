@@ -1,0 +1,95 @@
+"""Image files: there, whole, of the annotated size, and not the same picture twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+from data.errors import InputError
+from data.image_sizes import MOST_PIXELS
+from data.images import DamagedImageError, read_image
+from data.paths import check_inside
+from scripts.dataset_tools.problems import Problem, problem_of
+
+Size = tuple[int, int]
+
+
+class ImageChecks:
+    """Checks the images of one dataset.
+
+    Args:
+        root: of the dataset.
+        decode: read every image to the last pixel; False only checks that it is there.
+    """
+
+    def __init__(self, root: Path, decode: bool) -> None:
+        self._root = root
+        self._decode = decode
+        self._seen: dict[bytes, str] = {}
+
+    def check(
+        self, file: str, entry: str, image: str, size_hw: Size, row: int
+    ) -> tuple[Size, list[Problem]]:
+        """Check one image.
+
+        Args:
+            file: the annotation file, for messages.
+            entry: what that file calls the image, empty where it is about one image alone.
+            image: the image file, relative to the root.
+            size_hw: by the annotation; 0 where it says nothing.
+            row: the position of the image's entry in its file.
+
+        Returns:
+            Its size, that of the file where the annotation is wrong, and its problems.
+        """
+        path = self._root / image
+        if not path.is_file():
+            problem = f"the image {image} is missing"
+            cure = "put it there, or take the image out of the annotations"
+            return size_hw, [Problem(file, entry, problem, cure, "error", "drop_image", row)]
+        try:
+            check_inside(self._root, path, str(self._root))
+            if not self._decode and all(size_hw):
+                return size_hw, []
+            found, mismatch = _read_size(path, size_hw)
+        except InputError as error:
+            return size_hw, [problem_of(error, str(path), image, "", "drop_image", row)]
+        problems = self._check_double(path, image)
+        if mismatch is not None:
+            problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
+        elif not all(size_hw):
+            problem = f"does not give the size of {image}, so that every start opens the image"
+            cure = f"write width {found[1]} and height {found[0]}"
+            problems.append(Problem(file, entry, problem, cure, "warning", "set_size", row))
+        return found, problems
+
+    def _check_double(self, path: Path, image: str) -> list[Problem]:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        first = self._seen.setdefault(digest, image)
+        if first == image or _by_design(first, image):
+            return []
+        cure = "keep one of them, and never one in training and one in validation"
+        return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
+
+
+def _read_size(path: Path, size_hw: Size) -> tuple[Size, InputError | None]:
+    """The size of an image, and what is wrong with the annotated one; decodes all pixels."""
+    wanted = size_hw if all(size_hw) else None
+    try:
+        return read_image(path, wanted, MOST_PIXELS).shape[:2], None
+    except DamagedImageError:
+        raise
+    except InputError as error:  # of another size, or too large: that raises again
+        return read_image(path, None, MOST_PIXELS).shape[:2], error
+
+
+def _by_design(first: str, second: str) -> bool:
+    """COCO keeps an image a split, and trainval repeats those of train and of val."""
+    return Path(first).name == Path(second).name and "trainval" in f"{first} {second}"
+
+
+def fits(boxes_xyxy: Collection[tuple[float, float, float, float]], size_hw: Size) -> bool:
+    """Whether all boxes could be of an image of this size, so that the size was the mistake."""
+    height, width = size_hw
+    return all(x2 <= width + 1 and y2 <= height + 1 for _, _, x2, y2 in boxes_xyxy)

@@ -1,0 +1,107 @@
+"""Which format a folder has, and the splits in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data.annotations import Annotations, concatenate
+from data.coco import load_coco
+from data.errors import InputError, shown, some_of
+from data.voc import load_voc, splits_present
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset as it lies on the disk.
+
+    Attributes:
+        format: what ``data.format`` of a config calls it.
+        root: what ``data.root`` is.
+        splits: the names of its splits, those of single VOC classes left out; may be empty (VOC).
+        zero_based: VOC boxes are plain corners, not the devkit's pixels from 1.
+    """
+
+    format: Literal["voc", "coco"]
+    root: Path
+    splits: tuple[str, ...]
+    zero_based: bool = False
+
+    def choose(self, wanted: Sequence[str] | None) -> list[str]:
+        """The wanted splits, all of them for None; raises InputError for one that is not there."""
+        for split in wanted or ():
+            if split not in self.splits:
+                raise InputError(
+                    f"{self.root}: has no split {shown(split)}; it has {some_of(self.splits)}"
+                )
+        chosen = list(wanted or self.splits)
+        if not chosen:
+            raise InputError(
+                f"{self.root}: has no ImageSets/Main/*.txt and so no splits; make them: "
+                f"datasets.py split {self.root}"
+            )
+        return chosen
+
+    def load(self, split: str) -> Annotations:
+        """The annotations of one split; raises InputError at the first thing that is wrong."""
+        if self.format == "voc":
+            return load_voc(self.root, [split], None, self.zero_based)
+        return load_coco(self.root, split)
+
+    def load_all(self, splits: Sequence[str]) -> Annotations:
+        """Several splits as one; an image that is in two of them counts once."""
+        parts: list[Annotations] = []
+        seen: set[object] = set()
+        for split in splits:
+            part = self.load(split)
+            new = []
+            for row in range(len(part)):
+                key = self._identity(part, row)
+                if key not in seen:
+                    seen.add(key)
+                    new.append(row)
+            parts += [part.select(new)] if new else []
+        names = dict.fromkeys(name for part in parts for name in part.classes)
+        classes = tuple(names) if self.format == "coco" else _voc_names(parts)
+        return concatenate([part.relabel(classes) for part in parts])
+
+    def _identity(self, part: Annotations, row: int) -> object:
+        """What two entries of one image share. COCO keeps a file a split: its objects tell."""
+        boxes = part.boxes[part.objects_of(row)]
+        if self.format == "voc" or not len(boxes):
+            return str(part.files[row])
+        return str(part.names[row]), int(part.image_ids[row]), boxes.tobytes()
+
+
+def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
+    """Only classes with objects, except where they are VOC's 20 in VOC's own order."""
+    if all(part.classes == parts[0].classes for part in parts):
+        return parts[0].classes
+    used = {part.classes[label] for part in parts for label in set(part.labels.tolist())}
+    return tuple(sorted(used))
+
+
+def recognize(path: Path, zero_based: bool = False) -> Layout:
+    """The layout of a folder, or of the annotation file of one COCO split.
+
+    Raises InputError that says what was looked for.
+    """
+    if path.is_file() and path.name.startswith("instances_") and path.suffix == ".json":
+        return Layout("coco", path.parent.parent, (path.stem.removeprefix("instances_"),))
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such folder; name the root of a dataset")
+    found = sorted(path.glob("annotations/instances_*.json"))
+    if found:
+        splits = tuple(file.stem.removeprefix("instances_") for file in found)
+        return Layout("coco", path, splits)
+    splits = tuple(splits_present(path))
+    if splits or os.path.isdir(path / "Annotations"):
+        return Layout("voc", path, splits, zero_based)
+    raise InputError(
+        f"{path}: is no dataset: there are neither annotations/instances_<split>.json (COCO) nor "
+        "Annotations and ImageSets/Main (VOC, or one folder of them a year); name the folder that "
+        "holds them"
+    )

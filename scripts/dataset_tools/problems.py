@@ -1,0 +1,110 @@
+"""What can be wrong with a dataset, and what a repair does about it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data.errors import InputError
+
+Severity = Literal["error", "warning"]
+Action = Literal[
+    "drop_object", "clip_box", "clear_difficult", "drop_image", "set_size", "drop_line",
+    "renumber", "complete", "none",
+]  # fmt: skip
+
+# What --fix does, by the action.
+REPAIRS: dict[Action, str] = {
+    "drop_object": "leaves the object out",
+    "clip_box": "cuts the box at the image's border",
+    "clear_difficult": "sets difficult to 0",
+    "drop_image": "leaves the image and its objects out",
+    "set_size": "writes the size of the image file",
+    "drop_line": "leaves the line out",
+    "renumber": "gives it a new id",
+    "complete": "fills in what is missing",
+    "none": "",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        file: the annotation file, split or image, relative to the dataset's root.
+        object: the object, image entry or line in it; empty where the whole file is meant.
+        problem: what is wrong.
+        cure: what to do about it.
+        severity: an error stops training or loses the object; with a warning it trains, but maybe
+            not on what was meant.
+        action: what a repair does.
+        row: the position of the object, image entry or line in its file, from 0.
+    """
+
+    file: str
+    object: str
+    problem: str
+    cure: str
+    severity: Severity
+    action: Action
+    row: int = -1
+
+    def line(self) -> str:
+        """One line for people."""
+        place = f"{self.file}: {self.object}" if self.object else self.file
+        return f"{self.severity}: {place}: {self.problem}; {self.cure}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "object": self.object,
+            "severity": self.severity,
+            "problem": self.problem,
+            "cure": self.cure,
+            "repair": REPAIRS[self.action],
+        }
+
+
+def problem_of(
+    error: InputError,
+    place: str,
+    file: str,
+    item: str,
+    action: Action,
+    row: int = -1,
+    severity: Severity = "error",
+) -> Problem:
+    """What a reader refused, as a problem.
+
+    ``place`` is what the reader's message begins with; the last part of it is the cure.
+    """
+    text = str(error).removeprefix(place).removeprefix(": ")
+    problem, _, cure = text.rpartition("; ")
+    return Problem(file, item, problem or cure, cure if problem else "", severity, action, row)
+
+
+def count_by_severity(problems: Iterable[Problem]) -> dict[str, int]:
+    counts = Counter(problem.severity for problem in problems)
+    return {"errors": counts["error"], "warnings": counts["warning"]}
+
+
+def format_problems(problems: Sequence[Problem], most: int) -> str:
+    """The problems, errors first, and how many of them there are."""
+    ordered = sorted(problems, key=lambda each: each.severity != "error")
+    shown = ordered if most == 0 else ordered[:most]
+    lines = [problem.line() for problem in shown]
+    if len(shown) < len(ordered):
+        lines.append(f"... and {len(ordered) - len(shown)} more; --most 0 shows all of them")
+    counts = count_by_severity(problems)
+    lines.append(f"{counts['errors']} errors, {counts['warnings']} warnings")
+    return "\n".join(lines)
+
+
+def problems_as_json(problems: Sequence[Problem], extra: dict[str, Any]) -> str:
+    content = {**extra, **count_by_severity(problems)}
+    content["problems"] = [problem.as_dict() for problem in problems]
+    return json.dumps(content, indent=2)

@@ -1,0 +1,230 @@
+"""A repaired copy of a dataset, from the problems that were found; the original is only read."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+
+import numpy as np
+from tqdm import tqdm
+
+from data.errors import InputError
+from data.image_sizes import MOST_PIXELS
+from data.images import read_image
+from data.masks import object_area
+from data.segmentations import SegmentationColumns
+from data.voc import find_voc_image, images_by_stem
+from data.voc_xml import parse_voc_xml
+from scripts.dataset_tools.coco_checks import read_document
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import copy_files, new_folder
+from scripts.dataset_tools.problems import Problem
+
+_Rows = dict[str, set[int]]  # by action, the rows that it applies to
+
+
+def write_repaired(
+    layout: Layout, splits: Sequence[str], problems: Sequence[Problem], output: Path, hardlink: bool
+) -> None:
+    """Write the copy; raises InputError where ``output`` exists, or nothing of a split is left."""
+    by_file: dict[str, _Rows] = defaultdict(lambda: defaultdict(set))
+    images: set[str] = set()
+    for problem in problems:
+        by_file[problem.file][problem.action].add(problem.row)
+        if problem.action == "drop_image" and problem.row < 0:
+            images.add(problem.file)
+    repair = _repair_voc if layout.format == "voc" else _repair_coco
+    with new_folder(output) as folder:
+        repair(layout, splits, by_file, folder, hardlink)
+
+
+def _repair_voc(
+    layout: Layout, splits: Sequence[str], by_file: dict[str, _Rows], folder: Path, hardlink: bool
+) -> None:
+    pairs: list[tuple[Path, Path]] = []
+    kept: set[str] = set()
+    years = sorted({posixpath.dirname(split) for split in splits})
+    for year in years:
+        listing = images_by_stem(layout.root / year / "JPEGImages")
+        paths = sorted((layout.root / year / "Annotations").rglob("*.xml"))
+        for path in tqdm(paths, desc="repair", delay=2, leave=False, disable=None):
+            file = path.relative_to(layout.root).as_posix()
+            image = _repaired_image(layout, year, path, by_file.get(file, {}), listing, folder)
+            if image is None or "drop_image" in by_file.get(image, {}):
+                (folder / file).unlink(missing_ok=True)
+                continue
+            kept.add(file)
+            pairs.append((layout.root / image, folder / image))
+        for path in sorted((layout.root / year / "ImageSets/Main").glob("*.txt")):
+            lines = _repair_list(layout.root, path, by_file, kept, folder)
+            if not lines and posixpath.join(year, path.stem) in splits:
+                raise _nothing_left(path)
+    copy_files(pairs, hardlink)
+
+
+def _repaired_image(
+    layout: Layout, year: str, path: Path, rows: _Rows, listing: dict[str, str], folder: Path
+) -> str | None:
+    """Write the repaired annotation file; returns its image, None where it is dropped."""
+    file = path.relative_to(layout.root).as_posix()
+    if "drop_image" in rows:
+        return None
+    try:
+        annotation = parse_voc_xml(path)
+        filename = (annotation.findtext("filename") or "").strip() or None
+        name = posixpath.splitext(file.partition("Annotations/")[2])[0]
+        image = posixpath.join(
+            year, "JPEGImages", find_voc_image(name, filename, listing, str(path))
+        )
+    except InputError:
+        return None  # no split lists it: it was not checked
+    target = folder / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not rows:
+        shutil.copyfile(path, target)
+        return image
+    if "set_size" in rows:
+        height, width = read_image(layout.root / image, None, MOST_PIXELS).shape[:2]
+        _set_size(annotation, height, width)
+    _repair_objects(annotation, rows, layout.zero_based)
+    indent(annotation)
+    ElementTree(annotation).write(target, encoding="utf-8")
+    return image
+
+
+def _set_size(annotation: Element, height: int, width: int) -> None:
+    size = annotation.find("size")
+    size = SubElement(annotation, "size") if size is None else size
+    for tag, value in (("width", width), ("height", height)):
+        side = size.find(tag)
+        side = SubElement(size, tag) if side is None else side
+        side.text = str(value)
+
+
+def _repair_objects(annotation: Element, rows: _Rows, zero_based: bool) -> None:
+    for row, element in enumerate(annotation.findall("object")):
+        if row in rows.get("drop_object", ()):
+            annotation.remove(element)
+            continue
+        difficult = element.find("difficult")
+        if row in rows.get("clear_difficult", ()) and difficult is not None:
+            difficult.text = "0"
+        if row in rows.get("clip_box", ()):
+            _clip(annotation, element, 0 if zero_based else 1)
+
+
+def _clip(annotation: Element, element: Element, first: int) -> None:
+    sides = {"x": annotation.findtext("size/width"), "y": annotation.findtext("size/height")}
+    for corner in element.iterfind("bndbox/*"):
+        side = sides.get(corner.tag[:1])
+        if side and corner.tag in ("xmin", "ymin", "xmax", "ymax"):
+            value = float(corner.text or 0)
+            inside = min(max(value, first), float(side))
+            if inside != value:
+                corner.text = f"{inside:g}"
+
+
+def _repair_list(
+    root: Path, path: Path, by_file: dict[str, _Rows], kept: set[str], folder: Path
+) -> int:
+    """Write a split without its faulty lines; returns how many are left.
+
+    Also for the lists of one class, which have a flag behind each name.
+    """
+    file = path.relative_to(root)
+    year = file.parent.parent.parent
+    dropped = by_file.get(file.as_posix(), {}).get("drop_line", set())
+    lines = []
+    for row, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
+        names = [line.strip(), line.split()[0]] if line.strip() else []
+        known = any((year / "Annotations" / f"{name}.xml").as_posix() in kept for name in names)
+        if known and row not in dropped:
+            lines.append(line)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(lines)
+
+
+def _nothing_left(path: Path) -> InputError:
+    return InputError(f"{path}: no image of it could be kept; correct what is named by hand")
+
+
+def _repair_coco(
+    layout: Layout, splits: Sequence[str], by_file: dict[str, _Rows], folder: Path, hardlink: bool
+) -> None:
+    for split in splits:
+        file = f"annotations/instances_{split}.json"
+        document = read_document(layout.root / file)
+        if "none" in by_file.get(file, {}) and -1 in by_file[file]["none"]:
+            raise InputError(f"{layout.root / file}: cannot be repaired; correct what is named")
+        rows = by_file.get(file, {})
+        dropped = {row for name, each in by_file.items() if name.startswith(f"{split}/")
+                   for row in each.get("drop_image", ())}  # fmt: skip
+        dropped |= rows.get("drop_image", set())
+        sizes = rows.get("set_size", set())
+        images = [
+            _sized(layout.root / split, entry) if row in sizes else entry
+            for row, entry in enumerate(document["images"])
+            if row not in dropped
+        ]
+        if not images:
+            raise _nothing_left(layout.root / file)
+        document["images"] = images
+        document["annotations"] = _repaired_objects(document["annotations"], images, rows)
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(document), encoding="utf-8")
+        names = [entry["file_name"] for entry in images]
+        copy_files(
+            [(layout.root / split / name, folder / split / name) for name in names], hardlink
+        )
+
+
+def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    height, width = read_image(folder / entry["file_name"], None, MOST_PIXELS).shape[:2]
+    return {**entry, "height": height, "width": width}
+
+
+def _repaired_objects(
+    items: list[Any], images: list[dict[str, Any]], rows: _Rows
+) -> list[dict[str, Any]]:
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in images}
+    dropped = rows.get("drop_object", set())
+    used = [entry.get("id") for entry in items if isinstance(entry, dict)]
+    free = max([0, *(identity for identity in used if type(identity) is int)]) + 1
+    repaired = []
+    for row, entry in enumerate(items):
+        if row in dropped or entry["image_id"] not in sizes:
+            continue
+        entry = dict(entry)
+        if row in rows.get("clip_box", ()):
+            entry["bbox"] = _clipped(entry["bbox"], sizes[entry["image_id"]])
+        if row in rows.get("renumber", ()) or type(entry.get("id")) is not int:
+            entry["id"], free = free, free + 1
+        entry.setdefault("iscrowd", 0)
+        if entry.get("area") is None:
+            entry["area"] = _area(entry, sizes[entry["image_id"]])
+        repaired.append(entry)
+    return repaired
+
+
+def _clipped(bbox: list[float], size_hw: tuple[int, int]) -> list[float]:
+    x, y, width, height = bbox
+    x1, y1 = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, size_hw[1]), min(y + height, size_hw[0])
+    return [x1, y1, right - x1, bottom - y1]
+
+
+def _area(entry: dict[str, Any], size_hw: tuple[int, int]) -> float:
+    """Of the mask, or of the box where there is none."""
+    columns = SegmentationColumns()
+    columns.add(entry.get("segmentation"))
+    store = columns.finish(np.array([size_hw], np.int32), lambda _: "annotation")
+    width, height = entry["bbox"][2:]
+    return float(width * height) if store is None else object_area(store, 0)

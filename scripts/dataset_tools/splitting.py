@@ -1,0 +1,193 @@
+"""Random splits in which every class has its share of images, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError, shown
+from data.paths import inner_path
+from data.voc_xml import read_voc_xml
+from scripts.dataset_tools.coco_checks import read_document
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import copy_files, new_folder
+
+Counts = npt.NDArray[np.int64]
+
+
+def stratify(counts: Counts, fractions: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
+    """Assign images to splits, class by class, the rarest first.
+
+    Iterative stratification (Sechidis et al., 2011): each image with the class that has fewest
+    images left goes to the split that still lacks most of that class; ties go to the split that
+    lacks most images. Images without objects are dealt out at the end.
+
+    Args:
+        counts: ``(I, K)`` objects of each class in each image.
+        fractions: of each split; they add up to 1.
+        seed: the order in which images are taken.
+
+    Returns:
+        ``(I,)`` the split of each image.
+
+    >>> stratify(np.array([[1, 0], [1, 0], [0, 1], [0, 1]]), [0.5, 0.5], seed=0).tolist().count(0)
+    2
+    """
+    random = np.random.default_rng(seed)
+    present = counts > 0
+    share = np.array(fractions)
+    lacking = share[:, None] * present.sum(axis=0)  # (S, K) images
+    room = share * len(counts)
+    splits = np.full(len(counts), -1, np.int64)
+    order = random.permutation(len(counts))
+    while True:
+        left = present[splits < 0].sum(axis=0)
+        if not left.any():
+            break
+        rarest = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
+        for image in order[(splits[order] < 0) & present[order, rarest]].tolist():
+            chosen = _neediest(lacking[:, rarest], room, random)
+            splits[image] = chosen
+            lacking[chosen] -= present[image]
+            room[chosen] -= 1
+    for image in order[splits[order] < 0].tolist():
+        chosen = _neediest(room, room, random)
+        splits[image] = chosen
+        room[chosen] -= 1
+    return splits
+
+
+def _neediest(
+    lacking: npt.NDArray[np.float64], room: npt.NDArray[np.float64], random: np.random.Generator
+) -> int:
+    best = np.flatnonzero(lacking == lacking.max())
+    best = best[room[best] == room[best].max()]
+    return int(random.choice(best))
+
+
+def split_voc(
+    layout: Layout, source: str | None, names: Sequence[str], fractions: Sequence[float], seed: int
+) -> dict[str, dict[str, int]]:
+    """Add ``ImageSets/Main/<name>.txt`` to a VOC dataset; nothing that exists is overwritten.
+
+    Args:
+        layout: of the dataset.
+        source: the split to divide; None: all annotation files.
+        names: of the new splits.
+        fractions: of each of them.
+        seed: of the order.
+
+    Returns:
+        By split, the number of its images and the images of each class.
+    """
+    folder = layout.root / "ImageSets/Main"
+    targets = [folder / f"{inner_path(name, '--names')}.txt" for name in names]
+    for target in targets:
+        if target.exists():
+            raise InputError(f"{target}: exists already; choose other --names")
+    members = _voc_members(layout, source)
+    images = [read_voc_xml(layout.root / "Annotations" / f"{name}.xml") for name in members]
+    classes = [[item.name for item in image.objects] for image in images]
+    assigned = stratify(_count(classes), fractions, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, target in enumerate(targets):
+        chosen = [members[row] for row in np.flatnonzero(assigned == number).tolist()]
+        target.write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
+    return _report(names, assigned, classes)
+
+
+def _voc_members(layout: Layout, source: str | None) -> list[str]:
+    if source is None:
+        folder = layout.root / "Annotations"
+        found = [path.relative_to(folder) for path in folder.rglob("*.xml")]
+        members = sorted(path.with_suffix("").as_posix() for path in found)
+    else:
+        layout.choose([source])
+        members = layout.load(source).names.tolist()
+    if not members:
+        raise InputError(f"{layout.root}: has no Annotations/*.xml; name the root of a VOC dataset")
+    return members
+
+
+def split_coco(
+    layout: Layout,
+    source: str | None,
+    names: Sequence[str],
+    fractions: Sequence[float],
+    seed: int,
+    output: Path,
+    hardlink: bool,
+) -> dict[str, dict[str, int]]:
+    """Write one split of a COCO dataset, divided, into a new folder; as ``split_voc`` otherwise."""
+    for name in names:
+        inner_path(name, "--names")
+    (split,) = layout.choose([source] if source else None)[:1]
+    if source is None and len(layout.splits) > 1:
+        raise InputError(
+            f"{layout.root}: has the splits {', '.join(layout.splits)}; say with --source which "
+            "one is divided"
+        )
+    path = layout.root / f"annotations/instances_{split}.json"
+    document = read_document(path)
+    images, items = document["images"], document["annotations"]
+    layout.load(split)  # refuses what cannot be read, by file and object
+    rows = {image["id"]: row for row, image in enumerate(images)}
+    categories = {each["id"]: each["name"] for each in document["categories"]}
+    classes: list[list[str]] = [[] for _ in images]
+    for item in items:
+        classes[rows[item["image_id"]]].append(categories[item["category_id"]])
+    assigned = stratify(_count(classes), fractions, seed)
+    with new_folder(output) as folder:
+        (folder / "annotations").mkdir()
+        for number, name in enumerate(names):
+            part = {
+                **document,
+                "images": [image for row, image in enumerate(images) if assigned[row] == number],
+                "annotations": [i for i in items if assigned[rows[i["image_id"]]] == number],
+            }
+            target = folder / f"annotations/instances_{name}.json"
+            target.write_text(json.dumps(part), encoding="utf-8")
+            files = [image["file_name"] for image in part["images"]]
+            pairs = [(layout.root / split / file, folder / name / file) for file in files]
+            copy_files(pairs, hardlink)
+    return _report(names, assigned, classes)
+
+
+def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
+    """Raise InputError unless there is one positive fraction a name and they add up to 1."""
+    if len(names) != len(fractions) or len(set(names)) != len(names):
+        raise InputError(
+            f"--names {' '.join(names)} and --fractions {' '.join(map(str, fractions))}: give each "
+            "split a name of its own and a fraction"
+        )
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(
+            f"--fractions {shown(list(fractions))}: must be positive and add up to 1, not to "
+            f"{sum(fractions):g}; correct them"
+        )
+
+
+def _count(classes: Sequence[Sequence[str]]) -> Counts:
+    names = {name: row for row, name in enumerate(sorted({n for each in classes for n in each}))}
+    counts = np.zeros((len(classes), len(names)), np.int64)
+    for row, each in enumerate(classes):
+        for name in each:
+            counts[row, names[name]] += 1
+    return counts
+
+
+def _report(
+    names: Sequence[str], assigned: npt.NDArray[np.int64], classes: Sequence[Sequence[str]]
+) -> dict[str, dict[str, int]]:
+    """By split: all images, and the images that have each class."""
+    found = sorted({name for each in classes for name in each})
+    report = {}
+    for number, split in enumerate(names):
+        rows = np.flatnonzero(assigned == number).tolist()
+        by_class = {name: sum(name in classes[row] for row in rows) for name in found}
+        report[split] = {"images": len(rows), **by_class}
+    return report

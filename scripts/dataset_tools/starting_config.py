@@ -1,0 +1,107 @@
+"""A config to start training with, from what a dataset holds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.annotations import Annotations
+from data.errors import InputError
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.suggestions import Suggestion
+
+_VIEWS = 12_000  # images that a short first training should see
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def write_config(
+    path: Path,
+    layout: Layout,
+    suggestion: Suggestion,
+    annotations: Annotations,
+    from_scratch: bool,
+) -> None:
+    """Write a config that train.py accepts; raises InputError where the file exists.
+
+    Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights; ``from_scratch`` takes
+    a small RetinaNet without. ``data.root`` is the path as it was given: relative to where train.py
+    is run.
+    """
+    if path.exists():
+        raise InputError(f"{path}: exists already; name a new file")
+    train, val = _roles(layout.splits)
+    images = len(layout.load(train))
+    kind = "retinanet" if from_scratch or annotations.masks is None else "mask_rcnn"
+    base = CONFIGS / "base" / ("small.yaml" if from_scratch else f"{kind}.yaml")
+    values = {
+        "base": _path_from(path, base),
+        "detector": _detector(suggestion, kind, from_scratch),
+        "data": _data(layout, train, val, annotations.classes, suggestion),
+        "train": {"name": path.stem, **_schedule(images, from_scratch)},
+    }
+    head = (
+        f"# Suggested by datasets.py inspect: {images} training images, median box side "
+        f"{suggestion.median_side:.0f} px after resizing,\n# anchors that cover "
+        f"{suggestion.coverage:.1%} of the boxes.\n#   python train.py --config {path}\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+
+
+def _detector(suggestion: Suggestion, kind: str, from_scratch: bool) -> dict[str, Any]:
+    # A two-stage detector's pyramid ends at level 6.
+    levels = [level for level in suggestion.levels if kind == "retinanet" or level <= 6]
+    anchors = {
+        "sizes": list(suggestion.sizes[: len(levels)]),
+        "ratios": list(suggestion.ratios),
+        "scales_per_octave": 3,
+    }
+    heads = {"retinanet": {"head_norm": "batch"}} if from_scratch else {}
+    return {"type": kind, "levels": levels, "anchors": anchors, **heads}
+
+
+def _data(
+    layout: Layout, train: str, val: str, classes: tuple[str, ...], suggestion: Suggestion
+) -> dict[str, Any]:
+    zero_based = {"voc": {"coordinates": "zero_based"}} if layout.zero_based else {}
+    return {
+        "format": layout.format,
+        "root": str(layout.root),
+        "train": train,
+        "val": val,
+        "classes": list(classes),
+        "image_size": list(suggestion.image_size),
+        "batch_size": 2,
+        **zero_based,
+    }
+
+
+def _schedule(images: int, from_scratch: bool) -> dict[str, Any]:
+    epochs = min(120, max(12, -(-_VIEWS // max(images, 1))))
+    milestones = {"milestones": [epochs * 2 // 3, epochs * 11 // 12]}
+    return {
+        "epochs": epochs,
+        "warmup_iterations": max(1, min(500, epochs * images // 20)),
+        **({} if from_scratch else milestones),
+    }
+
+
+def _path_from(config: Path, base: Path) -> str:
+    """How ``base:`` names a file: relative within the repository, which may move as a whole."""
+    folder = config.resolve().parent
+    return os.path.relpath(base, folder) if folder.is_relative_to(CONFIGS.parent) else str(base)
+
+
+def _roles(splits: tuple[str, ...]) -> tuple[str, str]:
+    """The splits to train and to validate on, by their names."""
+    if not splits:
+        raise InputError("--write-config: the dataset has no splits; make them with split")
+    train = next((s for s in splits if "train" in s and "val" not in s), None)
+    train = train or next((s for s in splits if "train" in s), splits[0])
+    others = [split for split in splits if split != train and "trainval" not in split]
+    val = next((s for s in others if "val" in s), None)
+    val = val or next((s for s in others if "test" in s), None)
+    return train, val or (others[0] if others else train)

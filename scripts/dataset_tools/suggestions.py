@@ -1,0 +1,140 @@
+"""From the boxes of a dataset to an image size and anchors.
+
+Anchors are chosen by measuring: a box is covered when an anchor of some level, laid over its
+center, overlaps it with an IoU of 0.7 or more; in the grid, where centers do not meet, that leaves
+about the 0.5 that training asks for. Of all pyramids the cheapest is taken whose coverage is within
+one percent of the best.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.annotations import Annotations
+from data.errors import InputError
+from data.images import resized_size
+from scripts.dataset_tools.statistics import aspect_ratios, box_sides
+
+Floats = npt.NDArray[np.float64]
+
+_COMFORTABLE_SIDE = 24.0  # pixels that the smaller objects should have after resizing
+_LARGEST_SIZE = (800, 1333)  # short and long side; COCO's usual size
+_COVERED = 0.7
+_TOLERANCE = 0.01
+_SAMPLE = 20_000
+_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to write into a config, and how well it fits.
+
+    Attributes:
+        image_size: short side and longest long side.
+        levels: of the pyramid; level l has stride 2^l.
+        sizes: the smallest anchor size of each level, pixels after resizing.
+        ratios: height over width of the anchors.
+        coverage: the share of boxes that an anchor overlaps with IoU 0.7 or more.
+        default_coverage: the same of the default anchors (levels 3 to 7, sizes from 32).
+        median_side: the median box side after resizing.
+    """
+
+    image_size: tuple[int, int]
+    levels: tuple[int, ...]
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+    coverage: float
+    default_coverage: float
+    median_side: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def suggest(annotations: Annotations) -> Suggestion:
+    """Choose by the objects that are trained on; raises InputError where there are none."""
+    rows = np.flatnonzero(~(annotations.crowd | annotations.difficult))
+    if not len(rows):
+        raise InputError(
+            f"{annotations.source}: has no objects to train on; anchors cannot be suggested"
+        )
+    if len(rows) > _SAMPLE:
+        rows = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
+    image_size = suggest_image_size(annotations)
+    sides = box_sides(annotations)[rows]
+    sides = sides * _scales(annotations, image_size)[annotations.object_images()[rows]]
+    ratios = aspect_ratios(annotations)[rows]
+    default = [32.0, 64.0, 128.0, 256.0, 512.0]
+    default_coverage = coverage(sides, ratios, default, (0.5, 1.0, 2.0))
+    levels, sizes, chosen, covered = _choose_anchors(sides, ratios)
+    return Suggestion(
+        image_size, levels, sizes, chosen, covered, default_coverage, float(np.median(sides))
+    )
+
+
+def suggest_image_size(annotations: Annotations) -> tuple[int, int]:
+    """The median image, enlarged up to twice where a tenth of the objects is smaller than 24 px."""
+    short = float(np.median(annotations.sizes.min(axis=1)))
+    long = float(annotations.sizes.max())
+    sides = box_sides(annotations)
+    low = float(np.percentile(sides, 10)) if len(sides) else _COMFORTABLE_SIDE
+    scale = min(max(_COMFORTABLE_SIDE / low, 1.0), 2.0)
+    wanted = min(short * scale, _LARGEST_SIZE[0])
+    height = max(32, int(wanted / 32 + 0.5) * 32)
+    width = max(height, min(int(long * wanted / short / 32 + 0.999) * 32, _LARGEST_SIZE[1]))
+    return height, width
+
+
+def _scales(annotations: Annotations, image_size: tuple[int, int]) -> Floats:
+    sizes = [tuple(size) for size in annotations.sizes.tolist()]
+    known = {size: resized_size(size, image_size)[0] / size[0] for size in set(sizes)}
+    return np.array([known[size] for size in sizes])
+
+
+def coverage(
+    sides: Floats, ratios: Floats, sizes: list[float], anchor_ratios: tuple[float, ...]
+) -> float:
+    """The share of boxes that one of the anchors overlaps with IoU 0.7, centers aligned.
+
+    Args:
+        sides: ``(N,)`` square roots of the boxes' areas.
+        ratios: ``(N,)`` height over width.
+        sizes: the smallest anchor size of each level; each comes in three scales of an octave.
+        anchor_ratios: height over width of the anchors.
+    """
+    best = np.zeros(len(sides))
+    heights, widths = sides * np.sqrt(ratios), sides / np.sqrt(ratios)
+    for size, scale, ratio in itertools.product(sizes, _SCALES, anchor_ratios):
+        height, width = size * scale * ratio**0.5, size * scale / ratio**0.5
+        overlap = np.minimum(heights, height) * np.minimum(widths, width)
+        best = np.maximum(best, overlap / (sides**2 + height * width - overlap))
+    return float((best >= _COVERED).mean())
+
+
+def _choose_anchors(
+    sides: Floats, ratios: Floats
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], float]:
+    """Levels, sizes, ratios and coverage of the cheapest pyramid near the best coverage."""
+    candidates = []
+    choices = itertools.product((3, 2), (5, 6, 7), (2.0, 4.0, 6.0, 8.0), _ratio_sets(ratios))
+    for first, last, strides, anchor_ratios in choices:
+        levels = tuple(range(first, last + 1))
+        sizes = [strides * 2**level for level in levels]
+        covered = coverage(sides, ratios, sizes, anchor_ratios)
+        cost = 4.0**-first * len(anchor_ratios) + 0.001 * len(levels)
+        candidates.append((cost, -covered, levels, sizes, anchor_ratios))
+    best = max(-negative for _, negative, *_ in candidates)
+    near = [each for each in candidates if -each[1] >= best - _TOLERANCE]
+    _, negative, levels, sizes, anchor_ratios = min(near)
+    return levels, tuple(sizes), anchor_ratios, -negative
+
+
+def _ratio_sets(ratios: Floats) -> list[tuple[float, ...]]:
+    low, middle, high = np.exp(np.percentile(np.log(ratios), (10, 50, 90))).tolist()
+    fitted = sorted({round(value, 1) or 0.1 for value in (low, middle, high)})
+    return [(round(middle, 1) or 0.1,), tuple(fitted), (0.5, 1.0, 2.0)]

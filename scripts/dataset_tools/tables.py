@@ -1,0 +1,86 @@
+"""Statistics and problems as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scripts.dataset_tools.suggestions import Suggestion
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; numbers to the right.
+
+    >>> print(format_table(["class", "objects"], [["cat", 5], ["dog", 12]]))
+    class  objects
+    cat          5
+    dog         12
+    """
+    cells = [list(header), *([_text(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    numeric = [
+        bool(rows) and all(isinstance(row[column], int | float | None) for row in rows)
+        for column in range(len(header))
+    ]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:.0f}"
+    return str(cell)
+
+
+def format_statistics(numbers: dict[str, Any]) -> str:
+    """What ``statistics.describe`` found, as four tables."""
+    flags = ("images", "empty", "objects", "difficult", "crowd", "masks", "without_area")
+    splits = [[name, *(split[flag] for flag in flags)] for name, split in numbers["splits"].items()]
+    classes = [
+        [each["name"], each["objects"], each["images"], each["median_side"]]
+        for each in numbers["classes"]
+    ]
+    spread = [
+        [title, *numbers[key].values()]
+        for key, title in (
+            ("image_width", "image width, px"),
+            ("image_height", "image height, px"),
+            ("objects_per_image", "objects in an image"),
+            ("box_side", "box side, px"),
+            ("box_side_of_image", "box side / image side"),
+            ("box_height_over_width", "box height / width"),
+        )
+        if numbers[key] is not None
+    ]
+    sizes = ", ".join(f"{count} {name}" for name, count in numbers["coco_sizes"].items())
+    spread_header = ["", "least", "5%", "25%", "median", "75%", "95%", "most"]
+    return "\n\n".join(
+        [
+            format_table(["split", *(flag.replace("_", " ") for flag in flags)], splits),
+            format_table(["class", "objects", "images", "median side, px"], classes),
+            format_table(spread_header, spread),
+            f"by COCO's sizes: {sizes}",
+        ]
+    )
+
+
+def format_suggestion(suggestion: Suggestion) -> str:
+    """What to write into a config, and why."""
+    ratios = ", ".join(f"{ratio:g}" for ratio in suggestion.ratios)
+    sizes = ", ".join(f"{size:g}" for size in suggestion.sizes)
+    levels = f"{suggestion.levels[0]} to {suggestion.levels[-1]}"
+    return (
+        f"suggested image size: {list(suggestion.image_size)} (short side, longest long side); the "
+        f"median box is {suggestion.median_side:.0f} px then\n"
+        f"suggested anchors: levels {levels}, sizes {sizes}, ratios {ratios}, 3 scales an octave: "
+        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (the default anchors: "
+        f"{suggestion.default_coverage:.1%})"
+    )

@@ -1,0 +1,200 @@
+"""Every problem of a VOC dataset; what passes here trains."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from tqdm import tqdm
+
+from data.errors import InputError, shown
+from data.paths import inner_path
+from data.voc import find_voc_image, images_by_stem
+from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
+from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
+from scripts.dataset_tools.image_checks import ImageChecks, fits
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.problems import Problem, problem_of
+
+
+def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
+    """Check the splits, their annotation files and images, and what no split lists."""
+    problems: list[Problem] = []
+    members: dict[str, set[str]] = {}
+    for split in splits:
+        members[split], found = _check_split(layout.root, split)
+        problems += found
+    problems += _check_leaks(members)
+    images = ImageChecks(layout.root, decode)
+    listings: dict[str, dict[str, str]] = {}
+    annotations = sorted(set().union(*members.values()))
+    owners: dict[str, str] = {}
+    for annotation in tqdm(annotations, desc="validate", delay=2, leave=False, disable=None):
+        folder = annotation.partition("Annotations/")[0]
+        if folder not in listings:
+            listings[folder] = images_by_stem(layout.root / folder / "JPEGImages")
+        checked = _Document(layout, annotation, listings[folder], owners)
+        problems += checked.check(images)
+    if set(splits) == set(layout.splits):
+        problems += _check_unlisted(layout.root, set(annotations))
+    return problems
+
+
+def _check_split(root: Path, split: str) -> tuple[set[str], list[Problem]]:
+    """The annotation files of a split, and what is wrong with its lines."""
+    folder, name = posixpath.split(split)
+    file = posixpath.join(folder, "ImageSets/Main", f"{name}.txt")
+    try:
+        lines = (root / file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = Problem(file, "", f"cannot be read ({error})", "write it anew", "error", "none")
+        return set(), [problem]
+    problems: list[Problem] = []
+    members: set[str] = set()
+    for row, line in enumerate(lines):
+        if line.strip():
+            found = _check_line(root, file, folder, line.strip(), row, members)
+            problems += [found] if found else []
+    if not members:
+        cure = "write one image name a line"
+        problems.append(Problem(file, "", "lists no images", cure, "error", "none"))
+    return members, problems
+
+
+def _check_line(
+    root: Path, file: str, folder: str, line: str, row: int, members: set[str]
+) -> Problem | None:
+    item = f"line {row + 1}"
+    try:
+        name = inner_path(line, item)
+    except InputError as error:
+        return problem_of(error, item, file, item, "drop_line", row)
+    annotation = posixpath.join(folder, "Annotations", f"{name}.xml")
+    if not (root / annotation).is_file():
+        flagged = posixpath.join(folder, "Annotations", f"{name.split()[0]}.xml")
+        if not (root / flagged).is_file():
+            problem, cure = f"there is no {annotation}", "add it, or take the line out"
+            return Problem(file, item, problem, cure, "error", "drop_line", row)
+        annotation = flagged
+    if annotation in members:
+        problem = f"{shown(name)} is listed twice"
+        return Problem(file, item, problem, "list it once", "error", "drop_line", row)
+    members.add(annotation)
+    return None
+
+
+def _check_leaks(members: dict[str, set[str]]) -> Iterator[Problem]:
+    """Images that are trained on and scored on."""
+    trained = [split for split in members if "train" in posixpath.basename(split)]
+    scored = [split for split in members if split not in trained]
+    for one, other in product(trained, scored):
+        both = members[one] & members[other]
+        if both and not ("trainval" in one and "val" in other):
+            yield Problem(
+                f"{other} and {one}", "", f"{len(both)} images are in both, the first: "
+                f"{shown(min(both))}", "keep each in one of them", "warning", "none",
+            )  # fmt: skip
+
+
+def _check_unlisted(root: Path, listed: set[str]) -> Iterator[Problem]:
+    for path in sorted([*root.glob("Annotations/**/*.xml"), *root.glob("*/Annotations/*.xml")]):
+        file = path.relative_to(root).as_posix()
+        if file not in listed:
+            cure = "list it in ImageSets/Main, or remove it"
+            yield Problem(file, "", "no split lists it", cure, "warning", "none")
+
+
+class _Document:
+    """One annotation file."""
+
+    def __init__(
+        self, layout: Layout, file: str, listing: dict[str, str], owners: dict[str, str]
+    ) -> None:
+        self._layout = layout
+        self._file = file
+        self._path = layout.root / file
+        self._listing = listing
+        self._owners = owners
+
+    def check(self, images: ImageChecks) -> list[Problem]:
+        try:
+            annotation = parse_voc_xml(self._path)
+        except InputError as error:
+            return [problem_of(error, str(self._path), self._file, "", "drop_image")]
+        problems: list[Problem] = []
+        size = self._size(annotation, problems)
+        boxes = self._objects(annotation, problems)
+        try:
+            image = self._image(annotation)
+        except InputError as error:
+            problem = problem_of(error, str(self._path), self._file, "", "drop_image")
+            return [*problems, problem]
+        true_size, found = images.check(self._file, "", image, size, -1)
+        if not fits([box for _, _, box, _ in boxes], true_size):
+            found = [_not_by_size(problem) for problem in found]
+        problems += found
+        doubles = Doubles()
+        for row, name, box, written in boxes:
+            item = named(row + 1, name)
+            one = check_box(self._file, item, row, box, written, true_size, 0.0)
+            one = one or doubles.check(self._file, item, row, (name, box))
+            problems += [one] if one else []
+        return problems
+
+    def _size(self, annotation: Element, problems: list[Problem]) -> tuple[int, int]:
+        try:
+            sides = [read_voc_side(annotation, side, self._path) for side in VOC_SIDES]
+        except InputError as error:
+            problems.append(problem_of(error, str(self._path), self._file, "", "set_size"))
+            return 0, 0
+        return sides[0], sides[1]
+
+    def _objects(
+        self, annotation: Element, problems: list[Problem]
+    ) -> list[tuple[int, str, Box, Box]]:
+        """Row, name, continuous box and written box of the objects that can be read."""
+        boxes = []
+        for row, element in enumerate(annotation.findall("object")):
+            name = (element.findtext("name") or "").strip()
+            item = named(row + 1, name)
+            try:
+                found = read_voc_object(element, item)
+            except InputError as error:
+                place = item if str(error).startswith(f"{item}: ") else f"{item} ({shown(name)})"
+                action = "clear_difficult" if "<difficult>" in str(error) else "drop_object"
+                problems.append(
+                    problem_of(error, place, self._file, item, action, row)  # type: ignore[arg-type]
+                )
+                continue
+            boxes.append((row, name, self._continuous(found.box), found.box))
+        return boxes
+
+    def _continuous(self, box: Box) -> Box:
+        """As the loader: a box whose corners share a row or column has no area."""
+        x1, y1, x2, y2 = box
+        if self._layout.zero_based or x2 <= x1 or y2 <= y1:
+            return box
+        return x1 - 1, y1 - 1, x2, y2
+
+    def _image(self, annotation: Element) -> str:
+        folder, _, rest = self._file.partition("Annotations/")
+        name = posixpath.splitext(rest)[0]
+        filename = (annotation.findtext("filename") or "").strip() or None
+        found = find_voc_image(name, filename, self._listing, str(self._path))
+        image = posixpath.join(folder, "JPEGImages", found)
+        owner = self._owners.setdefault(image, self._file)
+        if owner != self._file:
+            raise InputError(
+                f"{self._path}: its image {shown(image)} is that of {owner}, too; correct "
+                "<filename> in one of them"
+            )
+        return image
+
+
+def _not_by_size(problem: Problem) -> Problem:
+    """Boxes that do not fit the file's size are of another picture: it cannot be kept."""
+    return replace(problem, action="drop_image") if problem.action == "set_size" else problem

@@ -1,0 +1,152 @@
+"""A VOC dataset written as a COCO one."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.coco_columns import read_categories
+from data.errors import InputError
+from data.paths import inner_path
+from data.voc import VOC_CLASSES, find_voc_image, images_by_stem
+from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
+from scripts.dataset_tools.coco_checks import read_document
+from scripts.dataset_tools.coco_to_voc import REST
+from scripts.dataset_tools.interchange import annotation_of, image_of
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import copy_files
+
+
+class VocToCoco:
+    """Ids are given over all splits, so that an image in two of them is the same in both."""
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self._layout = layout
+        self._folder = folder
+        self._listing = images_by_stem(layout.root / "JPEGImages")
+        self._read: dict[str, tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {}
+
+    def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:
+        if any("/" in split for split in splits):
+            years = sorted({posixpath.dirname(split) for split in splits})
+            raise InputError(
+                f"{self._layout.root}: holds several datasets; convert one: "
+                f"{self._layout.root / years[0]}"
+            )
+        names = {split: _listed(self._layout.root, split) for split in splits}
+        everything = sorted(set().union(*names.values()))
+        for name in tqdm(everything, desc="convert", delay=2, leave=False, disable=None):
+            self._read[name] = self._read_one(name)
+        self._give_ids()
+        pairs = []
+        for split in splits:
+            self._write_split(split, names[split])
+            for name in names[split]:
+                file = self._read[name][0]["file_name"]
+                source = self._layout.root / "JPEGImages" / file
+                pairs.append((source, self._folder / split / file))
+        objects = sum(len(self._read[name][1]) for name in everything)
+        missing = copy_files(pairs, hardlink)
+        return {
+            "splits": len(splits),
+            "images": len(everything),
+            "objects": objects,
+            "missing_images": missing,
+        }
+
+    def _read_one(self, name: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
+        path = self._layout.root / "Annotations" / f"{name}.xml"
+        document = parse_voc_xml(path)
+        filename = (document.findtext("filename") or "").strip() or None
+        file = find_voc_image(name, filename, self._listing, str(path))
+        sides = [read_voc_side(document, side, path) for side in VOC_SIDES]
+        try:
+            image = image_of(document, file, (sides[0], sides[1]))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if posixpath.splitext(file)[0] != name:
+            image["voc_name"] = name
+        objects = []
+        for number, element in enumerate(document.findall("object"), start=1):
+            where = f"{path}: object {number}"
+            read_voc_object(element, where)  # refuses what cannot be translated
+            try:
+                objects.append(annotation_of(element, self._layout.zero_based))
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+        return image, objects
+
+    def _give_ids(self) -> None:
+        images = [image for image, _ in self._read.values()]
+        _fill_ids(images)
+        _fill_ids([item for _, objects in self._read.values() for _, item in objects])
+
+    def _write_split(self, split: str, names: Sequence[str]) -> None:
+        rest = _read_rest(self._layout.root, split)
+        found = {name for _, objects in self._read.values() for name, _ in objects}
+        categories = _extended(rest.pop("categories", []), found)
+        ids = {each["name"].strip(): each["id"] for each in categories}
+        items = []
+        for name in names:
+            image, objects = self._read[name]
+            for class_name, item in objects:
+                items.append({**item, "image_id": image["id"], "category_id": ids[class_name]})
+        document = {
+            **rest,
+            "images": [self._read[name][0] for name in names],
+            "annotations": items,
+            "categories": categories,
+        }
+        path = self._folder / "annotations" / f"instances_{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document), encoding="utf-8")
+        (self._folder / split).mkdir(parents=True, exist_ok=True)
+
+
+def _listed(root: Path, split: str) -> list[str]:
+    path = root / "ImageSets/Main" / f"{split}.txt"
+    names = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            name = inner_path(line.strip(), f"{path}: line {number}")
+            if not (root / "Annotations" / f"{name}.xml").is_file():
+                name = name.split()[0]  # lists of one class have a flag behind the name
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _fill_ids(entries: Sequence[dict[str, Any]]) -> None:
+    """Numbers from 1 for those without an id, none that is taken; the id stands first."""
+    taken = {entry["id"] for entry in entries if "id" in entry}
+    free = (number for number in count(1) if number not in taken)
+    for entry in entries:
+        identity = entry.pop("id") if "id" in entry else next(free)
+        rest = dict(entry)
+        entry.clear()
+        entry.update(id=identity, **rest)
+
+
+def _extended(categories: list[dict[str, Any]], found: set[str]) -> list[dict[str, Any]]:
+    """The categories, and what was found beside them: VOC's 20 in their order, or by name."""
+    known = {each["name"].strip() for each in categories}
+    if not categories and found <= set(VOC_CLASSES):
+        new: Sequence[str] = VOC_CLASSES
+    else:
+        new = sorted(found - known)
+    first = max((each["id"] for each in categories), default=0) + 1
+    return [*categories, *({"id": first + row, "name": name} for row, name in enumerate(new))]
+
+
+def _read_rest(root: Path, split: str) -> dict[str, Any]:
+    path = root / REST / f"{split}.json"
+    if not path.is_file():
+        return {}
+    rest = read_document(path)
+    read_categories(path, rest.get("categories"))
+    return rest

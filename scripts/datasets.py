@@ -1,0 +1,278 @@
+"""Download, inspect, validate, convert and split detection datasets.
+
+    python scripts/datasets.py download voc2007
+    python scripts/datasets.py inspect datasets/VOCdevkit --plot voc.png --write-config my.yaml
+    python scripts/datasets.py validate my_data --fix my_data_repaired
+    python scripts/datasets.py convert my_data my_data_as_coco
+    python scripts/datasets.py split my_data --fractions 0.8 0.2 --names train val
+
+Datasets are VOC (Annotations, JPEGImages, ImageSets/Main) or COCO (annotations/instances_*.json
+beside a folder of images a split); which of them is recognized. Exit codes: 0 all is well, 1
+validate found errors, 2 the input cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.errors import InputError
+from scripts.dataset_tools.archives import DATASETS
+from scripts.dataset_tools.coco_checks import check_coco
+from scripts.dataset_tools.conversion import convert
+from scripts.dataset_tools.downloading import fetch
+from scripts.dataset_tools.layout import recognize
+from scripts.dataset_tools.plotting import plot_dataset
+from scripts.dataset_tools.problems import count_by_severity, format_problems, problems_as_json
+from scripts.dataset_tools.repair import write_repaired
+from scripts.dataset_tools.splitting import check_fractions, split_coco, split_voc
+from scripts.dataset_tools.starting_config import write_config
+from scripts.dataset_tools.statistics import describe
+from scripts.dataset_tools.suggestions import suggest
+from scripts.dataset_tools.tables import format_statistics, format_suggestion, format_table
+from scripts.dataset_tools.unpacking import unpack
+from scripts.dataset_tools.voc_checks import check_voc
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except InputError as error:
+        print(f"datasets.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_download(options: argparse.Namespace) -> int:
+    """Fetch, check and unpack the archives of one dataset."""
+    fetched = []
+    for archive in DATASETS[options.dataset]:
+        path, md5 = fetch(archive, options.root / "archives", options.base)
+        _say(options, f"{path}: {path.stat().st_size} bytes, {_verdict(archive.md5, md5)}")
+        files = 0
+        if not options.keep_packed:
+            files = unpack(path, options.root / archive.folder)
+            _say(options, f"{options.root / archive.folder}: {files} files")
+            if options.remove_archives:
+                path.unlink()
+        fetched.append({"archive": archive.name, "md5": md5, "files": files})
+    if options.json:
+        print(json.dumps(fetched, indent=2))
+    return 0
+
+
+def _verdict(known: str | None, found: str) -> str:
+    return f"MD5 {found} as it should be" if known else f"MD5 {found}; none is known to compare to"
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Say what a dataset holds, and what to train with."""
+    layout = recognize(options.path, options.zero_based)
+    chosen = layout.choose(options.splits)
+    annotations = layout.load_all(chosen)
+    numbers = describe(annotations, {split: layout.load(split) for split in chosen})
+    suggestion = suggest(annotations)
+    if options.plot:
+        plot_dataset(annotations, f"{layout.root} ({', '.join(chosen)})", options.plot)
+    if options.write_config:
+        write_config(options.write_config, layout, suggestion, annotations, options.from_scratch)
+    if options.json:
+        head = {"format": layout.format, "root": str(layout.root)}
+        print(json.dumps({**head, **numbers, "suggestion": suggestion.as_dict()}, indent=2))
+        return 0
+    print(f"{layout.root}: {layout.format.upper()}, {len(chosen)} splits\n")
+    print(format_statistics(numbers))
+    print(f"\n{format_suggestion(suggestion)}")
+    for path in (options.plot, options.write_config):
+        if path:
+            print(f"written: {path}")
+    return 0
+
+
+def run_validate(options: argparse.Namespace) -> int:
+    """List every problem; 1 where there is an error."""
+    layout = recognize(options.path, options.zero_based)
+    chosen = layout.choose(options.splits)
+    check = check_voc if layout.format == "voc" else check_coco
+    problems = check(layout, chosen, not options.skip_pixels)
+    if options.fix:
+        write_repaired(layout, chosen, problems, options.fix, options.hardlink)
+    if options.json:
+        print(problems_as_json(problems, {"root": str(layout.root), "format": layout.format}))
+    else:
+        print(format_problems(problems, options.most))
+        if options.fix:
+            print(f"repaired copy: {options.fix}")
+    counts = count_by_severity(problems)
+    return int(counts["errors"] > 0 or (options.strict and counts["warnings"] > 0))
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Write the dataset in the other format."""
+    layout = recognize(options.path, options.zero_based)
+    chosen = layout.choose(options.splits)
+    counts = convert(layout, chosen, options.output, options.zero_based, options.hardlink)
+    if options.json:
+        print(json.dumps(counts))
+        return 0
+    other = "COCO" if layout.format == "voc" else "VOC"
+    print(
+        f"{options.output}: {other}, {counts['splits']} splits, {counts['images']} images, "
+        f"{counts['objects']} objects"
+    )
+    if counts["missing_images"]:
+        print(f"{counts['missing_images']} image files are missing and were left out")
+    return 0
+
+
+def run_split(options: argparse.Namespace) -> int:
+    """Divide a dataset, or one split of it."""
+    check_fractions(options.names, options.fractions)
+    layout = recognize(options.path)
+    how = (options.source, options.names, options.fractions, options.seed)
+    if layout.format == "voc":
+        if options.output:
+            raise InputError("--output: VOC's splits are lists beside the data; leave it out")
+        report = split_voc(layout, *how)
+    else:
+        if not options.output:
+            raise InputError("--output: COCO's splits are folders; name a new one for them")
+        report = split_coco(layout, *how, options.output, options.hardlink)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    header = ["images with", *report]
+    keys = list(next(iter(report.values())))
+    print(format_table(header, [[key, *(each[key] for each in report.values())] for key in keys]))
+    return 0
+
+
+def _say(options: argparse.Namespace, line: str) -> None:
+    if not options.json:
+        print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_download(commands)
+    _add_inspect(commands)
+    _add_validate(commands)
+    _add_convert(commands)
+    _add_split(commands)
+    return parser
+
+
+def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("download", help="fetch, check and unpack VOC or COCO")
+    command.set_defaults(run=run_download)
+    command.add_argument("dataset", choices=sorted(DATASETS))
+    command.add_argument(
+        "--root", type=Path, default=Path("datasets"), help="folder of all datasets (datasets)"
+    )
+    command.add_argument(
+        "--base", help="address of a folder that holds the archives, instead of the publisher's"
+    )
+    command.add_argument(
+        "--keep-packed", action="store_true", help="fetch and check, but do not unpack"
+    )
+    command.add_argument(
+        "--remove-archives", action="store_true", help="remove each archive when it is unpacked"
+    )
+    _add_json(command)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("inspect", help="what a dataset holds, and what to train with")
+    command.set_defaults(run=run_inspect)
+    _add_dataset(command)
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw six plots (.png, .svg)")
+    command.add_argument(
+        "--write-config", type=Path, metavar="FILE", help="write a config to start with"
+    )
+    command.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="the config is of a small detector without pretrained weights",
+    )
+    _add_json(command)
+
+
+def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("validate", help="every problem, by file and object")
+    command.set_defaults(run=run_validate)
+    _add_dataset(command)
+    command.add_argument(
+        "--fix", type=Path, metavar="FOLDER", help="write a repaired copy into a new folder"
+    )
+    command.add_argument(
+        "--skip-pixels", action="store_true", help="do not decode the images (much faster)"
+    )
+    command.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
+    command.add_argument(
+        "--most", type=int, default=50, help="problems to print (50; 0 prints all of them)"
+    )
+    _add_hardlink(command)
+    _add_json(command)
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("convert", help="VOC to COCO, COCO to VOC, without loss")
+    command.set_defaults(run=run_convert)
+    _add_dataset(command)
+    command.add_argument("output", type=Path, help="a new folder")
+    _add_hardlink(command)
+    _add_json(command)
+
+
+def _add_split(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("split", help="random splits with a fair share of every class")
+    command.set_defaults(run=run_split)
+    command.add_argument("path", type=Path, help="root of the dataset")
+    command.add_argument("--source", help="the split to divide (VOC: all annotation files)")
+    command.add_argument(
+        "--names", nargs="+", default=["train", "val"], help="of the new splits (train val)"
+    )
+    command.add_argument(
+        "--fractions", nargs="+", type=float, default=[0.8, 0.2], help="of each (0.8 0.2)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="another seed, another split (0)")
+    command.add_argument("--output", type=Path, help="COCO: a new folder for the divided dataset")
+    _add_hardlink(command)
+    _add_json(command)
+
+
+def _add_dataset(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, help="root of the dataset, or a COCO instances_*.json")
+    command.add_argument(
+        "--splits", nargs="+", metavar="SPLIT", help="only these (all that there are)"
+    )
+    command.add_argument(
+        "--zero-based",
+        action="store_true",
+        help="VOC boxes are plain corners, not the devkit's pixels from 1",
+    )
+
+
+def _add_hardlink(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--hardlink", action="store_true", help="link images instead of copying them"
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Write a trained detector as ONNX, TorchScript or safetensors, and check that it finds the same.
+
+    python scripts/export.py runs/my_run/best.pt
+    python scripts/export.py runs/my_run/best.pt --formats onnx --images a.jpg b.jpg --json
+
+ONNX and TorchScript take one image of any size, uint8 RGB (3, height, width), resized as in
+training; normalization, anchors and NMS are inside. safetensors holds the weights alone, for
+detector.weights or another program. Each file is run over a few images (the validation split's,
+where its files are here) and compared with the detector; the exit code is 1 where they differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.threads import limit_spinning
+
+limit_spinning()  # torch reads it when it is imported
+
+# ruff: noqa: E402
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.build import build_annotations
+from data.errors import InputError
+from data.images import read_image, resize_image, resized_size
+from engine.config import split_words
+from engine.trained import Trained, load_trained
+from scripts.exporting.parity import compare
+from scripts.exporting.writing import write_onnx, write_safetensors, write_torchscript
+
+ENDINGS = {"onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
+IMAGES = 3
+LIMITS = (
+    "one image at a time: a batch has other numbers of detections in each image, which a trace "
+    "cannot hold",
+    "resizing, the threshold of masks and pasting them into the image stay with the caller",
+    "torch.export (and ONNX by dynamo) refuses these detectors: torchvision's batched_nms branches "
+    "on how many boxes there are",
+    "training, and test-time flips (evaluate.flip)",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        files, overrides = split_words(options.words)
+        if len(files) != 1:
+            raise InputError("name one checkpoint")
+        # a trace keeps the device that it was made on
+        trained = load_trained(files[0], ["train.device=cpu", *overrides])
+        folder = options.output or Path(files[0]).parent
+        report = export(trained, folder / Path(files[0]).stem, options)
+    except InputError as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report, indent=2) if options.json else format_report(report))
+    return int(any(not each["holds"] for each in report["files"].values()))
+
+
+def export(trained: Trained, stem: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Write and check each file."""
+    images = check_images(trained, options.images)
+    report: dict[str, Any] = {"files": {}, "not_exported": list(LIMITS)}
+    disable = None if sys.stderr.isatty() else True
+    for kind in tqdm(options.formats, "export", delay=2, leave=False, disable=disable):
+        path = stem.with_name(stem.name + ENDINGS[kind])
+        if kind == "safetensors":
+            result: dict[str, Any] = _check_weights(trained, path)
+        else:
+            write = write_onnx if kind == "onnx" else write_torchscript
+            result = compare(trained, write(trained, images[0], path), images).as_dict()
+        report["files"][str(path)] = {"format": kind, "bytes": path.stat().st_size, **result}
+    return report
+
+
+def _check_weights(trained: Trained, path: Path) -> dict[str, Any]:
+    written = write_safetensors(trained, path)
+    own = trained.detector.state_dict()
+    equal = own.keys() == written.keys() and all(
+        torch.equal(own[name].cpu(), written[name]) for name in own
+    )
+    return {"tensors": len(written), "holds": equal}
+
+
+def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]:
+    """``(3, H, W)`` uint8: the named images, else some of the validation split, else noise.
+
+    An empty picture is always among them, and one of another shape than the first.
+    """
+    bounds, limit = trained.config.data.image_size, trained.config.data.max_image_pixels
+    images = []
+    for path in named or _validation_images(trained):
+        pixels = read_image(path, None, limit)
+        size = resized_size((pixels.shape[0], pixels.shape[1]), bounds)
+        images.append(torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1).contiguous())
+    if not images:
+        noise = torch.Generator().manual_seed(0)
+        shape = (3, min(bounds), min(max(bounds), 2 * min(bounds)))
+        images.append(torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8))
+    height, width = images[0].shape[1:]
+    images.append(images[0][:, : height * 2 // 3, : width // 2].contiguous())
+    return [*images, torch.zeros_like(images[0])]
+
+
+def _validation_images(trained: Trained) -> list[Path]:
+    """A few image files of the validation split; none where the data is not here."""
+    data = trained.config.data
+    if not data.root.is_dir():
+        return []
+    try:
+        annotations = build_annotations(data, data.val, trained.classes, check_images=False)
+    except InputError:
+        return []
+    files = [data.root / str(name) for name in annotations.files[:IMAGES]]
+    return [file for file in files if file.is_file()]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """What was written, how well it agrees, what is not in it."""
+    lines = []
+    for path, each in report["files"].items():
+        lines.append(f"{path}: {each['bytes'] / 2**20:.1f} MiB")
+        if each["format"] == "safetensors":
+            lines.append(f"  {each['tensors']} tensors, {_verdict(each['holds'])}")
+            continue
+        masks = "" if each["mask"] is None else f", masks {each['mask']:.1e}"
+        lines.append(
+            f"  {each['images']} images, {each['detections']} detections, {each['unmatched']} "
+            f"without partner; largest differences: boxes {each['box']:.1e} px, scores "
+            f"{each['score']:.1e}{masks}: {_verdict(each['holds'])}"
+        )
+    return "\n".join([*lines, "not exported:", *(f"  {limit}" for limit in LIMITS)])
+
+
+def _verdict(holds: bool) -> str:
+    return "equal" if holds else "NOT EQUAL, do not use this file"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="+", metavar="CHECKPOINT | key.path=value", help="of a run, and overrides"
+    )
+    parser.add_argument(
+        "--formats", nargs="+", choices=list(ENDINGS), default=list(ENDINGS), help="(all)"
+    )
+    parser.add_argument("--output", type=Path, help="a folder (that of the checkpoint)")
+    parser.add_argument(
+        "--images", nargs="+", type=Path, help="images to compare with (of the validation split)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

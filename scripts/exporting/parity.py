@@ -1,0 +1,92 @@
+"""Does an exported file find what the detector finds?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.trained import Trained
+from scripts.exporting.one_image import OUTPUTS
+from scripts.exporting.writing import Runner
+
+BOX_TOLERANCE = 0.05  # pixels
+SCORE_TOLERANCE = 1e-3  # of scores and mask probabilities
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest differences over several images.
+
+    Attributes:
+        images: how many.
+        detections: of the detector in all of them.
+        unmatched: detections of either side that the other one does not have.
+        box: pixels.
+        score: of the scores.
+        mask: of the mask probabilities, None without masks.
+    """
+
+    images: int
+    detections: int
+    unmatched: int
+    box: float
+    score: float
+    mask: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file may be used in the detector's place."""
+        largest = max(self.score, self.mask or 0.0)
+        return self.unmatched == 0 and self.box <= BOX_TOLERANCE and largest <= SCORE_TOLERANCE
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "holds": self.holds}
+
+
+@torch.no_grad()
+def compare(trained: Trained, run: Runner, images: Sequence[Tensor]) -> Parity:
+    """Run the detector and the file over ``(3, H, W)`` uint8 images."""
+    counts = [0, 0]
+    differences = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
+    masks = None
+    for image in images:
+        found = trained.detector([image.to(trained.device)])[0]
+        other = dict(zip(OUTPUTS, run(image.to(trained.device)), strict=False))
+        pairs, unmatched = _pairs(found, other)
+        counts[0] += len(found["scores"])
+        counts[1] += unmatched
+        for name in differences:
+            if name in found and len(pairs):
+                gap = found[name].cpu()[pairs[:, 0]] - other[name].cpu()[pairs[:, 1]]
+                differences[name] = max(differences[name], float(gap.abs().max()))
+        masks = differences["masks"] if "masks" in found else None
+    return Parity(
+        len(images), counts[0], counts[1], differences["boxes"], differences["scores"], masks
+    )
+
+
+def _pairs(found: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """``(P, 2)`` detections of the same class and place, and how many have no partner.
+
+    By place and not by order: scores that differ in the last bit change places.
+    """
+    boxes, others = found["boxes"].cpu(), other["boxes"].cpu()
+    pairs: list[tuple[int, int]] = []
+    left = torch.ones(len(others), dtype=torch.bool)
+    for row, box in enumerate(boxes):
+        same = left & (other["labels"].cpu() == found["labels"].cpu()[row])
+        candidates = torch.where(same)[0]
+        if not len(candidates):
+            continue
+        gaps = (others[candidates] - box).abs().amax(dim=1)
+        best = int(gaps.argmin())
+        if gaps[best] <= 1.0:
+            pairs.append((row, int(candidates[best])))
+            left[candidates[best]] = False
+    unmatched = len(boxes) + len(others) - 2 * len(pairs)
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), unmatched

@@ -1,0 +1,59 @@
+"""What data.cache is worth: training images loaded per second in the third epoch.
+
+python scripts/measure_cache.py ROOT --format voc --split trainval
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from data.build import build_annotations
+from data.config import DataConfig
+from data.loading import build_train_loader
+
+SIZES = ((192, 256), (600, 1000))
+WORKERS = (0, 1)
+
+
+def main() -> None:
+    """Print a line for each image size and number of workers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path, help="folder of the dataset")
+    parser.add_argument("--format", default="voc", choices=("voc", "coco"))
+    parser.add_argument("--split", default="trainval", help="split to load")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for size in SIZES:
+        for workers in WORKERS:
+            data = {"format": arguments.format, "root": arguments.root, "train": arguments.split}
+            options = {**data, "image_size": size, "workers": workers, "batch_size": 4}
+            speeds = [
+                f"{cache} {images_per_second({**options, 'cache': cache}):.0f} images/s"
+                for cache in ("none", "memory")
+            ]
+            print(f"{size[0]} x {size[1]}, {workers} workers: {', '.join(speeds)}")
+
+
+def images_per_second(options: dict[str, Any]) -> float:
+    """The speed of the third epoch: by then every image is in the cache, if there is one."""
+    config = DataConfig(**options)
+    annotations = build_annotations(config, config.train)
+    loader = build_train_loader(config, annotations, seed=0, rank=0, world_size=1, with_masks=False)
+    with closing(loader):
+        for epoch in range(3):
+            start = time.perf_counter()
+            images = sum(len(batch) for batch in loader.epoch(epoch))
+        return images / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Do memory, open files, shared memory and the time of an iteration stay as they are?
+
+    python scripts/measure_endurance.py
+    python scripts/measure_endurance.py --iterations 1000 --parts 4
+
+Trains a tiny RetinaNet on drawn pictures of 32 x 32 pixels with two loader processes and watches it
+from outside: 10,000 iterations (an hour's worth of a large detector at 2.8 iterations a second) of
+40 epochs, evaluated and saved after each, with ALWA's windows, TensorBoard and metrics.jsonl.
+Prints a row for each tenth of the run. Reads /proc, so Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS, BATCH = 40, 2
+ROW = "{:>11} {:>12} {:>12} {:>10} {:>10} {:>12} {:>10}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--iterations", type=int, default=10_000)
+    parser.add_argument("--parts", type=int, default=10, help="rows of the table")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            training(Path(folder), arguments.iterations),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )
+        try:
+            watch(process, Path(folder) / "run", arguments.iterations, arguments.parts)
+        finally:
+            process.terminate()
+            process.wait()
+    print(f"exit status {process.returncode}")
+
+
+def training(folder: Path, iterations: int) -> list[str]:
+    images = iterations // EPOCHS * BATCH
+    small = [
+        "detector.backbone=resnet18",
+        "detector.fpn_channels=16",
+        "detector.levels=[3, 4]",
+        "detector.anchors.sizes=[8, 16]",
+        "detector.retinanet.tower_depth=1",
+        "data.image_size=[32, 32]",
+        "data.shapes.image_size=[32, 32]",
+        f"data.shapes.train_images={images}",
+        "data.shapes.val_images=8",
+        f"data.batch_size={BATCH}",
+        "data.workers=2",
+        "loss.weighting={type: alwa, interval: 50}",
+        f"train.epochs={EPOCHS}",
+        f"train.output={folder}",
+        f"data.root={folder / 'shapes'}",
+        "train.name=run",
+        "train.log_every=1",
+    ]
+    config = ROOT / "configs" / "quickstart.yaml"
+    return [sys.executable, "train.py", "--config", str(config), *small]
+
+
+def watch(process: subprocess.Popen[bytes], run: Path, iterations: int, parts: int) -> None:
+    """Print a row whenever another part of the iterations is done."""
+    titles = ("iterations", "main MB", "loaders MB", "files", "threads", "shared MB", "ms each")
+    print(ROW.format(*titles), flush=True)
+    log, done, offset, rates = run / "metrics.jsonl", 0, 0, list[float]()
+    for part in range(1, parts + 1):
+        while done < part * iterations // parts - 1 and process.poll() is None:
+            time.sleep(0.2)
+            lines, offset = new_lines(log, offset)
+            records = [json.loads(line) for line in lines]
+            trained = [record for record in records if record["kind"] == "train"]
+            rates += [BATCH / record["images_per_second"] for record in trained]
+            done = trained[-1]["step"] if trained else done
+        if process.poll() is not None:
+            return
+        print(ROW.format(done, *sizes_of(process.pid), f"{1000 * statistics.median(rates):.1f}"))
+        sys.stdout.flush()
+        rates.clear()
+    process.wait()
+
+
+def new_lines(path: Path, offset: int) -> tuple[list[str], int]:
+    """The whole lines of a growing file behind an offset, and where they end."""
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    return whole.decode().splitlines(), offset + len(whole)
+
+
+def sizes_of(pid: int) -> tuple[str, ...]:
+    """Memory of the process and of its loaders, open files, threads, shared memory in use."""
+    loaders = [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+    shared = os.statvfs("/dev/shm")
+    return (
+        f"{own_mb(pid):.0f}",
+        f"{sum(map(own_mb, loaders)):.0f}",
+        str(sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in (pid, *loaders))),
+        str(len(list(Path(f"/proc/{pid}/task").iterdir()))),
+        f"{(shared.f_blocks - shared.f_bfree) * shared.f_frsize / 1e6:.1f}",
+    )
+
+
+def own_mb(pid: int) -> float:
+    """Proportional memory: pages that several processes share are divided among them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Draw the curves of one run, or of several over each other; they may still be running.
+
+    python scripts/plot.py runs/quickstart
+    python scripts/plot.py runs/fixed runs/alwa --output comparison.png --smooth 5
+    python scripts/plot.py runs/* --tags 'val/coco_AP*' images_per_second --log
+
+A run is named by its folder, its metrics.jsonl or a TensorBoard event file. Six panels: the raw
+losses, the mean and the standard deviation of the weighted losses per window, the loss weights, the
+learning rate, the average precision. With --tags each curve whose name matches gets a panel of its
+own. Several runs: a color for each run, a kind of line for each loss. Needs matplotlib (the extra
+`analysis`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.errors import InputError, some_of
+from scripts.curves import Curve, read_curves
+from scripts.figures import new_figure, save_figure
+
+Runs = Mapping[str, Mapping[str, Curve]]
+
+# title, tags, label of the y axis
+PANELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("raw losses", ("loss/*",), "loss"),
+    ("weighted losses, mean per window", ("loss_mean/*",), "mean"),
+    ("weighted losses, deviation per window", ("loss_std/*",), "standard deviation"),
+    ("loss weights", ("loss_weight/*",), "λ"),
+    ("learning rate", ("lr",), "lr"),
+    (
+        "validation",
+        ("val/voc_mAP", "val/coco_AP", "val/coco_segm_AP"),
+        "average precision",
+    ),
+)
+SMOOTHED = ("loss/", "weighted_loss/", "images_per_second")
+LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
+COLORS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#dc2626", "#0891b2", "#64748b")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        runs = read_runs(options.runs, options.names)
+        panels = panels_of(runs, options.tags)
+        if options.json:
+            print(json.dumps(as_json(runs, options.tags)))
+        else:
+            print(format_runs(runs))
+        if not options.json or options.output is not None:
+            output = options.output or Path("curves.png")
+            save_figure(draw(runs, panels, options.smooth, options.log), output)
+            if not options.json:
+                print(f"written: {output}")
+    except InputError as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_runs(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, dict[str, Curve]]:
+    """The curves of each run by its name: the given ones, or what tells the paths apart."""
+    if names is not None and len(names) != len(paths):
+        raise InputError(f"--names: {len(names)} names for {len(paths)} runs; give each its own")
+    labels = list(names or shortest_names(paths))
+    if len(set(labels)) < len(labels):
+        raise InputError("a run is named twice; name each once, or tell them apart with --names")
+    return {label: read_curves(path) for label, path in zip(labels, paths, strict=True)}
+
+
+def shortest_names(paths: Sequence[Path]) -> list[str]:
+    """The name of each run's folder, with as many folders above it as they need to differ.
+
+    >>> shortest_names([Path("a/x/metrics.jsonl"), Path("b/x"), Path("c/y")])
+    ['a/x', 'b/x', 'c/y']
+    """
+    folders = [(path.parent if _is_file(path) else path).absolute().parts for path in paths]
+    deepest = max(map(len, folders), default=1)
+    for count in range(1, deepest + 1):
+        names = ["/".join(parts[-count:]) for parts in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() or path.suffix == ".jsonl"
+
+
+def panels_of(runs: Runs, patterns: Sequence[str] | None) -> list[tuple[str, list[str], str]]:
+    """The panels that have curves: title, tags, label.
+
+    Raises:
+        InputError: no tag matches one of the patterns.
+    """
+    tags = list(dict.fromkeys(tag for curves in runs.values() for tag in curves))
+    if patterns is None:
+        wanted = [(title, _matching(tags, globs), label) for title, globs, label in PANELS]
+        return [panel for panel in wanted if panel[1]]
+    for pattern in patterns:
+        if not _matching(tags, [pattern]):
+            raise InputError(
+                f"--tags: no curve is called {pattern!r}; there are {some_of(tags, 40)}"
+            )
+    return [(tag, [tag], "") for tag in _matching(tags, patterns)]
+
+
+def _matching(tags: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [tag for tag in tags if any(fnmatchcase(tag, pattern) for pattern in patterns)]
+
+
+def as_json(runs: Runs, patterns: Sequence[str] | None) -> dict[str, Any]:
+    """``{run: {tag: {"steps": [...], "values": [...]}}}``."""
+    return {
+        run: {
+            tag: {"steps": curve.steps.tolist(), "values": curve.values.tolist()}
+            for tag, curve in curves.items()
+            if patterns is None or _matching([tag], patterns)
+        }
+        for run, curves in runs.items()
+    }
+
+
+def format_runs(runs: Runs) -> str:
+    """A line for each run: how far it is, its last losses, its best and last scores."""
+    lines = []
+    for run, curves in runs.items():
+        step = max(int(curve.steps[-1]) for curve in curves.values())
+        parts = [f"{run}: step {step}"]
+        parts += [
+            f"{tag.removeprefix('loss/')} {curve.values[-1]:.4f}"
+            for tag, curve in curves.items()
+            if tag.startswith("loss/")
+        ]
+        for tag in PANELS[-1][1]:
+            if tag in curves:
+                values = curves[tag].values
+                name = tag.removeprefix("val/")
+                parts.append(f"{name} {values[-1]:.3f} (best {values.max():.3f})")
+        lines.append(", ".join(parts))
+    return "\n".join(lines)
+
+
+def smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """A running mean over ``width`` values around each, over fewer at both ends.
+
+    >>> smooth(np.array([0.0, 3.0, 0.0]), 3).tolist()
+    [1.5, 1.0, 1.5]
+    """
+    kernel = np.ones(min(width, 2 * len(values) - 1))
+    total = np.convolve(values, kernel, mode="full")
+    count = np.convolve(np.ones(len(values)), kernel, mode="full")
+    start = (len(kernel) - 1) // 2
+    middle = slice(start, start + len(values))
+    mean: npt.NDArray[np.float64] = total[middle] / count[middle]
+    return mean
+
+
+def draw(
+    runs: Runs, panels: Sequence[tuple[str, list[str], str]], width: int, logarithmic: bool
+) -> Any:
+    """A panel for each group of tags, over the iterations.
+
+    Args:
+        width: losses are drawn as a running mean over so many log lines.
+        logarithmic: of all y axes but those of scores and weights.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure((4.6 * columns, 3.0 * rows + 0.5))
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis, (title, tags, label) in zip(axes, panels, strict=False):
+        _draw_panel(axis, runs, tags, width)
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel(label, fontsize=9)
+        if logarithmic and not tags[0].startswith(("val/", "loss_weight/")):
+            axis.set_yscale("log")
+        if tags[0].startswith("val/"):
+            axis.set_ylim(0, 1)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+        axis.set_xlabel("iteration", fontsize=9)
+        axis.tick_params(labelbottom=True)
+    if len(runs) > 1:
+        _name_the_runs(figure, list(runs))
+    return figure
+
+
+def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
+    """The curves of one panel: color by run, line by tag; of one run alone color by tag."""
+    named: set[str] = set()
+    for position, curves in enumerate(runs.values()):
+        for number, tag in enumerate(tags):
+            if tag not in curves:
+                continue
+            curve = curves[tag]
+            values = smooth(curve.values, width) if tag.startswith(SMOOTHED) else curve.values
+            color = COLORS[(number if len(runs) == 1 else position) % len(COLORS)]
+            axis.plot(
+                curve.steps,
+                values,
+                color=color,
+                linestyle=LINES[0 if len(runs) == 1 else number % len(LINES)],
+                linewidth=1.4,
+                marker="o" if len(curve) < 20 else None,
+                markersize=3,
+                label=None if tag in named else tag.split("/", 1)[-1],
+            )
+            named.add(tag)
+    if len(tags) > 1:
+        legend = axis.legend(fontsize=7.5, frameon=False)
+        if len(runs) > 1:  # the color is that of a run, the line tells the loss
+            for handle in legend.get_lines():
+                handle.set_color("#475569")
+    axis.grid(color="#e2e8f0", linewidth=0.6)
+    axis.tick_params(labelsize=8)
+
+
+def _name_the_runs(figure: Any, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3, label=name)
+        for number, name in enumerate(names)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(4, len(names)),
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder or file of a run")
+    parser.add_argument("--output", type=Path, help="the picture: .png, .svg, .pdf (curves.png)")
+    parser.add_argument("--names", nargs="+", help="what the runs are called in the picture")
+    parser.add_argument(
+        "--tags", nargs="+", metavar="TAG", help="curves to draw, * and ? allowed: val/coco_AP*"
+    )
+    parser.add_argument(
+        "--smooth", type=_positive, default=1, help="running mean of so many log lines (1)"
+    )
+    parser.add_argument("--log", action="store_true", help="logarithmic losses and learning rate")
+    parser.add_argument(
+        "--json", action="store_true", help="print the curves; no picture without --output"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""Detect objects in images and videos with a trained checkpoint.
+
+    python scripts/predict.py runs/my_run/best.pt photo.jpg
+    python scripts/predict.py runs/my_run/best.pt photos/ 'more/*.png' --output found
+    python scripts/predict.py runs/my_run/best.pt clip.mp4 --batch 8
+    python scripts/predict.py runs/my_run/best.pt photos/ --coco found.json --no-pictures
+
+An input is an image, a folder (and the folders in it), a pattern or a video. Pictures with boxes,
+masks, names and scores go to a folder, a video becomes a video. --coco writes COCO results JSON of
+the images, --comp4 the VOC devkit's files, --json prints everything that was found; these hold all
+detections above detector.score_threshold, the pictures those above --threshold. Key overrides
+(data.image_size=[480,640] train.device=cpu train.amp=bf16) may stand among the inputs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.threads import limit_spinning
+
+limit_spinning()  # torch reads it when it is imported
+
+# ruff: noqa: E402
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from data.errors import InputError
+from engine.comp4 import write_comp4
+from engine.config import split_words
+from engine.detections import Detections, concatenate, make_detections
+from engine.drawing import draw_detections
+from engine.trained import load_trained
+from scripts.prediction.coco_ids import write_coco
+from scripts.prediction.inputs import Source, Video, find_sources, open_image, open_video
+from scripts.prediction.looking import Looker, in_batches, unannotated
+from scripts.prediction.pictures import VideoWriter, write_picture
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass
+class Found:
+    """What was found in the images so far."""
+
+    names: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    parts: list[Detections] = field(default_factory=list)
+
+    def add(self, sources: Sequence[Source], images: Sequence[Pixels], found: Detections) -> None:
+        """Append a batch of images."""
+        moved = found.image + len(self.names)
+        self.names += [source.name for source in sources]
+        self.files += [source.inside.as_posix() for source in sources]
+        self.sizes += [(image.shape[0], image.shape[1]) for image in images]
+        self.parts.append(make_detections(moved, found.label, found.score, found.boxes, found.rles))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        words, overrides = split_words(options.words)
+        if len(words) < 2:
+            raise InputError("name a checkpoint, then images, folders, patterns or videos")
+        sources = find_sources(words[1:])
+        trained = load_trained(words[0], overrides)
+        predict(sources, Looker(trained), options)
+    except InputError as error:
+        print(f"predict.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespace) -> None:
+    """Look at all sources and write what was asked for."""
+    start = time.perf_counter()
+    images = [source for source in sources if not source.is_video]
+    found, videos = Found(), {}
+    shown = None if sys.stderr.isatty() else True  # None: where there is a terminal
+    with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=shown) as bar:
+        for batch in in_batches(iter(images), options.batch):
+            look_at_images(batch, looker, found, options)
+            bar.update(len(batch))
+        for source in sources:
+            if source.is_video:
+                videos[str(source.path)] = look_at_video(source, looker, options)
+                bar.update()
+    seconds = time.perf_counter() - start
+    annotations = unannotated(found.names, found.sizes, looker.trained, options.set)
+    detections = concatenate(found.parts)
+    if options.coco:
+        write_coco(options.coco, detections, annotations, found.files, options.ids)
+    if options.comp4:
+        write_comp4(options.comp4, detections, annotations)
+    speed = {
+        "pictures": looker.pictures,
+        "seconds": round(seconds, 3),
+        "pictures_per_second": round(looker.pictures / seconds, 2),
+        "detector_per_second": round(looker.pictures / max(looker.seconds, 1e-9), 2),
+    }
+    if options.json:
+        classes = looker.trained.classes
+        print(
+            json.dumps(
+                {
+                    "images": as_json(detections, found.files, classes),
+                    "videos": videos,
+                    "speed": speed,
+                }
+            )
+        )
+        return
+    print(summary(found, detections, videos, looker, options.threshold))
+    for path in (None if options.no_pictures else options.output, options.coco, options.comp4):
+        if path is not None:
+            print(f"written: {path}")
+    print(
+        f"{speed['pictures']} pictures in {seconds:.1f} s: {speed['pictures_per_second']} "
+        f"pictures/s, of the detector alone {speed['detector_per_second']} "
+        f"({looker.trained.device.type}, batch {options.batch})"
+    )
+
+
+def look_at_images(
+    batch: Sequence[Source], looker: Looker, found: Found, options: argparse.Namespace
+) -> None:
+    """Detect in a batch of image files and draw them."""
+    limit = looker.trained.config.data.max_image_pixels
+    images = [open_image(source.path, limit) for source in batch]
+    detections = looker.look(images)
+    found.add(batch, images, detections)
+    if options.no_pictures:
+        return
+    for source, picture in zip(
+        batch, drawn(images, detections, looker, options.threshold), strict=True
+    ):
+        write_picture(options.output / source.inside, picture)
+
+
+def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -> dict[str, Any]:
+    """Detect in the frames of a video and write them as one; frame counts for the report."""
+    video = open_video(source.path)
+    target = None if options.no_pictures else options.output / source.inside.with_suffix(".mp4")
+    frames = objects = 0
+    with VideoWriter(target, video.rate) as writer:
+        for batch in in_batches(_shown(video), options.batch):
+            detections = looker.look(batch)
+            frames += len(batch)
+            objects += int((detections.score >= options.threshold).sum())
+            if target is not None:
+                for picture in drawn(batch, detections, looker, options.threshold):
+                    writer.write(picture)
+    if not frames:
+        raise InputError(f"{source.path}: no frame of the video can be decoded")
+    return {"frames": frames, "objects": objects, "written": str(target) if target else None}
+
+
+def _shown(video: Video) -> Iterator[Pixels]:
+    disable = None if sys.stderr.isatty() else True
+    total = video.frames or None
+    yield from tqdm(
+        video, desc=video.path.name, total=total, unit="frame", leave=False, disable=disable
+    )
+
+
+def drawn(
+    images: Sequence[Pixels], detections: Detections, looker: Looker, threshold: float
+) -> Iterator[Pixels]:
+    """The images with what was found in them, at their own size."""
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    annotations = unannotated([""] * len(images), sizes, looker.trained)
+    for row, image in enumerate(images):
+        yield draw_detections(image, row, annotations, detections, threshold)
+
+
+def summary(
+    found: Found, detections: Detections, videos: dict[str, Any], looker: Looker, threshold: float
+) -> str:
+    """A line for each image (the first twenty) and video: how many of which class."""
+    lines = []
+    for row, file in enumerate(found.files[:20]):
+        sure = (detections.image == row) & (detections.score >= threshold)
+        counts = np.bincount(detections.label[sure], minlength=len(looker.trained.classes))
+        named = [
+            f"{count} {name}"
+            for name, count in zip(looker.trained.classes, counts.tolist(), strict=True)
+            if count
+        ]
+        lines.append(f"{file}: {', '.join(named) or 'nothing'}")
+    if len(found.files) > 20:
+        lines.append(f"... and {len(found.files) - 20} more images")
+    for name, video in videos.items():
+        lines.append(f"{name}: {video['frames']} frames, {video['objects']} objects in them")
+    return "\n".join(lines)
+
+
+def as_json(
+    detections: Detections, files: Sequence[str], classes: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """``{file: [{"class", "score", "box"}]}``, boxes xyxy in pixels."""
+    result: dict[str, list[dict[str, Any]]] = {file: [] for file in files}
+    for row, label, score, box in zip(
+        detections.image.tolist(),
+        detections.label.tolist(),
+        detections.score.tolist(),
+        detections.boxes.tolist(),
+        strict=True,
+    ):
+        result[files[row]].append({"class": classes[label], "score": score, "box": box})
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="+", metavar="CHECKPOINT INPUT", help="a checkpoint, then what to look at"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions"), help="folder of pictures (predictions)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="score from which on it is drawn (0.5)"
+    )
+    parser.add_argument("--batch", type=_positive, default=1, help="pictures at once (1)")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
+    parser.add_argument("--coco", type=Path, metavar="FILE", help="write COCO results JSON")
+    parser.add_argument(
+        "--ids",
+        type=Path,
+        metavar="FILE",
+        help="COCO annotations whose image and category ids --coco takes, by file and class name",
+    )
+    parser.add_argument("--comp4", type=Path, metavar="FOLDER", help="write VOC comp4 text files")
+    parser.add_argument("--set", default="test", help="the set in comp4's file names (test)")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

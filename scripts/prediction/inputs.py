@@ -1,0 +1,130 @@
+"""What a detector is to look at: image files, folders, globs and videos, opened one by one."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError
+from data.images import read_image
+
+Pixels = npt.NDArray[np.uint8]
+
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file, or a video.
+
+    Attributes:
+        path: the file.
+        inside: its path below the folder that was named; its name where a file was named.
+    """
+
+    path: Path
+    inside: Path
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEOS
+
+    @property
+    def name(self) -> str:
+        """What result files call the image: its path without the ending."""
+        return self.inside.with_suffix("").as_posix()
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """The files behind names of files, folders (with the folders below them) and globs, in order.
+
+    Raises:
+        InputError: there is nothing under a name, or two images would have the same name.
+    """
+    sources = [source for name in inputs for source in _behind(name)]
+    sources = list({source.path.resolve(): source for source in sources}.values())
+    first: dict[str, Source] = {}
+    for source in sources:
+        other = first.setdefault(source.name, source)
+        if other is not source:
+            raise InputError(
+                f"{source.path} and {other.path}: two inputs are called {source.name!r}; name the "
+                "folder above both, or run them one after the other"
+            )
+    return sources
+
+
+def _behind(name: str) -> list[Source]:
+    path = Path(name)
+    if path.is_file():
+        return [Source(path, Path(path.name))]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_known(file))
+        if not files:
+            raise InputError(f"{name}: the folder holds no images or videos ({_endings()})")
+        return [Source(file, file.relative_to(path)) for file in files]
+    files = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    found = [Source(file, Path(file.name)) for file in files if _is_known(file)]
+    if not found:
+        raise InputError(
+            f"{name}: there is no such file or folder, and as a pattern it matches no image or "
+            "video"
+        )
+    return found
+
+
+def _is_known(file: Path) -> bool:
+    return file.suffix.lower() in IMAGES + VIDEOS and file.is_file()
+
+
+def _endings() -> str:
+    return ", ".join(ending[1:] for ending in IMAGES + VIDEOS)
+
+
+@dataclass(frozen=True)
+class Video:
+    """An opened video.
+
+    Attributes:
+        frames: how many its header promises, 0 where it does not say.
+        rate: frames a second.
+    """
+
+    path: Path
+    capture: cv2.VideoCapture
+    frames: int
+    rate: float
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """The frames, ``(H, W, 3)`` uint8 RGB."""
+        while True:
+            there_is_one, frame = self.capture.read()
+            if not there_is_one:
+                self.capture.release()
+                return
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def open_video(path: Path) -> Video:
+    """Open a video.
+
+    Raises:
+        InputError: it cannot be decoded here.
+    """
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise InputError(f"{path}: cannot be read as a video; convert it to H.264 in .mp4")
+    frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    return Video(path, capture, frames, capture.get(cv2.CAP_PROP_FPS) or 25.0)
+
+
+def open_image(path: Path, max_pixels: int) -> Pixels:
+    """``(H, W, 3)`` uint8 RGB. Raises InputError as ``read_image`` does."""
+    return read_image(path, None, max_pixels)

@@ -1,0 +1,88 @@
+"""Pictures and videos, written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import InputError
+from engine.atomic_file import write_atomically
+
+Pixels = npt.NDArray[np.uint8]
+
+JPEG_QUALITY = 92
+
+
+def write_picture(path: Path, picture: Pixels) -> None:
+    """Write an ``(H, W, 3)`` RGB picture as JPEG or PNG, as its name ends; other endings get .png.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        path = path.with_name(f"{path.name}.png")
+    is_jpeg = path.suffix.lower() != ".png"
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if is_jpeg else []
+    colors = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(path.suffix.lower(), colors, options)
+    write_atomically(path, encoded.tobytes())
+
+
+class VideoWriter:
+    """Writes frames into an .mp4, which is there when all of them are.
+
+    Args:
+        path: the file; None writes nothing.
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path | None, rate: float) -> None:
+        self.path = path
+        self.rate = rate
+        self.writer: cv2.VideoWriter | None = None
+        self.part = None if path is None else path.with_name(f".{path.stem}.part.mp4")
+
+    def write(self, frame: Pixels) -> None:
+        """Append an ``(H, W, 3)`` RGB frame; all have the size of the first.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        if self.writer is None:
+            self.writer = self._open((frame.shape[1], frame.shape[0]))
+        self.writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
+        assert self.part is not None
+        try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(self.part), code, self.rate, size)
+        if not writer.isOpened():
+            raise InputError(f"{self.path}: cannot be written as a video; name another --output")
+        return writer
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.writer is None:
+            return
+        self.writer.release()
+        assert self.part is not None
+        assert self.path is not None
+        if kind is None:
+            self.part.replace(self.path)
+        else:
+            self.part.unlink(missing_ok=True)

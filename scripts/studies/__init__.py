@@ -1,0 +1,1 @@
+"""The paper's tables and figures as studies: grids of training runs, what they gave, pictures."""

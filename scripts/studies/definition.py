@@ -1,0 +1,262 @@
+"""A study: a grid of training runs that is written in YAML, with the paper's numbers beside it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data.errors import InputError
+from engine.strict_yaml import read_yaml
+from scripts.studies.run import Run
+
+STUDIES = Path(__file__).resolve().parents[2] / "configs/studies"
+
+Labels = Mapping[str, str]
+
+
+class Axis(BaseModel, extra="forbid", frozen=True):
+    """One thing that a study varies."""
+
+    name: str = Field(description="heading of the axis in the table")
+    key: str | None = Field(
+        default=None, description="config key that the values are for; null: they name their keys"
+    )
+    values: dict[str, Any] = Field(
+        min_length=1,
+        description="what each label sets: a value for the key, or a mapping of keys; a list of "
+        "plain values labels each by itself",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_labels_itself(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and isinstance(raw.get("values"), list):
+            return {**raw, "values": {str(value): value for value in raw["values"]}}
+        return raw
+
+    @model_validator(mode="after")
+    def _values_name_keys(self) -> Axis:
+        if self.key is None:
+            for label, value in self.values.items():
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"{label}: without key a mapping of config keys is needed")
+        return self
+
+    def overrides(self, label: str) -> dict[str, Any]:
+        """Dotted config keys -> values that a label stands for."""
+        value = self.values[label]
+        if not isinstance(value, Mapping):
+            return {str(self.key): value}
+        prefix = f"{self.key}." if self.key else ""
+        return {prefix + key: below for key, below in value.items()}
+
+
+class Score(BaseModel, extra="forbid", frozen=True):
+    """How a run's last checkpoint is scored."""
+
+    split: str = Field(default="val", description="train, val, or the name of a split of the data")
+    metrics: dict[str, str] = Field(
+        min_length=1, description="heading -> dotted path in metrics.json"
+    )
+    digits: int = Field(default=4, ge=3, le=6, description="decimals; changes show two fewer")
+
+
+class Paper(BaseModel, extra="forbid", frozen=True):
+    """The paper's own numbers."""
+
+    printed: Literal["values", "changes"] = Field(
+        default="values",
+        description="changes: all rows but the baseline are printed as changes in points",
+    )
+    like: tuple[str, ...] = Field(
+        default=(), description="labels of the paper's table that this study's axes lack"
+    )
+    cells: dict[str, Any] = Field(
+        default_factory=dict, description="labels, nested in any order -> number or one a metric"
+    )
+
+
+class Figure(BaseModel, extra="forbid", frozen=True):
+    """One of the paper's figures, of runs of this study."""
+
+    kind: Literal["losses", "shift", "windows", "detections"] = Field(description="what is drawn")
+    cells: tuple[dict[str, str], ...] = Field(
+        default=(), description="labels of each run that is shown; those not named: the first"
+    )
+    caption: str = Field(default="", description="heading of the picture")
+
+
+class Study(BaseModel, extra="forbid", frozen=True):
+    """The content of a study's file, with a preset applied."""
+
+    title: str = Field(description="what is compared, on what data")
+    base: str = Field(description="config of every run, relative to the study's file")
+    axes: tuple[Axis, ...] = Field(min_length=1, description="what varies, in the table's order")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="config keys of every run, dotted"
+    )
+    skip: tuple[dict[str, str], ...] = Field(
+        default=(), description="labels of cells that the table does not have"
+    )
+    columns: str | None = Field(
+        default=None, description="axis whose values stand side by side; null: the metrics alone"
+    )
+    against: dict[str, str] = Field(description="labels of the baseline, such as {weights: fixed}")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one run a cell each")
+    processes: int = Field(default=1, ge=1, description="processes that share the total batch")
+    score: Score = Field(description="how runs are scored")
+    paper: Paper = Field(default=Paper(), description="the paper's numbers")
+    figures: dict[str, Figure] = Field(default_factory=dict, description="figures by name")
+    note: str = Field(default="", description="a line under the table")
+    name: str = Field(description="the file's name, and the preset's")
+    folder: Path = Field(description="folder of the file, which base is relative to")
+
+    @model_validator(mode="after")
+    def _labels_exist(self) -> Study:
+        values = {axis.name: axis.values for axis in self.axes}
+        named = [self.against, *self.skip, *(c for f in self.figures.values() for c in f.cells)]
+        if self.columns is not None and self.columns not in values:
+            raise ValueError(f"columns: {self.columns!r} is no axis; choose {', '.join(values)}")
+        for labels in named:
+            for axis, label in labels.items():
+                if label not in values.get(axis, ()):
+                    choices = ", ".join(values.get(axis, values))
+                    raise ValueError(f"{axis}: {label}: there is no such label; choose {choices}")
+        return self
+
+    @property
+    def base_path(self) -> Path:
+        """The config file of every run."""
+        return (self.folder / self.base).resolve()
+
+    def cells(self) -> Iterator[Labels]:
+        """The labels of each cell of the table, the last axis fastest."""
+        names = [axis.name for axis in self.axes]
+        for combination in itertools.product(*(axis.values for axis in self.axes)):
+            labels = dict(zip(names, combination, strict=True))
+            if not any(part.items() <= labels.items() for part in self.skip):
+                yield labels
+
+    def run(self, labels: Labels, seed: int, extra: Mapping[str, Any]) -> Run:
+        """The run of a cell and seed; ``extra`` are the user's own overrides."""
+        overrides = dict(self.set)
+        for axis in self.axes:
+            overrides |= axis.overrides(labels[axis.name])
+        return Run(self.base_path, {**overrides, **extra, "train.seed": seed}, self.processes)
+
+    def baseline(self, labels: Labels) -> dict[str, str]:
+        """The cell that a cell is compared with."""
+        return {**labels, **self.against}
+
+    def published(self, labels: Labels) -> list[float] | None:
+        """The paper's number for each metric, as printed, or None where it has none."""
+        wanted = frozenset(labels.values()) | set(self.paper.like)
+        for path, values in flatten_cells(self.paper.cells):
+            if frozenset(path) == wanted:
+                return values
+        return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``--only``: the labels and seeds that are wanted."""
+
+    labels: Mapping[str, frozenset[str]]
+    seeds: frozenset[int] | None
+
+    def __call__(self, labels: Labels, seed: int) -> bool:
+        """Whether a run is among them."""
+        wanted = all(labels[axis] in chosen for axis, chosen in self.labels.items())
+        return wanted and (self.seeds is None or seed in self.seeds)
+
+
+def flatten_cells(
+    cells: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[float]]]:
+    """Nested labels -> each path of labels with its numbers."""
+    for label, below in cells.items():
+        if isinstance(below, Mapping):
+            yield from flatten_cells(below, (*path, label))
+        else:
+            yield (*path, label), below if isinstance(below, list) else [below]
+
+
+def parse_choice(study: Study, words: Sequence[str]) -> Choice:
+    """``["weights=fixed,alwa_1", "seed=0"]`` -> Choice.
+
+    Raises:
+        InputError: a word names no axis or no label of the study.
+    """
+    axes = {axis.name: axis.values for axis in study.axes}
+    labels: dict[str, frozenset[str]] = {}
+    seeds: frozenset[int] | None = None
+    for word in words:
+        axis, _, text = word.partition("=")
+        chosen = text.split(",")
+        known = [str(seed) for seed in study.seeds] if axis == "seed" else axes.get(axis)
+        if known is None:
+            raise InputError(f"--only {word}: no such axis; choose {', '.join([*axes, 'seed'])}")
+        for label in chosen:
+            if label not in known:
+                raise InputError(f"--only {word}: no {label!r}; choose {', '.join(known)}")
+        if axis == "seed":
+            seeds = frozenset(map(int, chosen))
+        else:
+            labels[axis] = frozenset(chosen)
+    return Choice(labels, seeds)
+
+
+def with_preset(values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's keys under a preset, whose keys replace them.
+
+    Three are special: ``paper`` is merged, ``without`` names axes to leave out, and ``narrow``
+    names for some axes the labels that are kept.
+    """
+    merged = {**values, **preset}
+    without, narrow = merged.pop("without", []), merged.pop("narrow", {})
+    merged["paper"] = {**values.get("paper", {}), **preset.get("paper", {})}
+    axes = [axis for axis in merged.get("axes", []) if axis["name"] not in without]
+    merged["axes"] = [_narrowed(axis, narrow.get(axis["name"])) for axis in axes]
+    return merged
+
+
+def _narrowed(axis: Mapping[str, Any], labels: Sequence[str] | None) -> Mapping[str, Any]:
+    if labels is None:
+        return axis
+    kept = axis["values"]
+    if isinstance(kept, list):
+        kept = {str(value): value for value in kept}
+    return {**axis, "values": {label: kept[label] for label in labels if label in kept}}
+
+
+def load_study(name: str, preset: str | None = None) -> Study:
+    """Read a study by its name in ``configs/studies`` or by the path of its file.
+
+    Raises:
+        InputError: there is no such study or preset, or a key or value is wrong.
+    """
+    path = STUDIES / f"{name}.yaml"
+    if name.endswith(".yaml"):
+        path = Path(name)
+    elif not path.is_file():
+        known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
+        raise InputError(f"{name}: there is no such study; choose {known}, or name a .yaml file")
+    values = read_yaml(path)
+    presets = values.pop("presets", None) or {}
+    if preset is not None:
+        if preset not in presets:
+            known = ", ".join(presets) or "none"
+            raise InputError(f"{path}: has no preset {preset!r}; it has: {known}")
+        values = with_preset(values, presets[preset])
+    values |= {"name": "-".join(filter(None, (path.stem, preset))), "folder": path.parent}
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"{path}: {key}: {problem['msg']}") from None

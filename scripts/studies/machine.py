@@ -1,0 +1,103 @@
+"""Which machine a run ran on, and how its processors are shared out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run at a time runs.
+
+    Attributes:
+        gpus: their numbers; empty for CPU.
+        threads: of each process.
+        processes: that a run is shared by; None leaves it to the study.
+    """
+
+    gpus: tuple[int, ...] = ()
+    threads: int = 1
+    processes: int | None = None
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the processes of a run."""
+        environment = {**os.environ}
+        environment["OMP_NUM_THREADS"] = str(self.threads)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.gpus))
+        return environment
+
+
+def share_out(
+    jobs: int, gpus: Sequence[int] | None, processes: int | None, at_most: int
+) -> list[Place]:
+    """A place for each of the runs that run side by side.
+
+    Args:
+        jobs: runs side by side.
+        gpus: those to use; None takes all there are, an empty sequence none.
+        processes: of each run; None: one for each of its GPUs, or as many as the study wants on
+            a CPU.
+        at_most: processes that a run can use.
+
+    Raises:
+        InputError: there are fewer GPUs than runs side by side, or than processes.
+    """
+    if gpus is None:
+        gpus = range(torch.cuda.device_count())
+    if not gpus:
+        threads = _threads(jobs * (processes or at_most))
+        return [Place((), threads, processes) for _ in range(jobs)]
+    each = min(len(gpus) // jobs, processes or at_most)
+    if each < max(1, processes or 1):
+        raise InputError(
+            f"--jobs {jobs}: {len(gpus)} GPUs are not enough for {jobs} runs side by side with "
+            f"{processes or 1} processes each; lower --jobs"
+        )
+    threads = _threads(jobs * each)
+    return [Place(tuple(gpus[job * each : (job + 1) * each]), threads, each) for job in range(jobs)]
+
+
+def describe_machine(place: Place) -> str:
+    """The processors that a run used, in words."""
+    if place.gpus:
+        name = torch.cuda.get_device_name(place.gpus[0])
+        return f"{len(place.gpus)} x {name}"
+    cores = min(os.cpu_count() or 1, place.threads * (place.processes or 1))
+    return f"{cores} of {os.cpu_count()} cores of {_cpu_name()}"
+
+
+def code_version() -> str | None:
+    """The commit that the code stands at, ``-dirty`` where it differs; None without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _threads(processes: int) -> int:
+    """Threads of each of so many processes, unless the user's environment says it."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() else max(1, (os.cpu_count() or 1) // processes)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()

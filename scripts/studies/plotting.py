@@ -1,0 +1,81 @@
+"""Which runs a figure shows, and the drawing that fits its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure as Drawing
+
+from data.errors import InputError
+from scripts.studies.definition import Figure, Labels, Study
+from scripts.studies.figures import ShownRun, draw_losses, draw_windows
+from scripts.studies.shifting_box import draw_shift
+from scripts.studies.side_by_side import draw_detections
+
+
+def shown_runs(
+    study: Study, figure: Figure, runs: Path, extra: Mapping[str, Any], show: Sequence[str] | None
+) -> list[ShownRun]:
+    """The runs that a figure shows: of each of its cells the first seed that was begun.
+
+    Args:
+        show: ``TITLE=FOLDER`` words, any runs instead of the study's.
+
+    Raises:
+        InputError: a run has not begun, or a word is not of that form.
+    """
+    if show is not None:
+        return [_named_run(word) for word in show]
+    return [_begun_run(study, first_cell(study, labels), runs, extra) for labels in figure.cells]
+
+
+def first_cell(study: Study, wanted: Labels) -> Labels:
+    """The first cell of the table that has all the labels.
+
+    Raises:
+        InputError: the table leaves all of them out.
+    """
+    for cell in study.cells():
+        if wanted.items() <= cell.items():
+            return cell
+    raise InputError(f"{study.name} has no cell with {', '.join(wanted.values())}")
+
+
+def draw(
+    study: Study,
+    number: str,
+    figure: Figure,
+    runs: Sequence[ShownRun],
+    extra: Mapping[str, Any],
+) -> Drawing:
+    """Draw a figure.
+
+    Raises:
+        InputError: a run has not come far enough, or its data are not there.
+    """
+    heading = f"Figure {number}: {figure.caption or study.title}"
+    if figure.kind == "shift":
+        return draw_shift()
+    if figure.kind == "losses":
+        return draw_losses(runs, heading)
+    if figure.kind == "windows":
+        return draw_windows(runs, heading)
+    root = Path(extra["data.root"]) if "data.root" in extra else None
+    return draw_detections(runs, heading, study.score.split, root)
+
+
+def _begun_run(study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any]) -> ShownRun:
+    folders = [study.run(labels, seed, extra).folder(runs) for seed in study.seeds]
+    for folder in folders:
+        if (folder / "config.yaml").is_file():
+            return ShownRun(", ".join(labels.values()), folder)
+    raise InputError(f"not run: {', '.join(labels.values())} (would be in {folders[0]})")
+
+
+def _named_run(word: str) -> ShownRun:
+    title, equals, folder = word.partition("=")
+    if not equals or not Path(folder).is_dir():
+        raise InputError(f"--show {word}: write TITLE=FOLDER with the folder of a run")
+    return ShownRun(title, Path(folder))

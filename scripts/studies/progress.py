@@ -1,0 +1,139 @@
+"""One line about a whole study: what is done, what is under way, how long it will take."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from scripts.studies.run import read_record, scores_file
+
+if TYPE_CHECKING:
+    from scripts.studies.running import Job
+
+QUIET_SECONDS = 60.0  # between lines where the output is no terminal
+_printing = threading.Lock()
+
+
+def say(message: str, stream: TextIO | None = None) -> None:
+    """Print a message on a line of its own, over the progress line."""
+    stream = stream or sys.stderr
+    clear = "\r\033[K" if stream.isatty() else ""
+    with _printing:
+        stream.write(f"{clear}{message}\n")
+        stream.flush()
+
+
+class ProgressLine:
+    """The line, rewritten on a terminal every second, printed when a run is done elsewhere.
+
+    Where runs take long it is printed once a minute.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self.looked = self.printed = time.monotonic()
+        self.done = 0
+
+    def show(self, jobs: Sequence[Job], under_way: Mapping[Path, float], places: int) -> None:
+        """Print the line if it is due."""
+        now = time.monotonic()
+        if now - self.looked < 1.0:
+            return
+        self.looked = now
+        done = count_done(jobs)
+        if not self.terminal and done == self.done and now - self.printed < QUIET_SECONDS:
+            return
+        self.printed, self.done = now, done
+        since = {folder: now - start for folder, start in dict(under_way).items()}
+        line = describe(jobs, since, places)
+        with _printing:
+            self.stream.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
+            self.stream.flush()
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.terminal:
+            self.stream.write("\r\033[K")
+            self.stream.flush()
+
+
+def describe(jobs: Sequence[Job], under_way: Mapping[Path, float], places: int) -> str:
+    """``12 of 45 runs done, 2 under way (38%, 12%), 1:32:10 left``.
+
+    Args:
+        under_way: seconds since this call began with each run under way.
+        places: runs side by side.
+    """
+    folders = [job.folder for job in jobs]
+    done = count_done(jobs)
+    shares = {job.folder: share_done(job) for job in jobs if job.folder in under_way}
+    text = f"{done} of {len(jobs)} runs done"
+    if shares:
+        percent = ", ".join(f"{share:.0%}" for share in shares.values())
+        text += f", {len(shares)} under way ({percent})"
+    each = seconds_a_run(folders, under_way, shares)
+    if each is None:
+        return text
+    left = len(jobs) - done - sum(shares.values())
+    return f"{text}, {clock(max(0.0, left) * each / max(1, places))} left"
+
+
+def count_done(jobs: Sequence[Job]) -> int:
+    """How many runs are scored."""
+    return sum(scores_file(job.folder, job.split).is_file() for job in jobs)
+
+
+def seconds_a_run(
+    folders: Sequence[Path], under_way: Mapping[Path, float], shares: Mapping[Path, float]
+) -> float | None:
+    """What a run takes: the mean of the finished ones, else judged by those under way."""
+    finished = [record["seconds"] for f in folders if (record := read_record(f)).get("trained")]
+    if finished:
+        return float(sum(finished) / len(finished))
+    judged = [
+        (read_record(folder).get("seconds", 0) + under_way[folder]) / share
+        for folder, share in shares.items()
+        if share > 0.01
+    ]
+    return sum(judged) / len(judged) if judged else None
+
+
+def share_done(job: Job) -> float:
+    """The part of a run's training that is behind it, from its ``metrics.jsonl``."""
+    path = job.folder / "metrics.jsonl"
+    if not path.is_file():
+        return 0.0
+    epochs, first_of_epoch, epoch, step = job.run.config.train.epochs, 0, 0, 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            if record["kind"] != "train":
+                continue
+            if record["epoch"] > epoch:
+                epoch, first_of_epoch = record["epoch"], step
+            step = record["step"]
+        except (ValueError, KeyError, TypeError):
+            continue  # the line that is being written
+    if not first_of_epoch:
+        return 0.0
+    return min(1.0, (epoch + min(1.0, (step - first_of_epoch) * epoch / first_of_epoch)) / epochs)
+
+
+def clock(seconds: float) -> str:
+    """Seconds -> ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

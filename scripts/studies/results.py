@@ -1,0 +1,144 @@
+"""What a study's runs gave: the scores of each cell, beside the paper's."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+from scripts.studies.definition import Labels, Study
+from scripts.studies.run import Run, read_record, read_scores, stage
+from scripts.studies.statistics import Paired, Summary, compare, summarize
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        scores: for each metric the scores by seed, of the seeds that were run.
+        published: the paper's number for each metric as a value, None where it has none.
+        published_change: its change in points against its baseline.
+        cost: what was noted about each run: seconds, processor seconds, machine, iterations.
+        trouble: for seeds that ended with an error or under another config, what was wrong.
+    """
+
+    labels: Labels
+    is_baseline: bool
+    scores: Mapping[str, dict[int, float]]
+    published: Mapping[str, float | None]
+    published_change: Mapping[str, float | None]
+    cost: list[dict[str, Any]] = field(default_factory=list)
+    trouble: dict[int, str] = field(default_factory=dict)
+
+    def summary(self, metric: str) -> Summary | None:
+        """Mean and deviation over seeds."""
+        return summarize(list(self.scores[metric].values()))
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a study, in the table's order."""
+
+    study: Study
+    cells: list[Cell]
+
+    def at(self, labels: Labels) -> Cell | None:
+        """The cell with just these labels."""
+        return next((cell for cell in self.cells if cell.labels == labels), None)
+
+    def change(self, cell: Cell, metric: str) -> Paired | None:
+        """A cell against its baseline, in points, paired over seeds; None for a baseline."""
+        baseline = self.at(self.study.baseline(cell.labels))
+        if cell.is_baseline or baseline is None:
+            return None
+        values, others = (
+            {seed: 100 * score for seed, score in part.scores[metric].items()}
+            for part in (cell, baseline)
+        )
+        return compare(values, others)
+
+
+def collect(study: Study, runs: Path, extra: Mapping[str, Any]) -> Results:
+    """Read what there is of a study's runs; what is not there stays empty."""
+    return Results(study, [_cell(study, labels, runs, extra) for labels in study.cells()])
+
+
+def _cell(study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any]) -> Cell:
+    values, changes = _published(study, labels)
+    cell = Cell(
+        labels,
+        study.against.items() <= labels.items(),
+        {metric: {} for metric in study.score.metrics},
+        values,
+        changes,
+    )
+    for seed in study.seeds:
+        run = study.run(labels, seed, extra)
+        _add(cell, run, run.folder(runs), study, seed)
+    return cell
+
+
+def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
+    try:
+        reached = stage(run, folder, study.score.split)
+    except InputError as error:
+        cell.trouble[seed] = str(error)
+        return
+    record = read_record(folder)
+    if reached == "failed":
+        cell.trouble[seed] = record["error"]
+    if reached != "scored":
+        return
+    scores = read_scores(folder, study.score.split)
+    for metric, path in study.score.metrics.items():
+        value = _at_path(scores, path)
+        if value is not None:
+            cell.scores[metric][seed] = value
+    interval = run.config.loss.weighting.interval
+    cell.cost.append({**record, "interval": interval, "iterations": _iterations(folder)})
+
+
+def _published(
+    study: Study, labels: Labels
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """The paper's values and changes of a cell, the one made from the other."""
+    nothing: list[float | None] = [None] * len(study.score.metrics)
+    own = study.published(labels) or nothing
+    base = study.published(study.baseline(labels)) or nothing
+    is_baseline = study.against.items() <= labels.items()
+    values, changes = {}, {}
+    for metric, value, under in zip(study.score.metrics, own, base, strict=False):
+        change = None
+        if value is not None and under is not None and not is_baseline:
+            printed = study.paper.printed == "changes"
+            change = value if printed else 100 * (value - under)
+            value = under + value / 100 if printed else value
+        values[metric], changes[metric] = value, change
+    unnamed = dict.fromkeys(study.score.metrics)
+    return {**unnamed, **values}, {**unnamed, **changes}
+
+
+def _at_path(scores: Mapping[str, Any], path: str) -> float | None:
+    value: Any = scores
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _iterations(folder: Path) -> int | None:
+    """Iterations of a run, from its last evaluation."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return int(json.loads(lines[-1])["step"]) if lines else None
+
+
+def median(values: list[float]) -> float | None:
+    """The median, None without values."""
+    return statistics.median(values) if values else None

@@ -1,0 +1,195 @@
+"""One training run of a study: its folder, and how far it has come."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from data.errors import InputError
+from engine.atomic_file import write_atomically
+from engine.config import Config, load_config, parse_config
+from engine.resume import flatten
+from engine.strict_yaml import read_yaml
+
+# Keys that say where, how fast and how talkatively a run goes, not what it computes. The batch of
+# a process follows from the total batch, which is the study's, and the number of processes.
+PLACE_KEYS = frozenset(
+    {
+        "data.batch_size",
+        "data.prefetch",
+        "data.root",
+        "data.workers",
+        "evaluate.every",
+        "train.accumulate",
+        "train.checkpoint_every",
+        "train.device",
+        "train.log_every",
+        "train.name",
+        "train.output",
+        "train.pictures",
+    }
+)
+CHECKPOINTS = ("last.pt", "previous.pt")
+RECORD, LOCK, LOG = "study.json", "study.lock", "study.log"
+
+Stage = Literal["not run", "cut off", "trained", "scored", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config file with overrides, run by ``processes`` processes unless it is said otherwise.
+
+    Runs that compute the same share one folder, whichever study they belong to.
+    """
+
+    base: Path
+    overrides: Mapping[str, Any]
+    processes: int = 1
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config, with the batch size that ``processes`` processes have each.
+
+        Raises:
+            InputError: an override names a wrong key or value.
+        """
+        return load_config(self.base, self.arguments)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The overrides as words of the command line."""
+        return [f"{key}={_as_yaml(value)}" for key, value in self.overrides.items()]
+
+    @property
+    def total_batch(self) -> int:
+        """Images in an iteration, of all processes together."""
+        return self.config.data.batch_size * self.processes
+
+    @cached_property
+    def name(self) -> str:
+        """What sets the run apart from its base config, as the name of a folder."""
+        base, own = _decisive(load_config(self.base)), _decisive(self.config)
+        parts = [
+            f"{_short(key)}-{re.sub(r'[^0-9a-z.+]+', '-', str(own[key]).lower()).strip('-')}"
+            for key in sorted(own)
+            if own[key] != base.get(key) and key != "train.seed"
+        ]
+        return "_".join([*parts, f"seed-{self.config.train.seed}"])
+
+    def folder(self, runs: Path) -> Path:
+        """The folder of the run: ``<runs>/<base config>/<name>``."""
+        return runs / self.base.stem / self.name
+
+
+def stage(run: Run, folder: Path, split: str) -> Stage:
+    """How far a run has come.
+
+    Raises:
+        InputError: the folder holds a run under another config.
+    """
+    if (folder / "config.yaml").is_file():
+        check_config(run, folder)
+    record = read_record(folder)
+    if record.get("trained"):
+        return "scored" if scores_file(folder, split).is_file() else "trained"
+    if record.get("error"):
+        return "failed"
+    return "cut off" if has_checkpoint(folder) else "not run"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether training can go on there instead of beginning."""
+    return any((folder / name).is_file() for name in CHECKPOINTS)
+
+
+def check_config(run: Run, folder: Path) -> None:
+    """Raise InputError if the folder's run was made under another config than the study's now."""
+    path = folder / "config.yaml"
+    before, now = _decisive(parse_config(read_yaml(path), str(path))), _decisive(run.config)
+    changed = [f"{key} {before.get(key)!r}" for key in sorted(now) if before.get(key) != now[key]]
+    if changed:
+        raise InputError(
+            f"{folder}: was made under another config ({', '.join(changed[:4])}); move the folder "
+            "away to run it anew"
+        )
+
+
+def scores_file(folder: Path, split: str) -> Path:
+    """Where the scores of the last checkpoint on a split are."""
+    return folder / f"scores-{split.replace('/', '-')}.json"
+
+
+def read_scores(folder: Path, split: str) -> dict[str, Any]:
+    """The scores of a scored run, in the form of ``metrics.json``."""
+    scores: dict[str, Any] = json.loads(scores_file(folder, split).read_text(encoding="utf-8"))
+    return scores
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a study has noted about a run: ``trained``, ``seconds``, ``machine``, ``error``, …"""
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Replace what a study has noted about a run."""
+    text = json.dumps({k: v for k, v in record.items() if v is not None}, indent=2)
+    write_atomically(folder / RECORD, f"{text}\n".encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """Hold a run's folder against other shells; None if another one holds it.
+
+    The file descriptor that is handed out goes to the training process too: the lock then lasts as
+    long as one of them lives, so that nobody starts a second training beside an orphan.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody works on a run right now."""
+    if not (folder / LOCK).is_file():
+        return False
+    with locked(folder) as descriptor:
+        return descriptor is None
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    """The keys that decide what a run computes, dotted."""
+    values = flatten(config.model_dump(mode="json"))
+    return {key: value for key, value in values.items() if key not in PLACE_KEYS}
+
+
+def _short(key: str) -> str:
+    """``loss.weighting.variant`` -> ``variant``, ``loss.box.type`` -> ``box``."""
+    names = key.split(".")
+    return names[-2] if names[-1] == "type" and len(names) > 1 else names[-1]
+
+
+def _as_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
+    return text.removesuffix("...").strip()

@@ -1,0 +1,240 @@
+"""Train and score the runs of a study: side by side, from several shells, as often as it takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from data.errors import InputError
+from scripts.studies.machine import Place, code_version, describe_machine
+from scripts.studies.progress import ProgressLine, say
+from scripts.studies.run import (
+    LOG,
+    Run,
+    has_checkpoint,
+    is_locked,
+    locked,
+    read_record,
+    scores_file,
+    stage,
+    write_record,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+LAST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that a study needs, its folder, and the split that its last checkpoint is scored on."""
+
+    run: Run
+    folder: Path
+    split: str
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return stage(self.run, self.folder, self.split) == "scored"
+
+
+class StoppedError(Exception):
+    """A signal came; the runs under way are saved."""
+
+
+class FailedError(Exception):
+    """A run's program ended with an error."""
+
+
+@dataclass
+class Shop:
+    """The jobs of a call and what becomes of them.
+
+    Attributes:
+        jobs: in the order in which they are taken; one that another shell works on is left to it.
+        failed: what went wrong, by the folder of the run.
+        under_way: when this call began with each run that it works on.
+        cpu: processor seconds of the last program of each run.
+    """
+
+    jobs: Sequence[Job]
+    failed: dict[Path, str] = field(default_factory=dict)
+    elsewhere: set[Path] = field(default_factory=set)
+    under_way: dict[Path, float] = field(default_factory=dict)
+    processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    cpu: dict[Path, float] = field(default_factory=dict)
+    signal_number: int | None = None
+    guard: threading.RLock = field(default_factory=threading.RLock)
+    _taken: set[Path] = field(default_factory=set)
+
+    def work(self, places: Sequence[Place]) -> None:
+        """Run what is missing, a run at a time on each place; returns when nothing is left.
+
+        Raises:
+            StoppedError: SIGTERM or SIGINT came.
+        """
+        threads = [threading.Thread(target=self._work_at, args=(place,)) for place in places]
+        with self._signals():
+            for thread in threads:
+                thread.start()
+            with ProgressLine() as line:
+                while any(thread.is_alive() for thread in threads):
+                    line.show(self.jobs, self.under_way, len(places))
+                    time.sleep(0.2)
+        if self.signal_number is not None:
+            raise StoppedError
+
+    def _work_at(self, place: Place) -> None:
+        for job in self.jobs:
+            with self.guard:
+                if self.signal_number is not None:
+                    return
+                if job.folder in self._taken:
+                    continue
+                self._taken.add(job.folder)
+            try:
+                self._do(job, place)
+            except StoppedError:
+                return
+            except Exception as error:  # whatever it is, the other runs go on
+                self.failed[job.folder] = str(error) or repr(error)
+                say(f"failed: {job.folder}\n  {error}")
+
+    def _do(self, job: Job, place: Place) -> None:
+        with locked(job.folder) as lock:
+            if lock is None:
+                self.elsewhere.add(job.folder)
+                return
+            if job.done:
+                return
+            self.under_way[job.folder] = time.monotonic()
+            try:
+                if not read_record(job.folder).get("trained"):
+                    self._train(job, place, lock)
+                self._score(job, place, lock)
+            finally:
+                del self.under_way[job.folder]
+
+    def _train(self, job: Job, place: Place, lock: int) -> None:
+        resumed = has_checkpoint(job.folder)
+        say(f"{'going on with' if resumed else 'training'} {job.folder}")
+        config = job.run.config
+        processes = place.processes or job.run.processes
+        batch, rest = divmod(job.run.total_batch, processes * config.train.accumulate)
+        if rest or not batch:
+            raise InputError(
+                f"{processes} processes cannot share the total batch of {job.run.total_batch} "
+                "images; choose a number that divides it (--processes, --gpus)"
+            )
+        words = ["--config", str(job.run.base), *["--resume"][: int(resumed)], *job.run.arguments]
+        words += [f"data.batch_size={batch}", f"train.output={job.folder.parent}"]
+        record = {**read_record(job.folder), "error": None, "processes": processes}
+        record["machine"] = describe_machine(Place(place.gpus, place.threads, processes))
+        record["code"] = sorted({*record.get("code", []), code_version() or "unknown"})
+        start = time.monotonic()
+        try:
+            self._call("train.py", [*words, f"train.name={job.folder.name}"], job, place, lock)
+            record["trained"] = True
+        except FailedError as error:
+            record["error"] = str(error)
+            raise
+        finally:
+            record["attempts"] = record.get("attempts", 0) + 1
+            record["seconds"] = record.get("seconds", 0) + time.monotonic() - start
+            record["cpu_seconds"] = record.get("cpu_seconds", 0) + self.cpu.pop(job.folder, 0)
+            write_record(job.folder, record)
+
+    def _score(self, job: Job, place: Place, lock: int) -> None:
+        """Score the last checkpoint; the scores come into place whole."""
+        output = scores_file(job.folder, job.split)
+        words = [str(job.folder / "last.pt"), "--split", job.split, "--output", str(output)]
+        words += [f"data.root={job.run.config.data.root}"]
+        words += [f"data.workers={job.run.config.data.workers}"]
+        self._call("evaluate.py", words, job, place, lock)
+        say(f"scored {job.folder}")
+
+    def _call(self, program: str, words: Sequence[str], job: Job, place: Place, lock: int) -> None:
+        """Run a program of the root, under torchrun where several processes share it.
+
+        It gets the lock, so that it stays locked while it lives, and a session of its own: Ctrl-C
+        reaches it through this process alone, once.
+        """
+        processes = place.processes or job.run.processes
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher = [*launcher, f"--nproc-per-node={processes}"] if processes > 1 else []
+        command = [sys.executable, *launcher, str(ROOT / program), *words]
+        with (job.folder / LOG).open("ab") as log, self.guard:
+            if self.signal_number is not None:
+                raise StoppedError
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=place.environment(),
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+            self.processes.add(process)
+        _, status, usage = os.wait4(process.pid, 0)
+        with self.guard:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.processes.discard(process)
+        self.cpu[job.folder] = usage.ru_utime + usage.ru_stime
+        if process.returncode and self.signal_number is not None:
+            raise StoppedError
+        if process.returncode:
+            raise FailedError(_reason(program, process.returncode, job.folder / LOG))
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT are handed on to the programs under way, which save and leave."""
+
+        def hand_on(number: int, _frame: FrameType | None) -> None:
+            self.signal_number = number
+            with self.guard:
+                for process in self.processes:
+                    with suppress(ProcessLookupError):
+                        # send_signal would look after the process first, which its thread does
+                        os.kill(process.pid, signal.SIGTERM)
+
+        before = {n: signal.signal(n, hand_on) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def plan(jobs: Sequence[Job]) -> tuple[list[Job], dict[Path, str]]:
+    """The jobs that are left, and what is wrong with those that cannot be done."""
+    left, wrong = [], {}
+    for job in {job.folder: job for job in jobs}.values():
+        try:
+            if not job.done:
+                left.append(job)
+        except InputError as error:
+            wrong[job.folder] = str(error)
+    return left, wrong
+
+
+def still_locked(jobs: Sequence[Job]) -> int:
+    """How many of the jobs another shell works on."""
+    return sum(is_locked(job.folder) for job in jobs)
+
+
+def _reason(program: str, code: int, log: Path) -> str:
+    """The last words of a program that failed: its error line if there is one."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
+    errors = [line for line in lines if "error:" in line.lower()]
+    said = errors[-1:] or lines[-LAST_LINES:]
+    return f"{program} ended with {code}: {' | '.join(said)} (all of it: {log})"

@@ -1,0 +1,106 @@
+"""Figures 5 and 7: what several runs detect in the same images, the ground truth beside it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from data.annotations import Annotations
+from data.build import build_annotations
+from data.errors import InputError
+from data.images import read_image
+from engine.config import Config, parse_config
+from engine.detections import Detections
+from engine.drawing import GAP, Pixels, draw_pair
+from engine.evaluator import read_detections
+from engine.strict_yaml import read_yaml
+from scripts.studies.figures import ShownRun, finished
+
+ROOT = Path(__file__).resolve().parents[2]
+DETECTIONS = "detections-{split}.json"
+
+
+def draw_detections(
+    runs: Sequence[ShownRun], heading: str, split: str, data_root: Path | None, count: int = 3
+) -> Figure:
+    """A row for each image: the ground truth, then the detections of each run's last checkpoint.
+
+    Args:
+        split: train, val, or the name of a split.
+        data_root: where the images are, if not where the runs had them.
+        count: images, spread over the split.
+
+    Raises:
+        InputError: a run has no checkpoint yet, or its data are not there.
+    """
+    config = run_config(runs[0].folder, data_root)
+    name = {"train": config.data.train, "val": config.data.val}.get(split, split)
+    annotations = build_annotations(config.data, name, config.data.classes or _classes(config))
+    found = [detections_of(run.folder, annotations, split, config.data.root) for run in runs]
+    rows = sorted(set(np.linspace(0, len(annotations) - 1, count + 2)[1:-1].astype(int).tolist()))
+    figure, axes = plt.subplots(
+        len(rows), 1 + len(runs), figsize=(3.2 * (1 + len(runs)), 2.7 * len(rows)), squeeze=False
+    )
+    for row, panels in zip(rows, axes, strict=True):
+        pictures = panels_of(row, annotations, found, config)
+        for panel, picture in zip(panels, pictures, strict=True):
+            panel.imshow(picture)
+            panel.set_axis_off()
+    for panel, title in zip(axes[0], ["ground truth", *(run.title for run in runs)], strict=True):
+        panel.set_title(title, fontsize=10)
+    return finished(figure, heading)
+
+
+def panels_of(
+    row: int, annotations: Annotations, found: Sequence[Detections], config: Config
+) -> list[Pixels]:
+    """One image with its ground truth, and with the detections of each run, (H, W, 3) each."""
+    height, width = annotations.sizes[row].tolist()
+    file = config.data.root / str(annotations.files[row])
+    image = read_image(file, (height, width), config.data.max_image_pixels)
+    pairs = [draw_pair(image, row, annotations, detections) for detections in found]
+    middle = (pairs[0].shape[1] - GAP) // 2  # a pair is two pictures of one width, GAP apart
+    return [pairs[0][:, :middle], *(pair[:, middle + GAP :] for pair in pairs)]
+
+
+def detections_of(
+    folder: Path, annotations: Annotations, split: str, data_root: Path
+) -> Detections:
+    """What the last checkpoint of a run detects, computed once and kept beside it."""
+    checkpoint, kept = folder / "last.pt", folder / DETECTIONS.format(split=split.replace("/", "-"))
+    if not checkpoint.is_file():
+        raise InputError(f"{folder}: has no checkpoint yet; the first comes after an epoch")
+    if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
+        words = [str(checkpoint), "--split", split, "--coco-results", str(kept)]
+        words += ["--output", str(folder / ".scores-of-a-figure.json"), f"data.root={data_root}"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "evaluate.py"), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise InputError(f"{folder}: {done.stderr.strip().splitlines()[-1:]}")
+        (folder / ".scores-of-a-figure.json").unlink(missing_ok=True)
+    return read_detections(kept, annotations)
+
+
+def run_config(folder: Path, data_root: Path | None) -> Config:
+    """The config that a run was made under, with its data where they are now."""
+    values = read_yaml(folder / "config.yaml")
+    if data_root is not None:
+        values["data"]["root"] = str(data_root)
+    return parse_config(values, str(folder / "config.yaml"))
+
+
+def _classes(config: Config) -> tuple[str, ...] | None:
+    """Names of a VOC dataset come from its train split."""
+    if config.data.format != "voc":
+        return None
+    return build_annotations(config.data, config.data.train, check_images=False).classes

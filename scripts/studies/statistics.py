@@ -1,0 +1,94 @@
+"""Mean, deviation and paired tests over a handful of seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Scores of some seeds: their number, mean and sample standard deviation (None for one)."""
+
+    count: int
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences between two cells, seed by seed.
+
+    Attributes:
+        difference: of the seeds that both have, summed up.
+        t_test: two-sided p of Student's paired t-test, which takes differences for normal.
+        sign_flip: two-sided p of the exact sign-flip permutation test, which takes them for
+            symmetric about 0 only; with n seeds it cannot be below 2 / 2^n.
+    """
+
+    difference: Summary
+    t_test: float | None
+    sign_flip: float | None
+
+
+def summarize(values: Sequence[float]) -> Summary | None:
+    """Mean and sample standard deviation; None without values."""
+    if not values:
+        return None
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Summary(len(values), float(np.mean(values)), deviation)
+
+
+def compare(values: dict[int, float], baseline: dict[int, float]) -> Paired | None:
+    """Compare two cells over the seeds that both have; None where there are none."""
+    differences = [values[seed] - baseline[seed] for seed in sorted(values) if seed in baseline]
+    difference = summarize(differences)
+    if difference is None:
+        return None
+    if difference.count < 2:
+        return Paired(difference, None, None)
+    return Paired(difference, paired_t_test(differences), sign_flip_test(differences))
+
+
+def paired_t_test(differences: Sequence[float]) -> float:
+    """Two-sided p of a mean of 0, for at least two differences.
+
+    Differences that are all the same and not 0 give p = 0, all 0 gives 1.
+    """
+    count = len(differences)
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if deviation == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 1.0 - student_t_mass(abs(mean) / deviation * math.sqrt(count), count - 1)
+
+
+def sign_flip_test(differences: Sequence[float]) -> float:
+    """Two-sided p: the share of all 2^n choices of signs whose sum is at least as far from 0."""
+    magnitudes = np.abs(differences)
+    observed = abs(float(np.sum(differences)))
+    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(magnitudes))))
+    sums = np.abs(signs @ magnitudes)
+    return float(np.mean(sums >= observed - 1e-9 * max(1e-12, magnitudes.sum())))
+
+
+def student_t_mass(t: float, freedom: int) -> float:
+    """The probability that Student's t lies within -t .. t, for whole degrees of freedom.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+
+    >>> round(student_t_mass(2.776, 4), 3), round(student_t_mass(4.303, 2), 3)
+    (0.95, 0.95)
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -1,0 +1,222 @@
+"""A study's results as Markdown, LaTeX and CSV: the paper's table beside ours."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+
+from scripts.studies.progress import clock
+from scripts.studies.results import Cell, Results, median
+from scripts.studies.statistics import Paired
+
+NOT_RUN = "not run"
+Grid = list[list[str]]
+
+
+def markdown(results: Results) -> str:
+    """The table, the paired changes, what the runs cost, and what went wrong."""
+    study = results.study
+    scored = f"`{study.score.split}`" if study.score.split != "val" else "the validation split"
+    seeds = f"{len(study.seeds)} seeds" if len(study.seeds) > 1 else "1 seed"
+    parts = [
+        f"**{study.title}.** Mean ± standard deviation over {seeds}; in brackets the change "
+        f"against {_name(study.against)} in points. `last.pt` scored on {scored}.",
+        _pipes(comparison(results)),
+    ]
+    changes = paired_changes(results)
+    if len(changes) > 1:
+        parts += ["Changes paired over seeds, in points:", _pipes(changes)]
+    costs = cost(results)
+    parts += [_pipes(costs)] if len(costs) > 1 else []
+    if study.paper.printed == "changes" and study.paper.cells:
+        parts.append("The paper prints changes; its other values here are baseline + change.")
+    parts += [study.note] if study.note else []
+    parts += [f"* {line}" for line in troubles(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(results: Results) -> str:
+    """The comparison as a LaTeX table (booktabs)."""
+    head, *rows = comparison(results)
+    lines = [
+        r"\begin{tabular}{" + "l" * len(head) + "}",
+        r"\toprule",
+        _ampersands(head),
+        r"\midrule",
+        *map(_ampersands, rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(results: Results) -> str:
+    """Everything in a row for each cell and metric; what was not run is empty."""
+    names = [axis.name for axis in results.study.axes]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, "metric", *CSV_COLUMNS])
+    for cell in results.cells:
+        for metric in results.study.score.metrics:
+            numbers = _numbers(cell, metric, results.change(cell, metric))
+            shown = ["" if number is None else f"{number:.6g}" for number in numbers]
+            writer.writerow([*cell.labels.values(), metric, *shown])
+    return text.getvalue()
+
+
+CSV_COLUMNS = (
+    "paper",
+    "paper_change_points",
+    "mean",
+    "standard_deviation",
+    "seeds",
+    "change_points",
+    "change_standard_deviation",
+    "p_t_test",
+    "p_sign_flip",
+)
+
+
+def comparison(results: Results) -> Grid:
+    """The paper's table, each number with ours beside it; the first row is the heading."""
+    study = results.study
+    row_axes = [axis.name for axis in study.axes if axis.name != study.columns]
+    across = [axis.values for axis in study.axes if axis.name == study.columns]
+    columns: list[str | None] = [*across[0]] if across else [None]
+    places = list(itertools.product(columns, study.score.metrics))
+    printed = {m for m in study.score.metrics for c in results.cells if c.published[m] is not None}
+    head = list(row_axes)
+    for column, metric in places:
+        names = [column, metric if len(study.score.metrics) > 1 or column is None else None]
+        title = " ".join(name for name in names if name)
+        head += [f"{title}, paper", f"{title}, here"] if metric in printed else [title]
+    rows = [head]
+    for labels, cells in _rows(results, row_axes):
+        row = list(labels)
+        for column, metric in places:
+            cell = next((c for c in cells if column in (None, *c.labels.values())), None)
+            row += [_paper(cell, metric, study.score.digits)] if metric in printed else []
+            row += [_ours(results, cell, metric)]
+        rows.append(row)
+    return rows
+
+
+def paired_changes(results: Results) -> Grid:
+    """Each cell against its baseline with both tests; cells that were not run are left out."""
+    study = results.study
+    rows = [[*(axis.name for axis in study.axes), "metric", "change", "seeds", *P_COLUMNS]]
+    for cell in results.cells:
+        for metric in study.score.metrics:
+            change = results.change(cell, metric)
+            if change is not None:
+                shown = _with_deviation(change, study.score.digits - 2)
+                count = str(change.difference.count)
+                tests = [_probability(p) for p in (change.t_test, change.sign_flip)]
+                rows.append([*cell.labels.values(), metric, shown, count, *tests])
+    return rows
+
+
+P_COLUMNS = ("p, paired t-test", "p, exact sign flips")
+
+
+def cost(results: Results) -> Grid:
+    """What the runs of each cell took, and how often λ was updated."""
+    names = [axis.name for axis in results.study.axes]
+    rows = [
+        [*names, "runs", "training, median", "CPU time", "iterations", "C", "windows", "machine"]
+    ]
+    for cell in results.cells:
+        if not cell.cost:
+            continue
+        seconds = median([run["seconds"] for run in cell.cost if "seconds" in run])
+        cpu = median([run["cpu_seconds"] for run in cell.cost if "cpu_seconds" in run])
+        iterations, interval = cell.cost[0]["iterations"], cell.cost[0]["interval"]
+        machines = sorted({str(run.get("machine", "unknown")) for run in cell.cost})
+        row = [str(len(cell.cost)), *("" if s is None else clock(s) for s in (seconds, cpu))]
+        windows = "" if iterations is None else str(iterations // interval)
+        row += [str(iterations or ""), str(interval), windows, "; ".join(machines)]
+        rows.append([*cell.labels.values(), *row])
+    return rows
+
+
+def troubles(results: Results) -> Iterator[str]:
+    """Runs that ended with an error, whose folder holds something else, or of other versions."""
+    versions = {v for cell in results.cells for run in cell.cost for v in run.get("code", [])}
+    if len(versions) > 1:
+        yield f"trained by several versions of the code: {', '.join(sorted(versions))}"
+    for cell in results.cells:
+        for seed, reason in cell.trouble.items():
+            yield f"{_name(cell.labels)}, seed {seed}: {reason}"
+
+
+def _numbers(cell: Cell, metric: str, change: Paired | None) -> list[float | None]:
+    """A cell's numbers in the order of ``CSV_COLUMNS``."""
+    own = cell.summary(metric)
+    numbers: list[float | None] = [cell.published[metric], cell.published_change[metric]]
+    numbers += [own.mean, own.deviation, own.count] if own else [None, None, 0]
+    if change is None:
+        return [*numbers, None, None, None, None]
+    difference = change.difference
+    return [*numbers, difference.mean, difference.deviation, change.t_test, change.sign_flip]
+
+
+def _rows(results: Results, axes: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Cell]]]:
+    """Cells that stand in one row, in the order of the first of each."""
+    rows: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in results.cells:
+        rows.setdefault(tuple(cell.labels[axis] for axis in axes), []).append(cell)
+    yield from rows.items()
+
+
+def _paper(cell: Cell | None, metric: str, digits: int) -> str:
+    if cell is None or cell.published[metric] is None:
+        return "-"
+    change = cell.published_change[metric]
+    return f"{cell.published[metric]:.{digits}f}" + _in_brackets(change, digits - 2)
+
+
+def _ours(results: Results, cell: Cell | None, metric: str) -> str:
+    if cell is None:
+        return "-"
+    own, digits = cell.summary(metric), results.study.score.digits
+    if own is None:
+        return "failed" if cell.trouble else NOT_RUN
+    text = f"{own.mean:.{digits}f}"
+    if own.deviation is not None:
+        text += f" ± {own.deviation:.{digits}f}"
+    change = results.change(cell, metric)
+    text += _in_brackets(change.difference.mean if change else None, digits - 2)
+    wanted = len(results.study.seeds)
+    return text if own.count == wanted else f"{text}, {own.count} of {wanted} seeds"
+
+
+def _in_brackets(change: float | None, digits: int) -> str:
+    return "" if change is None else f" ({change + 0.0:+.{digits}f})"
+
+
+def _with_deviation(change: Paired, digits: int) -> str:
+    mean, deviation = change.difference.mean, change.difference.deviation
+    return f"{mean:+.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _probability(p: float | None) -> str:
+    return "" if p is None else f"{p:.3f}"
+
+
+def _name(labels: object) -> str:
+    return ", ".join(labels.values()) if isinstance(labels, dict) else str(labels)
+
+
+def _pipes(grid: Grid) -> str:
+    head, *rows = [f"| {' | '.join(row)} |" for row in grid]
+    return "\n".join([head, "|" + "---|" * len(grid[0]), *rows])
+
+
+def _ampersands(row: Sequence[str]) -> str:
+    escaped = [
+        cell.replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$").replace("-", "--")
+        for cell in row
+    ]
+    return " & ".join(escaped) + r" \\"

@@ -1,0 +1,236 @@
+"""The paper's tables and figures: run them, tabulate them, draw them.
+
+    python scripts/study.py run table2 --preset small --jobs 2
+    python scripts/study.py table table2 --preset small
+    python scripts/study.py plot table2 --preset small --figure 6
+    python scripts/study.py list table2 --preset small
+
+A study is a file in configs/studies, or one of yours. Without a preset it is the paper's own scale
+(VOC, COCO, GPUs). `run` does what is missing and goes on with what was cut off, so the same command
+may be repeated and given in several shells. `key.path=value` at the end changes every run:
+data.root=/path says where the data are, train.device=cpu where to train.
+Exit codes: 0 all is done, 1 runs failed, 2 the input cannot be used, 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.errors import InputError
+from engine.strict_yaml import parse_yaml
+from scripts.studies.definition import Figure, Study, load_study, parse_choice
+from scripts.studies.insertion import insert
+from scripts.studies.machine import share_out
+from scripts.studies.results import collect
+from scripts.studies.run import stage
+from scripts.studies.running import Job, Shop, StoppedError, plan, still_locked
+from scripts.studies.tables import comma_separated, latex, markdown
+
+RUNS = Path("runs/studies")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_intermixed_args(arguments)
+    words = [word for word in options.words if "=" in word]
+    names = [word for word in options.words if "=" not in word]
+    try:
+        if not names:
+            raise InputError("name a study, such as table2; see configs/studies")
+        studies = [load_study(name, options.preset) for name in names]
+        if options.seeds:
+            studies = [study.model_copy(update={"seeds": options.seeds}) for study in studies]
+        return COMMANDS[options.command](studies, _overrides(words), options)
+    except InputError as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        return 2
+
+
+def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
+    """``run``: train and score what is missing."""
+    jobs = [job for study in studies for job in jobs_of(study, extra, options)]
+    left, wrong = plan(jobs)
+    most = max(study.processes for study in studies)
+    gpus = [] if extra.get("train.device") == "cpu" else options.gpus
+    places = share_out(options.jobs, gpus, options.processes, most)
+    total = len({job.folder for job in jobs})
+    print(f"{total} runs: {total - len(left) - len(wrong)} done, {len(left)} to do", flush=True)
+    shop = Shop(left, failed=dict(wrong))
+    for folder, reason in wrong.items():
+        print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
+    try:
+        shop.work(places)
+    except StoppedError:
+        print("stopped; what was under way is saved, the same command goes on", file=sys.stderr)
+        return 128 + (shop.signal_number or 0)
+    if busy := still_locked(left):
+        print(f"{busy} runs are under way in other shells")
+    for folder in shop.failed:
+        print(f"not done, see above: {folder}", file=sys.stderr)
+    return 1 if shop.failed else 0
+
+
+def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) -> list[Job]:
+    """The runs of a study, the first seed of all cells first."""
+    chosen = parse_choice(study, options.only)
+    jobs = []
+    for seed in study.seeds:
+        for labels in study.cells():
+            if chosen(labels, seed):
+                one = study.run(labels, seed, extra)
+                jobs.append(Job(one, one.folder(options.runs), study.score.split))
+    return jobs
+
+
+def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
+    """``list``: every run, how far it has come, and where it is."""
+    for study in studies:
+        for job in jobs_of(study, extra, options):
+            print(f"{stage(job.run, job.folder, job.split):8} {job.folder}")
+    return 0
+
+
+def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
+    """``table``: Markdown to the console; Markdown, LaTeX and CSV into files."""
+    for study in studies:
+        results = collect(study, options.runs, extra)
+        text = markdown(results)
+        folder = options.output or options.runs / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, content in (
+            ("md", text),
+            ("tex", latex(results)),
+            ("csv", comma_separated(results)),
+        ):
+            (folder / f"{study.name}.{kind}").write_text(content, encoding="utf-8")
+        if options.into is None:
+            print(text)
+        else:
+            insert(options.into, study.name, text)
+    return 0
+
+
+def plot(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
+    """``plot``: each figure that has runs, as PNG and SVG; the others are named."""
+    try:
+        from scripts.studies.figures import write_figure
+        from scripts.studies.plotting import draw, shown_runs
+    except ImportError as error:
+        raise InputError(f"plot needs matplotlib ({error}); pip install matplotlib") from None
+    missing = 0
+    for study in studies:
+        for number, figure in chosen_figures(study, options.figure).items():
+            try:
+                runs = shown_runs(study, figure, options.runs, extra, options.show)
+                picture = draw(study, number, figure, runs, extra)
+            except InputError as error:
+                print(f"figure {number}: not drawn: {error}", file=sys.stderr)
+                missing += 1
+                continue
+            folder = options.output or options.runs / "figures"
+            for file in write_figure(picture, folder / f"figure{number}-{study.name}"):
+                print(file)
+    return 1 if missing else 0
+
+
+def chosen_figures(study: Study, number: str | None) -> dict[str, Figure]:
+    """The figures of a study, or the one that is wanted.
+
+    Raises:
+        InputError: the study has no such figure.
+    """
+    if number is None:
+        return study.figures
+    if number not in study.figures:
+        known = ", ".join(study.figures) or "none"
+        raise InputError(f"--figure {number}: {study.name} has no such figure; it has: {known}")
+    return {number: study.figures[number]}
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    """``key.path=value`` -> value by key.
+
+    Raises:
+        InputError: for what the study decides itself.
+    """
+    extra = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        if key in ("data.batch_size", "train.name", "train.output", "train.seed"):
+            raise InputError(
+                f"{word}: the study decides it; --processes and --gpus share its total batch out, "
+                "--runs says where runs go, --seeds which seeds"
+            )
+        extra[key] = parse_yaml(text, word)
+    return extra
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=tuple(COMMANDS), help="what to do")
+    parser.add_argument(
+        "words", nargs="*", metavar="STUDY | key.path=value", help="studies, and config overrides"
+    )
+    parser.add_argument("--preset", help="another scale that the study's file describes: small")
+    parser.add_argument("--seeds", type=_numbers, metavar="0,1,…", help="other seeds than its own")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (%(default)s)")
+    parser.add_argument("--output", type=Path, help="folder of tables or figures")
+    running = parser.add_argument_group("run, list")
+    running.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="AXIS=LABEL,…",
+        help="these cells alone, also seed=0,1; may be given for several axes",
+    )
+    running.add_argument("--jobs", type=_positive, default=1, help="runs side by side (1)")
+    running.add_argument(
+        "--gpus", type=_numbers, metavar="0,1,…", help="GPUs to share out among the jobs (all)"
+    )
+    running.add_argument(
+        "--processes", type=_positive, help="processes a run (a GPU each; CPU: the study's number)"
+    )
+    tables = parser.add_argument_group("table")
+    tables.add_argument(
+        "--into", type=Path, help="a Markdown file: the table goes between its marks in it"
+    )
+    plots = parser.add_argument_group("plot")
+    plots.add_argument("--figure", help="this one alone: 1, 2, 3, 5, 6 or 7")
+    plots.add_argument(
+        "--show",
+        action="append",
+        metavar="TITLE=FOLDER",
+        help="any runs instead of the study's, one a time",
+    )
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+COMMANDS: dict[str, Callable[[Sequence[Study], dict[str, Any], argparse.Namespace], int]] = {
+    "run": run,
+    "table": table,
+    "plot": plot,
+    "list": show_list,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

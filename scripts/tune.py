@@ -1,0 +1,150 @@
+"""Find a learning rate, or the largest batch that fits.
+
+    python scripts/tune.py lr --config configs/bccd/retinanet.yaml
+    python scripts/tune.py batch --config configs/voc/retinanet_r50.yaml train.amp=bf16
+
+`lr` trains while the learning rate grows and draws the loss over it: train.lr is good where the
+loss falls fastest, and too large where it climbs. `batch` trains on ever larger batches of pictures
+of the largest size until memory does not suffice, and tells how fast each of them is. Neither
+writes a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.threads import limit_spinning
+
+limit_spinning()  # torch reads it when it is imported
+
+# ruff: noqa: E402
+import argparse
+import json
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from data.build import build_annotations
+from data.errors import InputError
+from engine.config import Config, load_config
+from engine.distributed import start_ranks
+from scripts.dataset_tools.tables import format_table
+from scripts.figures import save_figure
+from scripts.tuning.batch_size import (
+    Trial,
+    attempt_on_cpu,
+    attempt_on_gpu,
+    available_gib,
+    largest_batch,
+)
+from scripts.tuning.learning_rate import draw, range_test
+
+SHARE = 0.9  # of the memory that is available: room for what the loader and others need
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        (tune_lr if options.what == "lr" else tune_batch)(config, options)
+    except InputError as error:
+        print(f"tune.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def tune_lr(config: Config, options: argparse.Namespace) -> None:
+    """The range test."""
+    if not 0 < options.lowest < options.highest:
+        raise InputError("--lowest must be above 0 and below --highest")
+    with start_ranks(config.train.device) as ranks:
+        show = sys.stderr.isatty()
+        test = range_test(config, ranks, options.lowest, options.highest, options.iterations, show)
+    if not options.json or options.output is not None:
+        save_figure(draw(test), options.output or Path("lr.png"))
+    if options.json:
+        print(json.dumps(test.as_dict()))
+        return
+    how = "diverged" if test.diverged else "had not diverged"
+    print(
+        f"{len(test.losses)} iterations, train.lr from {test.rates[0]:.2g} to "
+        f"{test.rates[-1]:.2g}, where the loss {how}\n"
+        f"the loss falls fastest at {test.suggested:.2g} and is lowest at {test.largest:.2g}\n"
+        f"try train.lr={test.suggested:.1e} (now {config.train.lr:.1e})\n"
+        f"written: {options.output or Path('lr.png')}"
+    )
+
+
+def tune_batch(config: Config, options: argparse.Namespace) -> None:
+    """The largest batch."""
+    annotations = build_annotations(config.data, config.data.train, check_images=False)
+    with start_ranks(config.train.device) as ranks:
+        on_gpu = ranks.device.type == "cuda"
+        limit = options.memory or SHARE * available_gib(ranks.device)
+        attempt = (
+            attempt_on_gpu(config, annotations, ranks.device)
+            if on_gpu
+            else attempt_on_cpu(config, annotations)
+        )
+        disable = None if sys.stderr.isatty() else True
+        with tqdm(desc="batch", unit="trial", leave=False, disable=disable) as bar:
+
+            def report(trial: Trial) -> None:
+                bar.set_postfix(images=trial.batch)
+                bar.update()
+
+            trials = largest_batch(attempt, limit, report)
+    fitting = [trial for trial in trials if trial.gib is not None]
+    largest = max((trial.batch for trial in fitting), default=None)
+    fastest = max(fitting, key=lambda trial: trial.images_per_second or 0, default=None)
+    if options.json:
+        result = {
+            "largest": largest,
+            "fastest": fastest.batch if fastest else None,
+            "limit_gib": limit,
+            "trials": [trial.as_dict() for trial in trials],
+        }
+        print(json.dumps(result))
+        return
+    rows = [
+        [trial.batch, trial.gib, trial.images_per_second]
+        for trial in sorted(trials, key=lambda trial: trial.batch)
+    ]
+    print(format_table(["batch", "GiB", "images/s"], rows))
+    if largest is None or fastest is None:
+        print(f"not even one image fits into {limit:.1f} GiB: lower data.image_size")
+        return
+    print(
+        f"\nlargest within {limit:.1f} GiB: data.batch_size={largest}; fastest: {fastest.batch} "
+        f"({fastest.images_per_second:.1f} images/s)"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("lr", "batch"), help="what to find")
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--lowest", type=float, default=1e-6, help="lr: the first rate (1e-6)")
+    parser.add_argument("--highest", type=float, default=1.0, help="lr: the last rate (1)")
+    parser.add_argument(
+        "--iterations", type=int, default=100, help="lr: how many the test has (100)"
+    )
+    parser.add_argument("--output", type=Path, help="lr: the picture (lr.png)")
+    parser.add_argument(
+        "--memory", type=float, help="batch: GiB to stay within (90 %% of what is available)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="config overrides")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What to set a config to, measured."""

@@ -1,0 +1,198 @@
+"""The largest batch that fits into memory, tried out.
+
+A batch of pictures of the largest size, each with as many objects as the fullest training image,
+goes through an iteration with the optimizer's state in place. On a GPU a batch that does not fit
+ends in an error that can be caught; on the CPU each batch is tried in a process of its own, whose
+memory is measured, and sizes beyond the limit are not tried but extrapolated.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.annotations import Annotations
+from data.errors import InputError
+from data.target import Batch, pad_targets
+from detector.build import build_detector
+from engine.config import Config
+from engine.exit_status import is_out_of_memory
+from engine.optimization import build_optimizer
+from engine.precision import autocast
+
+GIB = 2**30
+REPEATS = 2  # timed iterations, after one that warms up
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch size.
+
+    Attributes:
+        batch: images.
+        gib: the most memory, in GiB: of the GPU, or of the process; None where it did not fit.
+        images_per_second: in training; None where it did not fit.
+    """
+
+    batch: int
+    gib: float | None
+    images_per_second: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def largest_batch(
+    attempt: Callable[[int], Trial], limit_gib: float, report: Callable[[Trial], None]
+) -> list[Trial]:
+    """Double the batch until it does not fit, then halve the gap, down to a sixteenth.
+
+    The trials in their order. A batch that by a line through the last two would need more than the
+    limit is not tried.
+    """
+    trials: list[Trial] = []
+    fits, too_large, batch = 0, None, 1
+    while too_large is None or too_large - fits > max(1, fits // 16):
+        expected = _expected(trials, batch)
+        trial = attempt(batch) if expected <= limit_gib else Trial(batch, None, None)
+        if trial.gib is not None and trial.gib > limit_gib:
+            trial = Trial(batch, None, None)
+        trials.append(trial)
+        report(trial)
+        if trial.gib is None:
+            too_large = batch
+        else:
+            fits = batch
+        batch = 2 * batch if too_large is None else (fits + too_large) // 2
+    return trials
+
+
+def _expected(trials: list[Trial], batch: int) -> float:
+    """The memory of a batch by a line through the two largest trials that fitted."""
+    known = sorted((trial.batch, trial.gib) for trial in trials if trial.gib is not None)[-2:]
+    if len(known) < 2:
+        return 0.0
+    (small, low), (large, high) = known
+    return high + max(0.0, high - low) * (batch - large) / (large - small)
+
+
+def full_batch(config: Config, annotations: Annotations, size: int) -> Batch:
+    """Noise of the largest size, lying and standing in turn, with the most objects of an image."""
+    generator = torch.Generator().manual_seed(0)
+    short, long = config.data.image_size
+    objects = int(annotations.training_counts().max(initial=1))
+    kinds = len(annotations.classes)
+    images, boxes, labels, masks = [], [], [], []
+    for number in range(size):
+        height, width = (short, long) if number % 2 == 0 else (long, short)
+        shape = (3, height, width)
+        images.append(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
+        corner = torch.rand((objects, 2), generator=generator) * 0.7
+        sides = 0.05 + torch.rand((objects, 2), generator=generator) * 0.25
+        scale = torch.tensor([width, height] * 2)
+        boxes.append(torch.cat([corner, corner + sides], dim=1) * scale)
+        labels.append(torch.randint(0, kinds, (objects,), generator=generator))
+        if config.detector.type == "mask_rcnn":
+            masks.append(torch.ones((objects, height, width), dtype=torch.uint8))
+    targets = pad_targets(boxes, labels, masks or None)
+    return Batch(tuple(images), targets, tuple(range(size)))
+
+
+def train_on(config: Config, batch: Batch, classes: int, device: torch.device) -> float:
+    """Some iterations on a batch; images a second."""
+    detector = build_detector(config.detector, config.loss, classes).to(device)
+    train = config.train
+    optimizer = build_optimizer(
+        train.optimizer, detector.parameters(), 1e-8, train.momentum, train.weight_decay
+    )
+    batch = batch.to(device)
+    start = 0.0
+    for iteration in range(1 + REPEATS):
+        if iteration == 1:
+            _wait(device)
+            start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, train.amp):
+            losses: dict[str, Tensor] = detector(batch.images, batch.targets)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+        optimizer.step()
+    _wait(device)
+    return REPEATS * len(batch) / (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def attempt_on_gpu(
+    config: Config, annotations: Annotations, device: torch.device
+) -> Callable[[int], Trial]:
+    """Try a batch on the GPU; its memory is what the allocator reserved at most."""
+
+    def attempt(size: int) -> Trial:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            batch = full_batch(config, annotations, size)
+            speed = train_on(config, batch, len(annotations.classes), device)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return Trial(size, None, None)
+            raise
+        return Trial(size, torch.cuda.max_memory_reserved(device) / GIB, speed)
+
+    return attempt
+
+
+def attempt_on_cpu(config: Config, annotations: Annotations) -> Callable[[int], Trial]:
+    """Try a batch in a process of its own; its memory is what that held at most."""
+    context = multiprocessing.get_context("spawn")
+
+    def attempt(size: int) -> Trial:
+        results, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(sender, config, annotations, size))
+        process.start()
+        sender.close()
+        try:
+            answer = results.recv()
+        except EOFError:  # the system ended it for want of memory
+            answer = None
+        process.join()
+        if isinstance(answer, str):
+            raise InputError(answer)
+        return Trial(size, None, None) if answer is None else Trial(size, *answer)
+
+    return attempt
+
+
+def _child(sender: Any, config: Config, annotations: Annotations, size: int) -> None:
+    """Send the memory and the speed, None where memory is short, else what went wrong."""
+    try:
+        batch = full_batch(config, annotations, size)
+        speed = train_on(config, batch, len(annotations.classes), torch.device("cpu"))
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sender.send((kib * 1024 / GIB, speed))
+    except Exception as error:
+        sender.send(None if is_out_of_memory(error) else str(error))
+
+
+def available_gib(device: torch.device) -> float:
+    """Memory that can be had now: of the GPU, or of the system."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024 / GIB
+    raise InputError("--memory: how much memory is available cannot be found out; name it in GiB")

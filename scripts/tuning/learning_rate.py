@@ -1,0 +1,200 @@
+"""The learning-rate range test.
+
+Smith, *Cyclical Learning Rates for Training Neural Networks*, https://arxiv.org/abs/1506.01186: the
+rate grows from iteration to iteration; where the loss falls fastest it is good, where the loss
+climbs it is too large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.errors import InputError
+from data.loading import TrainLoader
+from data.target import Batch
+from engine.build import build_loader, build_splits, build_state
+from engine.config import Config
+from engine.distributed import Ranks
+from engine.freezing import Freezing
+from engine.optimization import REFERENCE_BATCH
+from engine.precision import autocast
+from engine.state import TrainState
+from scripts.figures import new_figure
+
+SMOOTHING = 0.9  # of the running mean of losses
+DIVERGED = 3.0  # times the lowest loss
+FEWEST = 10  # iterations before anything can be said
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test saw.
+
+    Attributes:
+        rates: learning rates as ``train.lr`` counts them, one for each iteration.
+        losses: the total weighted loss of each.
+        smoothed: its running mean.
+        diverged: whether it ended because the loss grew.
+        suggested: ``train.lr``: where the smoothed loss falls fastest over a decade.
+        largest: the rate from which on the loss grows, or the last one.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    diverged: bool
+    suggested: float
+    largest: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "suggested": self.suggested,
+            "largest": self.largest,
+            "diverged": self.diverged,
+            "rates": self.rates,
+            "losses": self.losses,
+            "smoothed": self.smoothed,
+        }
+
+
+def range_test(
+    config: Config, ranks: Ranks, lowest: float, highest: float, iterations: int, show: bool
+) -> RangeTest:
+    """Train for some iterations while the learning rate grows by a constant factor.
+
+    Args:
+        lowest: ``train.lr`` of the first iteration.
+        highest: that of the last one.
+        show: a progress bar.
+
+    Raises:
+        InputError: the losses are not finite from the start, or too few iterations were possible.
+    """
+    training, _ = build_splits(config, ranks)
+    loader = build_loader(config, training, ranks)
+    factor = (highest / lowest) ** (1 / max(1, iterations - 1))
+    rates = [lowest * factor**step for step in range(iterations)]
+    with closing(loader):
+        state = build_state(config, training.classes, len(loader), ranks)
+        Freezing(state.detector, config.train.freeze)
+        bar = tqdm(rates, "range test", delay=2, leave=False, disable=not show)
+        losses, diverged = _train(state, loader, bar, config, ranks)
+    if len(losses) < FEWEST:
+        raise InputError(
+            f"the loss diverged within {len(losses)} iterations at train.lr="
+            f"{rates[len(losses)]:.2g}; begin lower, with --lowest"
+        )
+    smoothed = running_mean(losses)
+    return RangeTest(rates[: len(losses)], losses, smoothed, diverged, *choose(rates, smoothed))
+
+
+def applied_rate(rate: float, config: Config, global_batch: int) -> float:
+    """What the optimizer gets where ``train.lr`` is ``rate``."""
+    if config.train.optimizer == "sgd" and config.train.scale_lr:
+        return rate * global_batch * config.train.accumulate / REFERENCE_BATCH
+    return rate
+
+
+def _train(
+    state: TrainState, loader: TrainLoader, rates: Any, config: Config, ranks: Ranks
+) -> tuple[list[float], bool]:
+    """The losses, and whether the last of them had grown."""
+    batches = _endless(loader)
+    batch_size = config.data.batch_size * ranks.world_size
+    losses: list[float] = []
+    for rate in rates:
+        for group in state.optimizer.param_groups:
+            group["lr"] = applied_rate(rate, config, batch_size)
+        loss = _step(state, [next(batches) for _ in range(config.train.accumulate)], config, ranks)
+        if not math.isfinite(loss):
+            return losses, True
+        losses.append(loss)
+        smoothed = running_mean(losses)
+        if len(losses) > FEWEST and smoothed[-1] > DIVERGED * min(smoothed):
+            return losses, True
+    return losses, False
+
+
+def _endless(loader: TrainLoader) -> Iterator[Batch]:
+    for epoch in count():
+        yield from loader.epoch(epoch)
+
+
+def _step(state: TrainState, batches: Sequence[Batch], config: Config, ranks: Ranks) -> float:
+    """One iteration as the training loop makes it; the total weighted loss."""
+    state.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for number, batch in enumerate(batches, start=1):
+        batch = batch.to(ranks.device)
+        with autocast(ranks.device, config.train.amp):
+            losses = state.detector(batch.images, batch.targets)
+        weighted = state.weighting(losses, last_micro_batch=number == len(batches))
+        loss = torch.stack(list(weighted.values())).sum() / len(batches)
+        state.scaler.scale(loss).backward()
+        total += loss.item()
+    if math.isfinite(total):
+        if config.train.clip_gradients is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.detector.parameters(), config.train.clip_gradients)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    return total
+
+
+def running_mean(losses: Sequence[float]) -> list[float]:
+    """An exponential mean without the pull towards 0 of its first values.
+
+    >>> running_mean([2.0, 2.0])
+    [2.0, 2.0]
+    """
+    mean, smoothed = 0.0, []
+    for step, loss in enumerate(losses, start=1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        smoothed.append(round(mean / (1 - SMOOTHING**step), 12))
+    return smoothed
+
+
+def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
+    """The suggested and the largest useful rate.
+
+    The largest is where the smoothed loss is lowest. Suggested is the rate before it at which the
+    smoothed loss falls fastest per decade, measured over a third of a decade.
+    """
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    width = max(1, round(1 / 3 / math.log10(rates[1] / rates[0])))
+    slopes = {
+        middle: smoothed[min(middle + width, lowest)] - smoothed[max(0, middle - width)]
+        for middle in range(lowest + 1)
+    }
+    steepest = min(slopes, key=slopes.__getitem__)
+    return rates[steepest], rates[lowest]
+
+
+def draw(test: RangeTest) -> Any:
+    """The losses over the learning rate."""
+    figure = new_figure((7.5, 4.2))
+    axis = figure.subplots()
+    axis.plot(test.rates, test.losses, color="#cbd5e1", linewidth=1, label="each iteration")
+    axis.plot(test.rates, test.smoothed, color="#2563eb", linewidth=2, label="running mean")
+    for rate, name, color in (
+        (test.suggested, "suggested", "#059669"),
+        (test.largest, "lowest loss", "#ea580c"),
+    ):
+        axis.axvline(rate, color=color, linestyle="--", label=f"{name}: {rate:.2g}")
+    top = max(test.smoothed[: max(FEWEST, len(test.smoothed) // 2)])
+    axis.set_ylim(max(0.0, 0.8 * min(test.smoothed)), 1.3 * top)
+    axis.set(xscale="log", xlabel="train.lr", ylabel="total weighted loss")
+    axis.set_title("learning-rate range test", fontsize=11)
+    axis.grid(color="#e2e8f0", linewidth=0.6)
+    axis.legend(frameon=False, fontsize=9)
+    return figure

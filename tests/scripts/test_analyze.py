@@ -1,0 +1,264 @@
+"""What analyze.py says of detections: TIDE, confusion, calibration, the bootstrap, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_runs import random_case, with_objects, write_checkpoint, write_data
+
+from data.annotations import Annotations
+from engine.coco_ap import coco_scores
+from engine.coco_results import write_coco_json
+from engine.detections import Detections, make_detections
+from engine.voc_map import voc_scores
+from scripts.analysis.bootstrap import compare, mean_ap, rankings
+from scripts.analysis.confusion import confusion_matrix
+from scripts.analysis.precision import calibration, class_curves
+from scripts.analysis.tide import TYPES, judge_errors, tide
+from scripts.analysis.worst import count_faults
+from scripts.analyze import main
+
+FIXTURES = Path(__file__).parent / "fixtures"
+BOX = [10.0, 10.0, 30.0, 30.0]
+
+
+def errors_of(detections: Detections, annotations: Annotations) -> dict[str, dict[str, float]]:
+    return tide(detections, annotations, judge_errors(detections, annotations))
+
+
+def as_coco(annotations: Annotations) -> dict[str, Any]:
+    objects = [
+        {
+            "id": row + 1,
+            "image_id": int(image) + 1,
+            "category_id": int(label) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+            "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+        }
+        for row, (image, label, (x1, y1, x2, y2)) in enumerate(
+            zip(
+                annotations.object_images(),
+                annotations.labels,
+                annotations.boxes.tolist(),
+                strict=True,
+            )
+        )
+    ]
+    images = [
+        {"id": row + 1, "file_name": str(row), "height": 100, "width": 100}
+        for row in range(len(annotations))
+    ]
+    kinds = [{"id": row + 1, "name": name} for row, name in enumerate(annotations.classes)]
+    return {"images": images, "annotations": objects, "categories": kinds}
+
+
+def written(folder: Path, detections: Detections, annotations: Annotations) -> tuple[Path, Path]:
+    truth, found = folder / "truth.json", folder / "found.json"
+    truth.write_text(json.dumps(as_coco(annotations)))
+    write_coco_json(found, detections, annotations)
+    return truth, found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tide_has_the_recorded_numbers_of_its_authors_program(seed: int) -> None:
+    """``fixtures/tidecv.json`` holds what tidecv 1.0.1 says of these cases, APs in percent."""
+    recorded = json.loads((FIXTURES / "tidecv.json").read_text())[str(seed)]
+    ours = errors_of(*random_case(seed))
+    assert ours["count"] == recorded["count"]
+    assert ours["AP"]["AP"] == pytest.approx(recorded["AP"] / 100, abs=1e-9)
+    for kind, cost in recorded["cost"].items():
+        assert ours["cost"][kind] == pytest.approx(cost / 100, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_tide_has_the_numbers_of_its_authors_program(tmp_path: Path, seed: int) -> None:
+    tidecv = pytest.importorskip("tidecv")
+    detections, annotations = random_case(seed)
+    truth, found = written(tmp_path, detections, annotations)
+    theirs = tidecv.TIDE().evaluate(
+        tidecv.datasets.COCO(str(truth)), tidecv.datasets.COCOResult(str(found)), mode="bbox"
+    )
+    ours = errors_of(detections, annotations)
+    assert ours["AP"]["AP"] == pytest.approx(theirs.ap / 100, abs=1e-9)
+    for kind, cost in theirs.fix_main_errors().items():
+        assert ours["cost"][kind.short_name] == pytest.approx(cost / 100, abs=1e-9)
+    assert {kind.short_name: count for kind, count in theirs.count_errors().items()} == ours[
+        "count"
+    ]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_tide_is_close_to_hotcoco(tmp_path: Path, seed: int) -> None:
+    """It lets detections choose among objects by COCO's rule, which differs in rare cases."""
+    hotcoco = pytest.importorskip("hotcoco")
+    detections, annotations = random_case(seed)
+    truth, found = written(tmp_path, detections, annotations)
+    data = hotcoco.COCO(str(truth))
+    evaluation = hotcoco.COCOeval(data, data.load_res(str(found)), "bbox")
+    evaluation.evaluate()
+    theirs = evaluation.tide_errors()
+    ours = errors_of(detections, annotations)
+    for kind in TYPES:
+        assert ours["cost"][kind] == pytest.approx(theirs["delta_ap"][kind], abs=0.02)
+        assert abs(ours["count"][kind] - theirs["counts"][kind]) <= 2
+
+
+def test_each_error_is_of_its_type() -> None:
+    annotations = with_objects([BOX, [60, 60, 90, 90]], [0, 1], [2])
+    cases = {
+        "Loc": (0, [10, 10, 30, 18]),
+        "Cls": (2, BOX),
+        "Both": (2, [10, 10, 30, 18]),
+        "Bkg": (0, [0, 90, 9, 99]),
+    }
+    for kind, (label, box) in cases.items():
+        report = errors_of(make_detections([0], [label], [0.9], [box]), annotations)
+        assert [name for name in TYPES[:5] if report["count"][name]] == [kind]
+        assert report["count"]["Miss"] == (1 if kind in ("Loc", "Cls") else 2)
+    double = make_detections([0, 0], [0, 0], [0.9, 0.8], [BOX, BOX])
+    assert errors_of(double, annotations)["count"]["Dupe"] == 1
+
+
+def test_right_detections_are_no_errors_and_crowds_punish_nobody() -> None:
+    annotations = with_objects([BOX, [50, 50, 100, 100]], [0, 0], [2], crowd=[False, True])
+    detections = make_detections([0, 0], [0, 0], [0.9, 0.8], [BOX, [60, 60, 70, 70]])
+    report = errors_of(detections, annotations)
+    assert report["AP"]["AP"] == 1
+    assert set(report["count"].values()) == set(report["cost"].values()) == {0}
+    nothing = errors_of(make_detections([], [], [], []), annotations)
+    assert (nothing["AP"]["AP"], nothing["count"]["Miss"]) == (0, 1)
+
+
+def test_the_base_ap_of_tide_is_coco_ap50() -> None:
+    detections, annotations = random_case(7)
+    expected = coco_scores(detections, annotations)["AP50"]
+    assert errors_of(detections, annotations)["AP"]["AP"] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_confusion_matrix_counts_what_was_said() -> None:
+    annotations = with_objects([BOX, [60, 60, 90, 90], [40, 5, 50, 15]], [0, 1, 2], [3])
+    detections = make_detections(
+        [0, 0, 0, 0],
+        [0, 2, 1, 2],
+        [0.9, 0.8, 0.7, 0.1],
+        [BOX, [60, 60, 90, 90], [0, 90, 9, 99], [40, 5, 50, 15]],
+    )
+    matrix = confusion_matrix(detections, annotations, 0.5, score_threshold=0.5)
+    assert matrix.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+
+
+def test_a_score_that_is_a_probability_is_calibrated() -> None:
+    boxes = [[10.0 * n, 0.0, 10.0 * n + 9, 9.0] for n in range(10)]
+    annotations = with_objects(boxes[:7], [0] * 7, [7])
+    report = calibration(make_detections([0] * 10, [0] * 10, [0.7] * 10, boxes), annotations, 0.5)
+    assert report["error"] == pytest.approx(0)
+    assert report["bins"][7]["count"] == 10
+    sure = calibration(make_detections([0] * 10, [0] * 10, [1.0] * 10, boxes), annotations, 0.5)
+    assert sure["error"] == pytest.approx(0.3)
+
+
+def test_the_curve_knows_the_best_threshold() -> None:
+    annotations = with_objects([BOX, [60, 60, 90, 90]], [0, 0], [2])
+    detections = make_detections(
+        [0, 0, 0], [0] * 3, [0.9, 0.6, 0.3], [BOX, [60, 60, 90, 90], [0, 90, 9, 99]]
+    )
+    curve = class_curves(detections, annotations, 0.5)["cat"]
+    assert (curve["AP"], curve["best_f1"], curve["best_threshold"]) == (1, 1, 0.6)
+    assert curve["recall"] == [0.5, 1, 1]
+    assert curve["precision"] == [1, 1, pytest.approx(2 / 3, abs=1e-4)]
+
+
+def test_the_bootstraps_map_is_vocs_and_that_of_repeated_images() -> None:
+    detections, annotations = random_case(3, images=8)
+    ranked = rankings(detections, annotations, (0.5,))
+    expected = voc_scores(detections, annotations, 0.5)["area"]["mAP"]
+    assert mean_ap(ranked, np.ones(8)) == pytest.approx(expected, abs=1e-12)
+    weights = np.array([1.0, 2, 0, 1, 3, 1, 0, 0])
+    chosen = np.repeat(np.arange(8), weights.astype(int))
+    rows = [np.flatnonzero(detections.image == image) for image in chosen]
+    order = np.concatenate(rows)
+    repeated = make_detections(
+        np.repeat(np.arange(len(chosen)), [len(each) for each in rows]),
+        detections.label[order],
+        detections.score[order],
+        detections.boxes[order],
+    )
+    expected = voc_scores(repeated, annotations.select(chosen), 0.5)["area"]["mAP"]
+    assert mean_ap(ranked, weights) == pytest.approx(expected, abs=0.02)  # ties of copies
+
+
+def test_a_run_does_not_differ_from_itself_and_a_better_one_does() -> None:
+    detections, annotations = random_case(5, images=40)
+    same = compare(detections, detections, annotations, resamples=20)["mAP50"]
+    assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+    perfect = make_detections(
+        annotations.object_images(),
+        annotations.labels,
+        np.ones(len(annotations.boxes)),
+        annotations.boxes,
+    )
+    better = compare(detections, perfect, annotations, resamples=40)["mAP50_95"]
+    assert better["second"] == pytest.approx(1)
+    assert better["low"] > 0
+    assert better["p"] == 1 / 40
+
+
+def test_the_worst_image_has_the_most_faults() -> None:
+    annotations = with_objects([BOX, BOX, BOX], [0, 0, 0], [1, 1, 1])
+    detections = make_detections(
+        [0, 1, 1, 1], [0, 0, 0, 1], [0.9, 0.9, 0.8, 0.7], [BOX, [50, 50, 60, 60], BOX, BOX]
+    )
+    verdicts = judge_errors(detections, annotations)
+    assert count_faults(detections, annotations, verdicts, 0.5).worst(5) == [1, 2]
+    assert count_faults(detections, annotations, verdicts, 0.85).worst(5) == [1, 2]
+
+
+def test_the_page_needs_nothing_else_and_says_what_the_numbers_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_data(tmp_path)
+    first = write_checkpoint(tmp_path / "first", root=root)
+    second = write_checkpoint(tmp_path / "second", "faster_rcnn", root)
+    page = tmp_path / "page.html"
+    command = [str(first), str(second), "--output", str(page), "--threshold", "0.006"]
+    assert main([*command, "--resamples", "20", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [run["detections"] > 0 for run in result["runs"]] == [True, True]
+    assert (result["images"], result["objects"]) == (2, 4)
+    assert set(result["comparison"]) == {"mAP50", "mAP50_95", "resamples"}
+    text = page.read_text()
+    for name in ("Scores", "Where precision is lost", "Confusion", "Calibration", "Worst images"):
+        assert name in text
+    assert "prefers-color-scheme: dark" in text
+    assert "data:image/jpeg;base64," in text
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_files_of_detections_are_analyzed_without_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_data(tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {root}, classes: [cat, dog, ox]}}\n")
+    found = tmp_path / "found.json"
+    box = [4, 4, 37, 46]
+    found.write_text(json.dumps([{"image_id": 1, "category_id": 3, "bbox": box, "score": 0.9}]))
+    for image in (root / "JPEGImages").iterdir():
+        image.unlink()
+    page = tmp_path / "page.html"
+    assert main(["--config", str(config), str(found), "--output", str(page)]) == 0
+    told = capsys.readouterr()
+    assert "TIDE: AP lost" in told.out
+    assert "the worst images are left out" in told.err
+    assert "Worst images" not in page.read_text()
+    assert main([str(found)]) == 2
+    assert "--config: name the YAML file" in capsys.readouterr().err

@@ -1,0 +1,342 @@
+"""Validation names every problem; a repaired copy has no errors; the original is only read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets_on_disk import (
+    SHARED,
+    coco_object,
+    fingerprint,
+    voc_object,
+    write_coco,
+    write_image,
+    write_voc,
+)
+
+from data.coco import load_coco
+from data.voc import load_voc
+from scripts.datasets import main
+
+GOOD = (5, 5, 20, 20)
+
+
+def validate(
+    root: Path, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[int, list[dict[str, Any]]]:
+    code = main(["validate", str(root), "--json", *options])
+    return code, json.loads(capsys.readouterr().out)["problems"]
+
+
+def check_and_repair(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[list[dict[str, Any]], Path]:
+    """The problems, and a copy in which no error is left; the original stays as it is."""
+    before = fingerprint(root)
+    copy = root.parent / "repaired"
+    _, problems = validate(root, capsys, "--fix", str(copy))
+    assert fingerprint(root) == before
+    code, left = validate(copy, capsys)
+    assert code == 0
+    assert not [each for each in left if each["severity"] == "error"]
+    return problems, copy
+
+
+VOC_OBJECTS = [
+    (voc_object("cat", (7, 7, 7, 9)), "has no area", "error"),
+    (voc_object("cat", (200, 7, 220, 9)), "lies outside its image of 100x80", "error"),
+    (voc_object("cat", (50, 7, 120, 90)), "leaves its image of 100x80", "warning"),
+    (voc_object("cat", (0, 7, 20, 30)), "leaves its image of 100x80", "warning"),
+    (voc_object("cat", (30, 7, 10, 9)), "ends before it begins", "error"),
+    (voc_object("cat", ("a", 7, 10, 9)), "<xmin> is 'a', not a coordinate", "error"),
+    (voc_object("cat", ("nan", 7, 10, 9)), "<xmin> is 'nan', not a coordinate", "error"),
+    (voc_object("", (1, 7, 10, 9)), "its <name> is ''", "error"),
+    (voc_object("cat", (1, 7, 10, 9), "<difficult>9</difficult>"), "<difficult> is '9'", "error"),
+    ("<object><name>cat</name></object>", "has no <bndbox>", "error"),
+    (voc_object("dog", GOOD), "has the class and the box of object 1 ('dog')", "warning"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem", "severity"), VOC_OBJECTS)
+def test_a_wrong_object_of_voc_is_named_and_repaired(
+    text: str, problem: str, severity: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD), text]}, {"train": ["a"]})
+    problems, copy = check_and_repair(root, capsys)
+    (found,) = problems
+    assert problem in found["problem"]
+    assert found["severity"] == severity
+    assert found["file"] == "Annotations/a.xml"
+    assert found["object"].startswith("object 2")
+    assert found["cure"]
+    assert found["repair"]
+    load_voc(copy, ["train"])
+
+
+def test_all_problems_of_a_file_are_found_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [text for text, _, _ in VOC_OBJECTS]
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD), *texts]}, {"train": ["a"]})
+    problems, copy = check_and_repair(root, capsys)
+    named = {each["object"].split(" (")[0] for each in problems}
+    assert named == {f"object {number}" for number in range(2, 13)}
+    assert len(problems) == len(VOC_OBJECTS)
+    # the good one, two that are cut at the border, one that is no longer difficult
+    assert len(load_voc(copy, ["train"]).boxes) == 4
+
+
+def break_voc(root: Path, what: str) -> None:
+    if what == "missing image":
+        (root / "JPEGImages/b.png").unlink()
+    elif what == "cut image":
+        path = root / "JPEGImages/b.png"
+        path.write_bytes(path.read_bytes()[:2000])
+    elif what == "other size":
+        write_image(root / "JPEGImages/b.png", 120, 150)
+    elif what == "smaller":
+        write_image(root / "JPEGImages/b.png", 10, 12)
+    elif what == "broken xml":
+        (root / "Annotations/b.xml").write_text("<annotation><object>")
+    elif what == "bomb":
+        (root / "Annotations/b.xml").write_text("<!DOCTYPE a [<!ENTITY x 'y'>]><annotation/>")
+    elif what == "missing xml":
+        (root / "Annotations/b.xml").unlink()
+    elif what == "twice":
+        with (root / "ImageSets/Main/train.txt").open("a") as file:
+            file.write("a\n")
+    elif what == "outside":
+        with (root / "ImageSets/Main/train.txt").open("a") as file:
+            file.write("../a\n")
+    elif what == "wrong side":
+        path = root / "Annotations/b.xml"
+        path.write_text(path.read_text().replace("<width>100", "<width>-4"))
+    elif what == "one image twice":
+        path = root / "Annotations/b.xml"
+        path.write_text(path.read_text().replace("b.png", "a.png"))
+
+
+@pytest.mark.parametrize(
+    ("what", "problem", "left"),
+    [
+        ("missing image", "the image JPEGImages/b.png is missing", 1),
+        ("cut image", "the image is cut off after 2000 bytes", 1),
+        ("other size", "the picture is 150x120 (width x height) but", 2),
+        ("smaller", "the picture is 12x10 (width x height) but", 1),
+        ("broken xml", "is not valid XML", 1),
+        ("bomb", "declares a DTD or entities", 1),
+        ("missing xml", "there is no Annotations/b.xml", 1),
+        ("twice", "'a' is listed twice", 2),
+        ("outside", "may leave the root", 2),
+        ("wrong side", "<width> is '-4'", 2),
+        ("one image twice", "is that of Annotations/a.xml, too", 1),
+    ],
+)
+def test_a_wrong_file_of_voc_is_named_and_repaired(
+    what: str, problem: str, left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object("dog", GOOD)] for name in ("a", "b")}
+    root = write_voc(tmp_path / "voc", images, {"train": ["a", "b"]})
+    break_voc(root, what)
+    problems, copy = check_and_repair(root, capsys)
+    assert any(problem in each["problem"] and each["severity"] == "error" for each in problems)
+    assert len(load_voc(copy, ["train"])) == left
+
+
+def test_leaks_doubles_and_unlisted_files_are_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object("dog", GOOD)] for name in ("a", "b", "c", "d")}
+    splits = {"train": ["a", "b"], "val": ["b"], "trainval": ["a", "b"], "test": ["c"]}
+    root = write_voc(tmp_path / "voc", images, splits)
+    (root / "JPEGImages/c.png").write_bytes((root / "JPEGImages/a.png").read_bytes())
+    code, problems = validate(root, capsys)
+    assert code == 0
+    assert {each["problem"] for each in problems} == {
+        "1 images are in both, the first: 'Annotations/b.xml'",
+        "is the same picture as JPEGImages/a.png",
+        "no split lists it",
+    }
+    assert validate(root, capsys, "--strict")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem", "severity"),
+    [
+        ({"bbox": [5, 5, 0, 10]}, "has no area", "error"),
+        ({"bbox": [105, 5, 10, 10]}, "lies outside", "error"),
+        ({"bbox": [95, 5, 10, 10]}, "leaves its image", "warning"),
+        ({"bbox": [5, 5, -10, 10]}, "negative width or height", "error"),
+        ({"bbox": [5, 5, 10]}, "must be four numbers", "error"),
+        ({"bbox": [5, 5, "x", 3]}, "must be four numbers", "error"),
+        ({"image_id": 77}, "image_id 77 is not among the file's images", "error"),
+        ({"category_id": 77}, "category_id 77 is not among", "error"),
+        ({"category_id": "x"}, "must be whole numbers", "error"),
+        ({"area": -3}, "area -3 must be a number from 0", "error"),
+        ({"iscrowd": 7}, "iscrowd 7 must be 0 or 1", "error"),
+        ({"segmentation": [[1, 2, 3]]}, "has a part of 3 numbers", "error"),
+        ({"segmentation": {"size": [8, 8], "counts": [64]}}, "is of size [8, 8]", "error"),
+        ({"segmentation": [[60, 60, 70, 60, 70, 70]]}, "is not that of its mask", "warning"),
+        ({"id": 1}, "its id is that of another annotation", "error"),
+        ({"id": 0}, "its id is not positive", "warning"),
+        ({"bbox": [5, 5, 20, 20]}, "has the class and the box of annotation 1", "warning"),
+    ],
+)
+def test_a_wrong_annotation_of_coco_is_named_and_repaired(
+    entry: dict[str, Any],
+    problem: str,
+    severity: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    objects = [coco_object(1, 1, [5, 5, 20, 20]), {**coco_object(2, 1, [40, 5, 9, 9]), **entry}]
+    problems, copy = check_and_repair(write_coco(tmp_path / "coco", objects), capsys)
+    (found,) = problems
+    assert problem in found["problem"]
+    assert found["severity"] == severity
+    assert found["file"] == "annotations/instances_train.json"
+    assert found["object"] == f"annotation {entry.get('id', 2)} (number 2)"
+    load_coco(copy, "train")
+
+
+def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = {"image_id": 2, "category_id": 3, "bbox": [5, 5, 10, 10]}
+    outlined = {**bare, "bbox": [30, 5, 10, 10], "segmentation": [[30, 5, 40, 5, 40, 15]]}
+    root = write_coco(tmp_path / "coco", [5, bare, outlined])
+    problems, copy = check_and_repair(root, capsys)
+    assert [each["object"] for each in problems] == [f"annotation number {n}" for n in (1, 2, 3)]
+    document = json.loads((copy / "annotations/instances_train.json").read_text())
+    assert [each["id"] for each in document["annotations"]] == [1, 2]
+    assert [each["area"] for each in document["annotations"]] == [100, 50]
+
+
+def change_image(root: Path, what: str) -> None:
+    path = root / "annotations/instances_train.json"
+    document = json.loads(path.read_text())
+    image = document["images"][1]
+    if what == "no size":
+        del image["height"]
+    elif what == "same id":
+        image["id"] = 1
+    elif what == "outside":
+        image["file_name"] = "/etc/passwd"
+    elif what == "missing":
+        (root / "train/train_2.png").unlink()
+    elif what == "empty":
+        (root / "train/train_2.png").write_bytes(b"")
+    elif what == "other size":
+        image["width"], image["height"] = 80, 100
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("what", "problem", "left"),
+    [
+        ("no size", "does not give the size", 2),
+        ("same id", "its id is that of 'train_1.png', too", 1),
+        ("outside", "may leave the root", 1),
+        ("missing", "the image train/train_2.png is missing", 1),
+        ("empty", "the image file is empty", 1),
+        ("other size", "the picture is 100x80 (width x height) but", 2),
+    ],
+)
+def test_a_wrong_image_of_coco_is_named_and_repaired(
+    what: str, problem: str, left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(1, 1, [5, 5, 20, 20]), coco_object(2, 2, [5, 5, 9, 9])]
+    root = write_coco(tmp_path / "coco", objects)
+    change_image(root, what)
+    problems, copy = check_and_repair(root, capsys)
+    assert any(problem in each["problem"] for each in problems)
+    assert len(load_coco(copy, "train")) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is empty"),
+        ("{", "not valid JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"images": []}', "has no annotations, categories"),
+        ('{"images": [], "annotations": [], "categories": 4}', "'categories' must be a list"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}',
+            "lists no images",
+        ),
+    ],
+)
+def test_a_file_that_is_no_coco_is_a_problem_that_cannot_be_repaired(
+    text: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    (root / "annotations/instances_train.json").write_text(text)
+    code, problems = validate(root, capsys)
+    assert code == 1
+    assert problem in problems[0]["problem"]
+    assert main(["validate", str(root), "--fix", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_split_of_which_nothing_is_left_is_not_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voc = write_voc(tmp_path / "voc", {"a": []}, {"train": ["a"]})
+    coco = write_coco(tmp_path / "coco", [], images=1)
+    (voc / "JPEGImages/a.png").unlink()
+    (coco / "train/train_1.png").unlink()
+    for root in (voc, coco):
+        assert main(["validate", str(root), "--fix", str(tmp_path / "new")]) == 2
+        assert "no image of it could be kept" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_sound_dataset_has_no_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voc = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+    coco = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])])
+    for root in (voc, coco):
+        assert validate(root, capsys, "--strict") == (0, [])
+
+
+def test_problems_are_printed_errors_first_and_limited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [
+        coco_object(n, 1, [90, 5, 20, n], category_id=99 if n > 3 else 3) for n in range(1, 7)
+    ]
+    root = write_coco(tmp_path / "coco", objects)
+    assert main(["validate", str(root), "--most", "4"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == ["error"] * 3 + ["warning"]
+    assert lines[4:] == ["... and 2 more; --most 0 shows all of them", "3 errors, 3 warnings"]
+
+
+def test_bccd_has_its_two_boxes_without_area(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (SHARED / "bccd").is_dir():
+        pytest.skip("bccd is not here")
+    copy = tmp_path / "repaired"
+    code, problems = validate(SHARED / "bccd", capsys, "--skip-pixels", "--fix", str(copy))
+    assert code == 1
+    assert [(each["file"], each["object"]) for each in problems] == [
+        ("Annotations/BloodImage_00338.xml", "object 13 ('RBC')"),
+        ("Annotations/BloodImage_00343.xml", "object 4 ('RBC')"),
+    ]
+    assert validate(copy, capsys, "--skip-pixels") == (0, [])
+    before, after = load_voc(SHARED / "bccd", ["trainval"]), load_voc(copy, ["trainval"])
+    assert (before.dropped, after.dropped) == (2, 0)
+    assert before.boxes.tolist() == after.boxes.tolist()
+
+
+@pytest.mark.parametrize("name", ["coco_open", "dsb2018_nuclei"])
+def test_the_real_coco_data_has_no_problems(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{name} is not here")
+    assert validate(SHARED / name, capsys, "--skip-pixels") == (0, [])

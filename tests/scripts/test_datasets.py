@@ -1,0 +1,295 @@
+"""The command line: recognize, inspect, suggest, split; and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets_on_disk import SHARED, coco_object, fingerprint, voc_object, write_coco, write_voc
+
+from data.build import build_annotations
+from data.coco import load_coco
+from data.errors import InputError
+from data.voc import load_voc
+from detector.build import build_detector
+from engine.config import load_config
+from scripts.dataset_tools.layout import recognize
+from scripts.dataset_tools.splitting import stratify
+from scripts.dataset_tools.suggestions import coverage
+from scripts.datasets import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def a_voc(folder: Path) -> Path:
+    images = {
+        "a": [voc_object("dog", (1, 1, 40, 20)), voc_object("cat", (11, 11, 20, 30))],
+        "b": [voc_object("dog", (1, 1, 10, 10), "<difficult>1</difficult>")],
+        "c": [],
+    }
+    return write_voc(folder / "voc", images, {"train": ["a", "b"], "trainval": ["a", "b", "c"]})
+
+
+def inspect(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert main(["inspect", str(root), "--json", *options]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_formats_are_recognized_by_what_lies_there(tmp_path: Path) -> None:
+    voc, coco = a_voc(tmp_path), write_coco(tmp_path / "coco", [])
+    write_voc(tmp_path / "kit/VOC2007", {"a": []}, {"train": ["a"], "cat_train": ["a"]})
+    assert (recognize(voc).format, recognize(voc).splits) == ("voc", ("train", "trainval"))
+    assert (recognize(coco).format, recognize(coco).splits) == ("coco", ("train",))
+    assert recognize(tmp_path / "kit").splits == ("VOC2007/train",)
+    file = recognize(coco / "annotations/instances_train.json")
+    assert (file.root, file.splits) == (coco, ("train",))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is no dataset: there are neither"):
+        recognize(tmp_path / "empty")
+    with pytest.raises(InputError, match="there is no such folder"):
+        recognize(tmp_path / "nothing")
+
+
+def test_an_image_in_two_splits_counts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = inspect(a_voc(tmp_path), capsys)
+    assert (numbers["images"], numbers["objects"]) == (3, 3)
+    assert numbers["splits"]["train"]["images"] == 2
+    assert numbers["splits"]["trainval"] == {
+        "images": 3, "empty": 1, "objects": 3, "difficult": 1, "crowd": 0, "masks": 0,
+        "without_area": 0,
+    }  # fmt: skip
+
+
+def test_the_numbers_are_those_of_the_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = inspect(a_voc(tmp_path), capsys)
+    sides = sorted([(40 * 20) ** 0.5, (10 * 20) ** 0.5, 10])
+    spread = numbers["box_side"]
+    assert [spread["p0"], spread["p50"], spread["p100"]] == pytest.approx(sides, abs=1e-4)
+    assert numbers["box_height_over_width"]["p0"] == 0.5
+    assert numbers["box_height_over_width"]["p100"] == 2
+    assert numbers["coco_sizes"] == {"small": 3, "medium": 0, "large": 0}
+    classes = {each["name"]: each for each in numbers["classes"]}
+    assert (classes["dog"]["objects"], classes["dog"]["images"]) == (2, 2)
+
+
+def test_both_formats_of_one_dataset_have_the_same_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = a_voc(tmp_path)
+    assert main(["convert", str(root), str(tmp_path / "coco"), "--splits", "trainval"]) == 0
+    capsys.readouterr()
+    numbers = inspect(root, capsys, "--splits", "trainval")
+    other = inspect(tmp_path / "coco", capsys)
+    for key in set(numbers) - {"format", "root"}:
+        assert numbers[key] == other[key]
+
+
+def test_the_table_names_classes_splits_and_anchors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(a_voc(tmp_path))]) == 0
+    text = capsys.readouterr().out
+    for part in ("trainval", "dog", "box height / width", "suggested anchors: levels"):
+        assert part in text
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "plots/voc.png"
+    assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(tmp_path / "a.what")]) == 2
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(tmp_path / "a.png")]) == 2
+    assert "pip install '.[analysis]'" in capsys.readouterr().err
+
+
+def test_anchors_of_the_shape_of_the_boxes_cover_all_of_them() -> None:
+    sides, ratios = np.array([16.0, 40.0]), np.array([1.0, 1.0])
+    assert coverage(sides, ratios, [16.0, 32.0], (1.0,)) == 1
+    assert coverage(sides, ratios, [16.0], (1.0,)) == 0.5
+    assert coverage(sides, ratios, [256.0], (1.0,)) == 0
+    assert coverage(np.array([32.0]), np.array([4.0]), [32.0], (1.0,)) == 0
+    assert coverage(np.array([32.0]), np.array([4.0]), [32.0], (4.0,)) == 1
+
+
+@pytest.mark.parametrize("from_scratch", [True, False])
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_suggested_config_builds_its_detector_and_data(
+    tmp_path: Path, masks: bool, from_scratch: bool
+) -> None:
+    outline = {"segmentation": [[5, 5, 25, 5, 25, 25]]} if masks else {}
+    objects = [coco_object(1, 1, [5, 5, 20, 20], **outline), coco_object(2, 2, [5, 5, 50, 20])]
+    root = write_coco(tmp_path / "coco", objects)
+    write_coco(root, objects, split="val")
+    path = tmp_path / "suggested.yaml"
+    options = ["--from-scratch"] if from_scratch else []
+    assert main(["inspect", str(root), "--write-config", str(path), *options]) == 0
+    config = load_config(path)
+    kind = "mask_rcnn" if masks and not from_scratch else "retinanet"
+    assert (config.train.name, config.detector.type) == ("suggested", kind)
+    assert (config.data.train, config.data.val) == ("train", "val")
+    annotations = build_annotations(config.data, config.data.train)
+    assert annotations.classes == ("cat", "dog")
+    small = config.detector.model_copy(update={"backbone": "resnet18", "fpn_channels": 16})
+    detector = build_detector(small, config.loss, len(annotations.classes))
+    assert detector.num_classes == 2
+    assert main(["inspect", str(root), "--write-config", str(path)]) == 2  # never overwritten
+
+
+def test_a_zero_based_dataset_gets_a_config_that_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "suggested.yaml"
+    command = ["inspect", str(a_voc(tmp_path)), "--zero-based", "--write-config", str(path)]
+    assert main(command) == 0
+    config = load_config(path)
+    assert config.data.voc.coordinates == "zero_based"
+    assert config.data.train == "train"
+
+
+def test_every_class_has_its_share_of_every_split() -> None:
+    random = np.random.default_rng(0)
+    rates = np.array([0.9, 0.5, 0.1, 0.02])
+    counts = random.binomial(1, rates, (1000, 4)) * random.integers(1, 5, (1000, 4))
+    splits = stratify(counts, [0.7, 0.2, 0.1], seed=0)
+    for number, fraction in enumerate((0.7, 0.2, 0.1)):
+        assert (splits == number).sum() == pytest.approx(1000 * fraction, abs=5)
+        share = (counts[splits == number] > 0).sum(axis=0) / (counts > 0).sum(axis=0)
+        np.testing.assert_allclose(share, fraction, atol=0.05)
+
+
+def test_a_split_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+    counts = np.random.default_rng(1).integers(0, 2, (60, 3))
+    first = stratify(counts, [0.5, 0.5], seed=3)
+    assert (first == stratify(counts, [0.5, 0.5], seed=3)).all()
+    assert (first != stratify(counts, [0.5, 0.5], seed=4)).any()
+    assert stratify(np.zeros((4, 0), np.int64), [0.5, 0.5], seed=0).tolist().count(1) == 2
+
+
+def test_voc_gets_new_lists_that_share_out_all_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {f"i{n}": [voc_object("dog" if n % 2 else "cat", (1, 1, 9, 9))] for n in range(20)}
+    root = write_voc(tmp_path / "voc", images, {"train": []})
+    (root / "ImageSets/Main/train.txt").unlink()
+    before = fingerprint(root)
+    command = ["split", str(root), "--names", "train", "val", "--fractions", "0.7", "0.3"]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == {
+        "train": {"images": 14, "cat": 7, "dog": 7},
+        "val": {"images": 6, "cat": 3, "dog": 3},
+    }
+    train, val = load_voc(root, ["train"]), load_voc(root, ["val"])
+    assert sorted([*train.names, *val.names]) == sorted(images)
+    assert before.items() <= fingerprint(root).items()
+    assert main(command) == 2
+    assert "exists already; choose other --names" in capsys.readouterr().err
+
+
+def test_one_split_of_voc_is_divided(tmp_path: Path) -> None:
+    root = a_voc(tmp_path)
+    command = ["split", str(root), "--source", "train", "--names", "one", "two"]
+    assert main([*command, "--fractions", "0.5", "0.5"]) == 0
+    names = load_voc(root, ["one"]).names.tolist() + load_voc(root, ["two"]).names.tolist()
+    assert sorted(names) == ["a", "b"]
+
+
+def test_coco_is_divided_into_a_new_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(n, n, [5, 5, 20, 20], category_id=3 + n % 2 * 4) for n in range(1, 11)]
+    root = write_coco(tmp_path / "coco", objects, images=10)
+    before = fingerprint(root)
+    output = tmp_path / "divided"
+    command = ["split", str(root), "--output", str(output), "--hardlink"]
+    assert main([*command, "--fractions", "0.6", "0.4"]) == 0
+    train, val = load_coco(output, "train"), load_coco(output, "val")
+    assert (len(train), len(val)) == (6, 4)
+    assert np.bincount(train.labels).tolist() == [3, 3]
+    assert sorted([*train.image_ids, *val.image_ids]) == list(range(1, 11))
+    assert all((output / file).is_file() for file in [*train.files, *val.files])
+    assert fingerprint(root) == before
+    assert main(["split", str(root)]) == 2
+    assert "--output: COCO's splits are folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fractions", "0.5", "0.6"], "add up to 1, not to 1.1"),
+        (["--fractions", "1.5", "-0.5"], "must be positive"),
+        (["--fractions", "1"], "give each split a name of its own and a fraction"),
+        (["--names", "a", "a"], "give each split a name of its own"),
+        (["--names", "../a", "b"], "may leave the root"),
+        (
+            ["--source", "nothing", "--names", "x", "y"],
+            "has no split 'nothing'; it has train, trainval",
+        ),
+        (["--output", "somewhere"], "leave it out"),
+    ],
+)
+def test_a_split_that_cannot_be_is_said(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = a_voc(tmp_path)
+    before = fingerprint(tmp_path)
+    assert main(["split", str(root), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_dataset_without_splits_or_objects_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": []}, {})
+    assert main(["inspect", str(root)]) == 2
+    assert "and so no splits; make them: datasets.py split" in capsys.readouterr().err
+    empty = write_coco(tmp_path / "coco", [])
+    assert main(["inspect", str(empty)]) == 2
+    assert "has no objects to train on" in capsys.readouterr().err
+
+
+def test_help_and_errors_of_the_program_itself(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts/datasets.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    general = run("--help")
+    assert general.returncode == 0
+    for command in ("download", "inspect", "validate", "convert", "split"):
+        assert command in general.stdout
+    failed = run("inspect", "nowhere")
+    assert failed.returncode == 2
+    assert failed.stderr == (
+        "datasets.py: nowhere: there is no such folder; name the root of a dataset\n"
+    )
+
+
+def test_the_real_data_is_inspected(capsys: pytest.CaptureFixture[str]) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the shared data is not here")
+    bccd = inspect(SHARED / "bccd", capsys)
+    assert (bccd["format"], bccd["images"], bccd["objects"]) == ("voc", 364, 4886)
+    nuclei = inspect(SHARED / "dsb2018_nuclei", capsys)
+    assert (nuclei["images"], nuclei["objects"]) == (334, 9543)
+    assert nuclei["splits"]["train"]["masks"] > 0
+    assert nuclei["suggestion"]["coverage"] > nuclei["suggestion"]["default_coverage"]
+    coco = inspect(SHARED / "coco_open", capsys)
+    assert sum(split["crowd"] for split in coco["splits"].values()) == 17
+    assert sum(split["empty"] for split in coco["splits"].values()) == 3

@@ -1,0 +1,84 @@
+"""Exported files find what the detector finds, in images of any size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_runs import CLASSES, write_checkpoint, write_data
+
+from engine.trained import load_trained
+from scripts.export import main
+from scripts.exporting.one_image import for_one_image
+from scripts.exporting.parity import Parity, compare
+
+KINDS = ("retinanet", "faster_rcnn", "mask_rcnn")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_module_for_one_image_is_the_detector(tmp_path: Path, kind: str) -> None:
+    trained = load_trained(write_checkpoint(tmp_path, kind))
+    model = for_one_image(trained.detector)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((64, 96), (50, 71))]
+    parity = compare(trained, model, images)
+    assert parity.holds
+    assert parity.detections > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
+def test_torchscript_and_onnx_find_the_same(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats = ["torchscript", "safetensors"]
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+
+        formats.append("onnx")
+    except ImportError:
+        pass
+    checkpoint = write_checkpoint(tmp_path, kind)
+    command = [str(checkpoint), "--formats", *formats, "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [each["format"] for each in report["files"].values()] == formats
+    assert all(each["holds"] for each in report["files"].values())
+    assert report["not_exported"]
+    for path, each in report["files"].items():
+        assert Path(path).stat().st_size == each["bytes"] > 0
+        assert each.get("images", 3) == 3  # noise, a part of it, an empty picture
+    extra = {"classes": ""}
+    torch.jit.load(checkpoint.with_suffix(".torchscript"), _extra_files=extra)
+    assert json.loads(extra["classes"]) == list(CLASSES)
+    with safe_open(checkpoint.with_suffix(".safetensors"), "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == list(CLASSES)
+
+
+def test_pictures_of_the_validation_split_are_compared_where_they_are_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_data(tmp_path)
+    checkpoint = write_checkpoint(tmp_path)
+    assert main([str(checkpoint), "--formats", "torchscript"]) == 0
+    assert "4 images" in capsys.readouterr().out
+
+
+def test_a_difference_is_an_error() -> None:
+    close = {"images": 1, "detections": 3, "box": 1e-4, "score": 1e-6, "mask": None}
+    assert Parity(**close, unmatched=0).holds
+    assert not Parity(**close, unmatched=1).holds
+    assert not Parity(**{**close, "box": 0.5}, unmatched=0).holds
+    assert not Parity(**{**close, "mask": 0.1}, unmatched=0).holds
+
+
+def test_other_weights_are_noticed(tmp_path: Path) -> None:
+    trained = load_trained(write_checkpoint(tmp_path))
+    other = load_trained(write_checkpoint(tmp_path / "other"))
+    with torch.no_grad():
+        other.detector.head.classification_head.cls_logits.bias.add_(0.1)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    assert not compare(trained, for_one_image(other.detector), [image]).holds

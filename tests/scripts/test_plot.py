@@ -1,0 +1,66 @@
+"""plot.py draws what runs have, and says what they do not have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_curves import write_run
+
+from scripts.curves import read_curves
+from scripts.plot import main, panels_of, shortest_names, smooth
+
+
+def test_several_runs_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [write_run(tmp_path / name) for name in ("fixed", "alwa")]
+    (runs[1] / "metrics.jsonl").unlink()  # TensorBoard's files do as well
+    picture = tmp_path / "deep/curves.png"
+    assert main([*map(str, runs), "--output", str(picture), "--smooth", "3", "--log"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out
+    assert "fixed: step 4, classification 0.2500" in told
+    assert "alwa: step 4" in told
+
+
+def test_json_has_the_curves_and_draws_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run")
+    assert main([str(run), "--tags", "loss/*", "--json"]) == 0
+    curves = json.loads(capsys.readouterr().out)["run"]
+    assert set(curves) == {"loss/classification", "loss/bbox_regression"}
+    assert curves["loss/classification"] == {"steps": [2, 4], "values": [0.5, 0.25]}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_panels_without_curves_are_left_out(tmp_path: Path) -> None:
+    runs = {"run": read_curves(write_run(tmp_path / "run"))}
+    titles = [title for title, _, _ in panels_of(runs, None)]
+    assert titles[0] == "raw losses"
+    assert titles[-1] == "validation"
+    one = {"run": {"lr": runs["run"]["lr"]}}
+    assert [title for title, _, _ in panels_of(one, None)] == ["learning rate"]
+
+
+def test_a_running_mean_keeps_the_length_and_a_constant() -> None:
+    for length in (1, 2, 7):
+        for width in (1, 2, 3, 50):
+            assert smooth(np.full(length, 2.0), width).tolist() == pytest.approx([2.0] * length)
+    np.testing.assert_array_equal(smooth(np.array([1.0, 5.0, 3.0]), 1), [1, 5, 3])
+
+
+def test_runs_of_the_same_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shortest_names([Path("/a/x"), Path("/b/x")]) == ["a/x", "b/x"]
+    run = write_run(tmp_path / "run")
+    assert main([str(run), str(run)]) == 2
+    assert "named twice" in capsys.readouterr().err
+    assert main([str(run), "--tags", "nothing/*"]) == 2
+    assert (
+        "no curve is called 'nothing/*'; there are loss/classification" in capsys.readouterr().err
+    )

@@ -1,0 +1,141 @@
+"""predict.py: what it takes, what it writes, what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from datasets_on_disk import write_image
+from tiny_runs import CLASSES, write_checkpoint, write_data
+
+from data.voc import load_voc
+from engine.comp4 import read_comp4
+from engine.trained import load_trained
+from scripts.predict import main
+from scripts.prediction.inputs import find_sources
+from scripts.prediction.looking import Looker
+from scripts.prediction.pictures import VideoWriter
+
+
+def write_video(path: Path, frames: int = 5) -> Path:
+    with VideoWriter(path, rate=10) as writer:
+        for number in range(frames):
+            writer.write(np.full((48, 64, 3), 40 * number, dtype=np.uint8))
+    return path
+
+
+def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "deep/c.jpg", "notes.png.txt"):
+        write_image(tmp_path / name, 8, 8) if name[-1] == "g" else (tmp_path / name).touch()
+    folder = find_sources([str(tmp_path)])
+    assert [source.name for source in folder] == ["a", "b", "deep/c"]
+    named = find_sources([str(tmp_path / "*.png"), str(tmp_path / "a.png")])
+    assert [source.name for source in named] == ["a", "b"]
+
+
+def test_pictures_json_and_files_of_detections_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, checkpoint = write_data(tmp_path), write_checkpoint(tmp_path)
+    out = tmp_path / "out"
+    command = [str(checkpoint), str(root / "JPEGImages"), "--output", str(out), "--batch", "3"]
+    files = ["--coco", str(tmp_path / "c.json"), "--comp4", str(tmp_path / "comp4")]
+    assert main([*command, *files, "--json", "--threshold", "0.006"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["images"]) == ["i0.png", "i1.png", "i2.png", "i3.png"]
+    assert told["speed"]["pictures"] == 4
+    results = json.loads((tmp_path / "c.json").read_text())
+    assert len(results) == sum(map(len, told["images"].values())) > 0
+    first = told["images"]["i0.png"][0]
+    same = next(each for each in results if each["image_id"] == 1)
+    assert CLASSES[same["category_id"] - 1] == first["class"]
+    assert same["score"] == first["score"]
+    index = json.loads((tmp_path / "c_images.json").read_text())
+    assert [image["file_name"] for image in index["images"]] == list(told["images"])
+    annotations = replace(load_voc(root, ["trainval", "test"], CLASSES), split="test")
+    assert len(read_comp4(tmp_path / "comp4", annotations)) == len(results)
+    plain = cv2.imread(str(root / "JPEGImages/i0.png"))
+    drawn = cv2.imread(str(out / "i0.png"))
+    assert drawn.shape == plain.shape
+    assert (drawn != plain).any()
+
+
+def test_ids_are_taken_from_an_annotation_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, checkpoint = write_data(tmp_path), write_checkpoint(tmp_path)
+    kinds = [{"id": 10 * number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps({"images": [{"id": 77, "file_name": "i1.png"}], "categories": kinds}))
+    command = [str(checkpoint), "--no-pictures", "--coco", str(tmp_path / "c.json")]
+    image = str(root / "JPEGImages/i1.png")
+    assert main([*command, image, "--ids", str(ids)]) == 0
+    results = json.loads((tmp_path / "c.json").read_text())
+    assert {each["image_id"] for each in results} == {77}
+    assert {each["category_id"] for each in results} <= {10, 20, 30}
+    assert not (tmp_path / "predictions").exists()
+    assert main([*command, str(root / "JPEGImages/i2.png"), "--ids", str(ids)]) == 2
+    assert "lists no image 'i2.png'" in capsys.readouterr().err
+
+
+def test_a_video_becomes_a_video_of_as_many_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_video(tmp_path / "clip.mp4")
+    checkpoint = write_checkpoint(tmp_path)
+    out = tmp_path / "out"
+    command = [str(checkpoint), str(clip), "--output", str(out), "--batch", "2"]
+    assert main([*command, "--threshold", "0.006", "data.image_size=[48,64]"]) == 0
+    assert "clip.mp4: 5 frames" in capsys.readouterr().out
+    capture = cv2.VideoCapture(str(out / "clip.mp4"))
+    frames = 0
+    while (answer := capture.read())[0]:
+        frames += 1
+        assert answer[1].shape == (48, 64, 3)
+    assert frames == 5
+    assert list(out.iterdir()) == [out / "clip.mp4"]
+
+
+def test_masks_are_drawn(tmp_path: Path) -> None:
+    root, checkpoint = write_data(tmp_path), write_checkpoint(tmp_path, "mask_rcnn")
+    out = tmp_path / "out"
+    image = root / "JPEGImages/i0.png"
+    files = ["--coco", str(tmp_path / "c.json")]
+    assert main([str(checkpoint), str(image), "--output", str(out), *files]) == 0
+    results = json.loads((tmp_path / "c.json").read_text())
+    assert all(each["segmentation"]["size"] == [80, 100] for each in results)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing.jpg"], "there is no such file or folder"),
+        ([], "name a checkpoint, then images"),
+        (["empty"], "the folder holds no images or videos"),
+        (["broken.mp4"], "cannot be read as a video"),
+        (["broken.png"], "is no JPEG, PNG"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("broken.mp4", "broken.png"):
+        (tmp_path / name).write_text("no picture at all")
+    command = [str(checkpoint), *(str(tmp_path / word) for word in words)]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_looking_twice_is_what_evaluation_does_with_it(tmp_path: Path) -> None:
+    trained = load_trained(write_checkpoint(tmp_path), ["evaluate.flip=true"])
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    found = Looker(trained).look([image])
+    mirrored = Looker(trained).look([np.ascontiguousarray(image[:, ::-1])])
+    assert len(found) == len(mirrored) > 0
+    np.testing.assert_allclose(np.sort(found.score), np.sort(mirrored.score), atol=1e-5)

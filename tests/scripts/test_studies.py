@@ -1,0 +1,410 @@
+"""Laws of the studies: what their files say, and what their tables say of runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from engine.config import dump_config
+from scripts.studies.definition import STUDIES, Study, flatten_cells, load_study, parse_choice
+from scripts.studies.insertion import insert
+from scripts.studies.machine import share_out
+from scripts.studies.progress import describe
+from scripts.studies.results import Results, collect
+from scripts.studies.run import (
+    check_config,
+    is_locked,
+    locked,
+    scores_file,
+    stage,
+    write_record,
+)
+from scripts.studies.running import Job, plan
+from scripts.studies.statistics import compare, paired_t_test, sign_flip_test, student_t_mass
+from scripts.studies.tables import comma_separated, latex, markdown
+from scripts.study import main
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "../shared/paper/results.json"
+TABLES = [f"table{number}" for number in range(1, 9)]
+ALL = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+TINY = """
+title: Tiny
+base: base.yaml
+axes:
+  - name: weights
+    key: loss.weighting
+    values: {fixed: {type: fixed}, alwa_2: {type: alwa, variant: 2}}
+  - {name: box loss, key: loss.box.type, values: [l1, ciou]}
+columns: box loss
+against: {weights: fixed}
+seeds: [0, 1, 2]
+score: {metrics: {mAP: voc.area.mAP}}
+paper: {cells: {fixed: {l1: 0.75, ciou: 0.76}, alwa_2: {l1: 0.7575}}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Study:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\ndata: {batch_size: 4}\n")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return load_study(str(tmp_path / "tiny.yaml"))
+
+
+def finish(study: Study, runs: Path, labels: dict[str, str], seed: int, score: float) -> Path:
+    """Put the files of a finished run where the study looks for them."""
+    run = study.run(labels, seed, {})
+    folder = run.folder(runs)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_config(run.config.model_dump(mode="json")))
+    (folder / "metrics.jsonl").write_text(json.dumps({"kind": "evaluation", "step": 400}) + "\n")
+    write_record(folder, {"trained": True, "seconds": 60.0 + seed, "machine": "2 cores"})
+    scores_file(folder, "val").write_text(json.dumps({"voc": {"area": {"mAP": score}}}))
+    return folder
+
+
+# ------------------------------------------------------------------------------ the paper's numbers
+
+
+def numbers_of(table: dict[str, Any]) -> dict[frozenset[str], list[float]]:
+    """The paper's numbers by the labels of their cell."""
+    cells = {key: value for key, value in table.items() if key not in ("caption", "note")}
+    if "delta_percent" in cells:
+        first = {"1.00:1.00": cells["baseline"]}
+        cells = {**first, **cells["delta_percent"]}
+    return {frozenset(path): numbers for path, numbers in flatten_cells(cells)}
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's numbers are not beside the repository")
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_numbers_stand_in_the_study_as_printed(name: str) -> None:
+    study = load_study(name)
+    printed = numbers_of(json.loads(PAPER.read_text())[name])
+    assert {
+        frozenset(path): numbers for path, numbers in flatten_cells(study.paper.cells)
+    } == printed
+    shown = {frozenset(labels.values()): study.published(labels) for labels in study.cells()}
+    assert {labels: numbers for labels, numbers in shown.items() if numbers is not None} == printed
+
+
+def test_changes_are_added_to_the_baseline_and_values_subtracted_from_it(tmp_path: Path) -> None:
+    changes = collect(load_study("table1"), tmp_path, {})
+    cell = changes.at({"weights": "0.25:0.50", "box loss": "ciou"})
+    assert cell is not None
+    assert cell.published["mAP"] == pytest.approx(0.7535 + 0.02)
+    assert cell.published_change["mAP"] == 2.0
+    values = collect(load_study("table3"), tmp_path, {})
+    cell = values.at({"weights": "alwa_1", "box loss": "l1"})
+    assert cell is not None
+    assert cell.published_change["mAP"] == pytest.approx(1.42)
+
+
+# ------------------------------------------------------------------------------ what the files say
+
+
+@pytest.mark.parametrize("preset", [None, "small"])
+@pytest.mark.parametrize("name", ALL)
+def test_every_cell_of_every_study_has_a_valid_config_of_its_own(
+    name: str, preset: str | None
+) -> None:
+    study = load_study(name, preset)
+    names = set()
+    for labels in study.cells():
+        run = study.run(labels, study.seeds[0], {})
+        names.add(run.name)
+        assert run.config.train.optimizer == "sgd" or labels["optimizer"] == "AdamW"
+        assert study.baseline(labels) in list(study.cells())
+    assert len(names) == len(list(study.cells()))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_scale_has_a_total_batch_of_eight_images(name: str) -> None:
+    study = load_study(name)
+    run = study.run(next(iter(study.cells())), 0, {})
+    assert run.total_batch == 8
+    assert run.config.train.epochs == 12
+    assert run.config.loss.weighting.interval == (20 if "C" in run.overrides else 100)
+
+
+def test_the_small_study_holds_the_core_grid() -> None:
+    core = load_study("table2", "small")
+    assert [axis.name for axis in core.axes] == ["weights", "box loss"]
+    assert len(list(core.cells())) == 9
+    assert len(core.seeds) == 5
+    grid = load_study("table1", "small")
+    assert len(list(grid.cells())) >= 9
+    assert len(grid.seeds) == 3
+
+
+def test_studies_share_the_runs_that_compute_the_same(tmp_path: Path) -> None:
+    grid, core = load_study("table1", "small"), load_study("table2", "small")
+    one = grid.run({"weights": "1.00:1.00", "box loss": "l1"}, 0, {})
+    other = core.run({"weights": "fixed", "box loss": "l1"}, 0, {})
+    assert one.folder(tmp_path) == other.folder(tmp_path)
+    assert one.folder(tmp_path) != core.run({"weights": "fixed", "box loss": "l1"}, 1, {}).folder(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("against: {weights: fixed}", "against: {weights: none}", "no such label"),
+        ("columns: box loss", "columns: boxes", "is no axis"),
+        ("key: loss.weighting", "keys: loss.weighting", "axes.0.keys"),
+        ("seeds: [0, 1, 2]", "seeds: []", "seeds"),
+    ],
+)
+def test_a_wrong_study_is_refused_with_its_key(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(TINY.replace(before, after))
+    with pytest.raises(InputError, match=message):
+        load_study(str(path))
+
+
+def test_an_unknown_study_preset_or_label_names_the_choices(tiny: Study) -> None:
+    with pytest.raises(InputError, match=r"choose .*table1"):
+        load_study("table9")
+    with pytest.raises(InputError, match="it has: small"):
+        load_study("table1", "huge")
+    with pytest.raises(InputError, match="choose fixed, alwa_2"):
+        parse_choice(tiny, ["weights=alwa"])
+
+
+def test_only_chooses_labels_and_seeds(tiny: Study) -> None:
+    choice = parse_choice(tiny, ["box loss=ciou", "seed=0,2"])
+    chosen = [(lab["weights"], s) for lab in tiny.cells() for s in tiny.seeds if choice(lab, s)]
+    assert chosen == [("fixed", 0), ("fixed", 2), ("alwa_2", 0), ("alwa_2", 2)]
+
+
+# ------------------------------------------------------------------------------ tests over seeds
+
+
+def test_the_t_distribution_matches_its_published_quantiles() -> None:
+    # two-sided 5% and 1% points of Student's t, any statistics book
+    table = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604)}
+    for freedom, points in {**table, 7: (2.365, 3.499), 10: (2.228, 3.169)}.items():
+        masses = [student_t_mass(point, freedom) for point in points]
+        assert masses == pytest.approx([0.95, 0.99], abs=2e-4)
+
+
+def test_the_t_test_agrees_with_scipy_where_it_is_installed() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(0)
+    for count in range(2, 9):
+        first, second = generator.normal(size=(2, count))
+        ours = paired_t_test((first - second).tolist())
+        assert ours == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
+
+
+def test_five_seeds_that_agree_cannot_go_below_one_sixteenth() -> None:
+    assert sign_flip_test([1.0, 2.0, 0.5, 3.0, 0.1]) == pytest.approx(2 / 32)
+    assert sign_flip_test([-1.0, -2.0, -0.5]) == pytest.approx(2 / 8)
+    assert sign_flip_test([1.0, -1.0]) == 1.0
+    assert sign_flip_test([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_the_sign_flip_test_is_uniform_when_nothing_differs() -> None:
+    draws = np.random.default_rng(1).normal(size=(2000, 5))
+    p = np.array([sign_flip_test(row.tolist()) for row in draws])
+    for level in (1 / 16, 4 / 16, 8 / 16):
+        assert np.mean(p <= level + 1e-9) == pytest.approx(level, abs=0.03)
+
+
+def test_cells_are_paired_by_seed_not_by_position() -> None:
+    paired = compare({0: 1.0, 2: 5.0, 9: 7.0}, {2: 4.0, 0: 0.5, 1: 9.0})
+    assert paired is not None
+    assert paired.difference.count == 2
+    assert paired.difference.mean == pytest.approx(0.75)
+    assert compare({0: 1.0}, {1: 1.0}) is None
+    single = compare({0: 1.0}, {0: 0.5})
+    assert single is not None
+    assert single.t_test is None
+
+
+# ------------------------------------------------------------------------------ tables
+
+
+def test_a_table_never_shows_a_number_that_was_not_measured(tiny: Study, tmp_path: Path) -> None:
+    results = collect(tiny, tmp_path, {})
+    text = markdown(results)
+    assert text.count("not run") == 4
+    assert "| alwa_2 | 0.7575 (+0.75) | not run | - | not run |" in text
+    assert "paired" not in text
+    rows = list(csv.DictReader(io.StringIO(comma_separated(results))))
+    assert [row["mean"] for row in rows] == [""] * 4
+    assert [row["seeds"] for row in rows] == ["0"] * 4
+
+
+@pytest.fixture
+def measured(tiny: Study, tmp_path: Path) -> Results:
+    for seed, (fixed, alwa) in enumerate([(0.80, 0.81), (0.82, 0.84), (0.78, 0.78)]):
+        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, fixed)
+        if seed < 2:
+            finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, alwa)
+    return collect(tiny, tmp_path, {})
+
+
+def test_a_table_shows_mean_deviation_and_the_change_over_common_seeds(measured: Results) -> None:
+    text = markdown(measured)
+    assert "| fixed | 0.7500 | 0.8000 ± 0.0200 | 0.7600 | not run |" in text
+    assert "0.8250 ± 0.0212 (+1.50), 2 of 3 seeds" in text
+    assert "| alwa_2 | l1 | mAP | +1.50 ± 0.71 | 2 | 0.205 | 0.500 |" in text
+    assert "| fixed | l1 | 3 | 0:01:01 |  | 400 | 100 | 4 | 2 cores |" in text
+
+
+def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
+    row = list(csv.DictReader(io.StringIO(comma_separated(measured))))[2]
+    assert (row["weights"], row["box loss"]) == ("alwa_2", "l1")
+    assert float(row["mean"]) == pytest.approx(0.825)
+    assert float(row["change_points"]) == pytest.approx(1.5)
+    assert float(row["p_sign_flip"]) == 0.5
+    text = latex(measured)
+    assert r"alwa\_2 & 0.7575 (+0.75) & 0.8250 $\pm$ 0.0212 (+1.50), 2 of 3 seeds" in text
+    assert text.count(r"\\") == 3
+
+
+def test_runs_of_another_config_and_failed_runs_are_told_and_not_counted(
+    tiny: Study, tmp_path: Path
+) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    stale = finish(tiny, tmp_path, labels, 0, 0.8)
+    path = stale / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+    failed = tiny.run(labels, 1, {}).folder(tmp_path)
+    write_record(failed, {"error": "train.py ended with 2"})
+    text = markdown(collect(tiny, tmp_path, {}))
+    assert "0.8" not in text
+    assert "| fixed | 0.7500 | failed |" in text
+    assert "train.epochs 3" in text
+    assert "seed 1: train.py ended with 2" in text
+
+
+def test_a_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- one -->\nold\n<!-- end of one -->\nbelow\n")
+    insert(page, "one", "new")
+    insert(page, "one", "newer")
+    assert page.read_text() == "above\n<!-- one -->\nnewer\n<!-- end of one -->\nbelow\n"
+    with pytest.raises(InputError, match="two"):
+        insert(page, "two", "new")
+
+
+# -------------------------------------------------------------------------- runs and their folders
+
+
+def test_a_run_moves_from_not_run_to_scored(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "fixed", "box loss": "ciou"}
+    run = tiny.run(labels, 0, {})
+    folder = run.folder(tmp_path)
+    assert stage(run, folder, "val") == "not run"
+    folder.mkdir(parents=True)
+    (folder / "previous.pt").touch()
+    assert stage(run, folder, "val") == "cut off"
+    write_record(folder, {"error": "diverged"})
+    assert stage(run, folder, "val") == "failed"
+    write_record(folder, {"trained": True})
+    assert stage(run, folder, "val") == "trained"
+    scores_file(folder, "val").write_text("{}")
+    assert stage(run, folder, "val") == "scored"
+    assert stage(run, folder, "VOC2007/test") == "trained"
+
+
+def test_where_a_run_runs_is_no_change_of_what_it_computes(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "alwa_2", "box loss": "l1"}
+    folder = finish(tiny, tmp_path, labels, 0, 0.8)
+    moved = {"data.root": "/elsewhere", "data.workers": 0, "train.device": "cpu"}
+    run = tiny.run(labels, 0, moved)
+    assert run.folder(tmp_path) == folder
+    check_config(run, folder)
+    longer = tiny.run(labels, 0, {"train.epochs": 3})
+    assert longer.folder(tmp_path) != folder
+    with pytest.raises(InputError, match="epochs"):
+        check_config(longer, folder)
+
+
+def test_a_folder_is_locked_for_others_and_free_afterwards(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not is_locked(folder)
+    with locked(folder) as first:
+        assert first is not None
+        with locked(folder) as second:
+            assert second is None
+        assert is_locked(folder)
+    assert not is_locked(folder)
+
+
+def test_a_plan_holds_each_folder_once_and_what_is_not_done(tiny: Study, tmp_path: Path) -> None:
+    jobs = []
+    for labels in [*tiny.cells(), *tiny.cells()]:
+        run = tiny.run(labels, 0, {})
+        jobs.append(Job(run, run.folder(tmp_path), "val"))
+    assert len(plan(jobs)[0]) == 4
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)
+    left, wrong = plan(jobs)
+    assert len(left) == 3
+    assert not wrong
+
+
+def test_progress_judges_the_time_left_by_what_finished_runs_took(
+    tiny: Study, tmp_path: Path
+) -> None:
+    jobs = []
+    for seed in tiny.seeds:
+        run = tiny.run({"weights": "fixed", "box loss": "l1"}, seed, {})
+        jobs.append(Job(run, run.folder(tmp_path), "val"))
+    assert describe(jobs, {}, places=2) == "0 of 3 runs done"
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)  # took 60 s
+    assert describe(jobs, {}, places=2) == "1 of 3 runs done, 0:01:00 left"
+    jobs[1].folder.mkdir(parents=True)
+    lines = [{"kind": "train", "epoch": 0, "step": 8}, {"kind": "train", "epoch": 1, "step": 12}]
+    (jobs[1].folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    text = describe(jobs, {jobs[1].folder: 10.0}, places=1)
+    assert text == "1 of 3 runs done, 1 under way (75%), 0:01:15 left"
+
+
+def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    places = share_out(2, [0, 1, 4, 5], None, at_most=4)
+    assert [place.gpus for place in places] == [(0, 1), (4, 5)]
+    assert [place.processes for place in places] == [2, 2]
+    assert [place.gpus for place in share_out(1, [0, 1, 2], None, at_most=2)] == [(0, 1)]
+    assert share_out(2, [], None, at_most=1)[0].processes is None
+    with pytest.raises(InputError, match="not enough"):
+        share_out(2, [0], None, at_most=1)
+    assert {place.threads for place in share_out(1000, [], None, at_most=1)} == {1}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert share_out(2, [], None, at_most=1)[0].environment()["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_command_refuses_what_the_study_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "table1", "train.seed=3"]) == 2
+    assert "the study decides it" in capsys.readouterr().err
+    assert main(["run"]) == 2
+    assert main(["table", "nothing"]) == 2
+
+
+def test_tables_and_the_list_of_runs_are_printed_and_written(
+    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "tiny.yaml")
+    runs = ["--runs", str(tmp_path / "runs")]
+    assert main(["list", file, "--only", "seed=0", *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(tiny.cells()))
+    assert all(line.startswith("not run") for line in lines)
+    assert main(["table", file, *runs]) == 0
+    printed = capsys.readouterr().out
+    written = tmp_path / "runs/tables"
+    assert (written / "tiny.md").read_text() in printed
+    assert {path.suffix for path in written.iterdir()} == {".md", ".tex", ".csv"}

@@ -1,0 +1,113 @@
+"""Laws of the figures: what slides, what is drawn of a run, also of one under way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from data.errors import InputError
+from scripts.studies.figures import ShownRun, draw_losses, draw_windows, write_figure
+from scripts.studies.shifting_box import BACKGROUND, FOREGROUND, draw_shift, slide
+from scripts.study import main
+
+NAMES = {
+    "head": ("classification", "bbox_regression"),
+    "rpn": ("loss_objectness", "loss_rpn_box_reg"),
+}
+
+
+def recorded_run(folder: Path, pair: tuple[str, str], lines: int = 20) -> Path:
+    """A run under way: its last line is not complete."""
+    folder.mkdir(parents=True)
+    text = ""
+    for line in range(1, lines + 1):
+        values = dict(zip(pair, (2.0 / line, 1.0 / line), strict=True))
+        window = {"step": 4 * line, "loss_mean": values, "loss_std": values}
+        record = {
+            "kind": "train",
+            "step": 4 * line,
+            "epoch": 0,
+            "lr": 0.1,
+            "loss": values,
+            "weighted_loss": values,
+            "loss_weight": dict.fromkeys(pair, 1.0),
+            "windows": [window],
+            "images_per_second": 1.0,
+        }
+        text += json.dumps(record) + "\n"
+    (folder / "metrics.jsonl").write_text(text + '{"kind": "tra')
+    return folder
+
+
+def test_the_sliding_box_has_the_iou_of_two_squares() -> None:
+    data = slide()
+    overlap = np.clip(1 - data.shifts, 0, None)
+    assert data.iou == pytest.approx(overlap / (2 - overlap), abs=1e-6)
+
+
+def test_box_losses_are_zero_on_the_object_and_never_fall_with_the_shift() -> None:
+    data = slide()
+    assert set(data.box) == {"l1", "smooth_l1", "giou", "diou", "ciou"}
+    for name, values in data.box.items():
+        assert values[0] == pytest.approx(0, abs=1e-6), name
+        assert (np.diff(values) >= -1e-5).all(), name
+    # a pure shift changes no aspect ratio, and the deltas of a box of equal size are the shift
+    assert data.box["ciou"] == pytest.approx(data.box["diou"], abs=1e-5)
+    assert data.box["l1"] == pytest.approx(data.shifts, abs=1e-5)
+
+
+def test_the_classification_loss_jumps_where_the_box_turns_negative() -> None:
+    data = slide(score=0.7)
+    loss = data.classification["cross-entropy"]
+    assert loss[data.iou >= FOREGROUND] == pytest.approx(-np.log(0.7), abs=1e-5)
+    assert loss[data.iou < BACKGROUND] == pytest.approx(-np.log(0.3), abs=1e-5)
+    ignored = (data.iou < FOREGROUND) & (data.iou >= BACKGROUND)
+    assert np.isnan(loss[ignored]).all()
+    assert ignored.any()
+
+
+def test_figures_of_curves_show_the_numbers_of_a_run_under_way(tmp_path: Path) -> None:
+    runs = [ShownRun(name, recorded_run(tmp_path / name, pair)) for name, pair in NAMES.items()]
+    windows = draw_windows(runs, "Figure 6")
+    assert len(windows.axes) == 6
+    first = windows.axes[0].get_lines()[0]
+    assert list(first.get_xdata()) == [4 * line for line in range(1, 21)]
+    assert list(first.get_ydata()) == pytest.approx([2.0 / line for line in range(1, 21)])
+    losses = draw_losses(runs[1:], "Figure 1")
+    heights = [bar.get_height() for bar in losses.axes[1].patches]
+    first_five = np.mean([1.0 / line for line in range(1, 6)])
+    assert heights == pytest.approx([2 * first_five, first_five])
+
+
+def test_a_figure_is_written_as_png_and_svg_and_twice_the_same(tmp_path: Path) -> None:
+    files = write_figure(draw_shift(), tmp_path / "new/figure2")
+    assert [file.suffix for file in files] == [".png", ".svg"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    first = files[1].read_text()
+    assert "<svg" in first
+    assert "<dc:date>" not in first
+
+
+def test_a_run_without_curves_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty"):
+        draw_windows([ShownRun("empty", tmp_path / "empty")], "")
+
+
+def test_any_run_can_be_shown_and_a_study_without_runs_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recorded_run(tmp_path / "mine", NAMES["head"])
+    output = ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "figures")]
+    shown = ["--figure", "6", "--show", f"mine={folder}"]
+    assert main(["plot", "table2", *shown, *output]) == 0
+    assert (tmp_path / "figures/figure6-table2.png").is_file()
+    capsys.readouterr()
+    assert main(["plot", "table2", "--figure", "6", *output]) == 1
+    assert "not run: resnet50, fixed, l1" in capsys.readouterr().err
+    assert main(["plot", "table2", "--figure", "4", *output]) == 2

@@ -1,0 +1,114 @@
+"""tune.py: the rate is where the loss falls fastest, the batch the largest that fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import random_case
+
+from engine.config import parse_config
+from scripts.tune import main
+from scripts.tuning.batch_size import Trial, full_batch, largest_batch
+from scripts.tuning.learning_rate import applied_rate, choose, running_mean
+
+CONFIG = """
+detector: {type: retinanet, backbone: resnet18, weights: none, trainable_stages: 5, norm: batch,
+           fpn_channels: 16, levels: [3, 4, 5], retinanet: {tower_depth: 1}}
+data: {format: shapes, shapes: {train_images: 16, val_images: 2, image_size: [64, 64]},
+       image_size: [64, 64], batch_size: 2, workers: 0}
+train: {device: cpu, optimizer: adamw}
+"""
+
+
+def config_file(folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(CONFIG.replace("data: {", f"data: {{root: {folder / 'shapes'}, "))
+    return path
+
+
+def linear(limit: int) -> tuple[list[int], list[Trial]]:
+    """The batches tried where up to ``limit`` fit, at 1 GiB + 0.5 GiB an image."""
+    tried: list[int] = []
+
+    def attempt(batch: int) -> Trial:
+        tried.append(batch)
+        return Trial(batch, 1 + batch / 2, 1.0)
+
+    return tried, largest_batch(attempt, 1 + limit / 2, lambda _: None)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 13, 16])
+def test_the_largest_batch_is_found(limit: int) -> None:
+    _, trials = linear(limit)
+    assert max(trial.batch for trial in trials if trial.gib is not None) == limit
+
+
+def test_a_batch_far_beyond_the_memory_is_never_tried() -> None:
+    tried, trials = linear(21)
+    assert max(tried) <= 21
+    assert 32 in [trial.batch for trial in trials if trial.gib is None]
+    _, nothing = linear(0)
+    assert [trial.gib for trial in nothing] == [None]
+
+
+def test_a_full_batch_has_the_largest_pictures_both_ways() -> None:
+    _, annotations = random_case(0)
+    config = parse_config({"data": {"image_size": [40, 60]}}, "test")
+    batch = full_batch(config, annotations, 3)
+    assert [tuple(image.shape) for image in batch.images] == [(3, 40, 60), (3, 60, 40), (3, 40, 60)]
+    assert set(batch.targets.counts) == {int(np.diff(annotations.offsets).max())}
+    assert (batch.targets.boxes[..., 2:] > batch.targets.boxes[..., :2]).all()
+    assert batch.targets.boxes[0, :, 2].max() <= 60
+
+
+def test_the_rate_is_where_the_loss_falls_fastest() -> None:
+    rates = np.logspace(-5, 0, 101)
+    # a fall around 1e-3, a rise from 1e-1 on
+    losses = 2 - 1 / (1 + np.exp(-6 * (np.log10(rates) + 3))) + 10 * np.maximum(rates - 0.1, 0)
+    suggested, largest = choose(rates.tolist(), losses.tolist())
+    assert 10**-3.3 < suggested < 10**-2.7
+    assert 0.03 < largest <= 0.11
+
+
+def test_the_running_mean_of_a_constant_is_it() -> None:
+    assert running_mean([3.0] * 30) == [3.0] * 30
+
+
+def test_rates_are_counted_as_the_config_counts_them() -> None:
+    scaled = parse_config({"train": {"accumulate": 2}}, "test")
+    assert applied_rate(0.01, scaled, global_batch=16) == pytest.approx(0.04)
+    adamw = parse_config({"train": {"optimizer": "adamw"}}, "test")
+    assert applied_rate(0.01, adamw, global_batch=16) == 0.01
+
+
+def test_the_range_test_trains_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "lr.png"
+    command = ["lr", "--config", str(config_file(tmp_path)), "--iterations", "15", "--json"]
+    assert main([*command, "--output", str(picture), "--lowest", "1e-5", "--highest", "1e-3"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rates"][0] == pytest.approx(1e-5)
+    assert result["rates"][-1] == pytest.approx(1e-3)
+    assert len(result["losses"]) == 15
+    assert 1e-5 <= result["suggested"] <= result["largest"] <= 1e-3 * 1.001
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_batches_are_tried_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["batch", "--config", str(config_file(tmp_path)), "--memory", "0.001", "--json"]
+    assert main(command) == 0  # a process that has imported torch is larger
+    result = json.loads(capsys.readouterr().out)
+    assert (result["largest"], [trial["batch"] for trial in result["trials"]]) == (None, [1])
+
+
+def test_rates_that_do_not_rise_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lr", "--config", str(config_file(tmp_path)), "--lowest", "2"]) == 2
+    assert "--lowest must be above 0 and below --highest" in capsys.readouterr().err
