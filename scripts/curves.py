@@ -9,6 +9,7 @@ TensorBoard's float32, the same values.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from data.errors import InputError, unreadable
 from engine.tracking import headline_scores
 
-METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents"
+METRICS, TABLE, EVENTS = "metrics.jsonl", "curves.csv", "events.out.tfevents"
 
 Point = tuple[str, int, float]  # tag, iteration, value
 
@@ -50,16 +51,15 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     step was written twice the later value counts.
 
     Args:
-        run: the run's folder (``metrics.jsonl`` is preferred to TensorBoard's files), a
-            ``metrics.jsonl``, or a TensorBoard event file.
+        run: the run's folder (``metrics.jsonl`` is preferred to the ``curves.csv`` of a kept run,
+            that to TensorBoard's files), a ``metrics.jsonl``, or a TensorBoard event file.
 
     Raises:
         InputError: there is no such run, or it has no curves yet.
     """
     run = Path(run)
     if run.is_dir():
-        metrics = run / METRICS
-        points = read_metrics(metrics) if metrics.is_file() else read_events(run)
+        points = _points_of_folder(run)
     elif EVENTS in run.name:
         points = read_events(run)
     else:
@@ -70,6 +70,13 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     if not gathered:
         raise InputError(f"{run}: holds no curves (yet); the first stand there after log_every")
     return {tag: _curve(values) for tag, values in gathered.items()}
+
+
+def _points_of_folder(folder: Path) -> Iterator[Point]:
+    for name, read in ((METRICS, read_metrics), (TABLE, read_table)):
+        if (folder / name).is_file():
+            return read(folder / name)
+    return read_events(folder)
 
 
 def read_metrics(path: Path) -> Iterator[Point]:
@@ -119,6 +126,27 @@ def _points(record: Mapping[str, Any]) -> Iterator[Point]:
         for group in ("loss_mean", "loss_std"):
             for name, value in window[group].items():
                 yield f"{group}/{name}", int(window["step"]), float(value)
+
+
+def read_table(path: Path) -> Iterator[Point]:
+    """The points of a kept run: a row for each iteration, a column for each tag.
+
+    Raises:
+        InputError: the file cannot be read, or a cell is no number.
+    """
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise _foreign(path, 1) from None
+    for number, row in enumerate(rows, start=2):
+        try:
+            step = int(row.pop("step"))
+            points = [(tag, step, float(value)) for tag, value in row.items() if value]
+        except (ValueError, KeyError, TypeError):
+            raise _foreign(path, number) from None
+        yield from points
 
 
 def read_events(path: Path) -> Iterator[Point]:

@@ -4,11 +4,14 @@
     python scripts/study.py table table2 --preset small
     python scripts/study.py plot table2 --preset small --figure 6
     python scripts/study.py list table2 --preset small
+    python scripts/study.py keep table2 --preset small
 
 A study is a file in configs/studies, or one of yours. Without a preset it is the paper's own scale
 (VOC, COCO, GPUs). `run` does what is missing and goes on with what was cut off, so the same command
 may be repeated and given in several shells. `key.path=value` at the end changes every run:
 data.root=/path says where the data are, train.device=cpu where to train.
+`keep` writes what tables and curves need of finished runs into the ledger, a folder that is
+committed; every command counts the runs in it as done.
 Exit codes: 0 all is done, 1 runs failed, 2 the input cannot be used, 128 + n stopped by signal n.
 """
 
@@ -26,9 +29,9 @@ from data.errors import InputError
 from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, parse_choice
 from scripts.studies.insertion import insert
+from scripts.studies.ledger import LEDGER
 from scripts.studies.machine import share_out
 from scripts.studies.results import collect
-from scripts.studies.run import stage
 from scripts.studies.running import Job, Shop, StoppedError, plan, still_locked
 from scripts.studies.tables import comma_separated, latex, markdown
 
@@ -56,12 +59,14 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     """``run``: train and score what is missing."""
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     left, wrong = plan(jobs)
+    if options.keep:
+        _keep([job for job in jobs if job.folder not in wrong], options)
     most = max(study.processes for study in studies)
     gpus = [] if extra.get("train.device") == "cpu" else options.gpus
     places = share_out(options.jobs, gpus, options.processes, most)
     total = len({job.folder for job in jobs})
     print(f"{total} runs: {total - len(left) - len(wrong)} done, {len(left)} to do", flush=True)
-    shop = Shop(left, failed=dict(wrong))
+    shop = Shop(left, failed=dict(wrong), keep=options.keep)
     for folder, reason in wrong.items():
         print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
     try:
@@ -84,7 +89,7 @@ def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) ->
         for labels in study.cells():
             if chosen(labels, seed):
                 one = study.run(labels, seed, extra)
-                jobs.append(Job(one, one.folder(options.runs), study.score.split))
+                jobs.append(Job(one, options.runs, study.score.split, options.ledger))
     return jobs
 
 
@@ -92,14 +97,32 @@ def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse
     """``list``: every run, how far it has come, and where it is."""
     for study in studies:
         for job in jobs_of(study, extra, options):
-            print(f"{stage(job.run, job.folder, job.split):8} {job.folder}")
+            print(f"{job.stage:8} {job.results}")
     return 0
+
+
+def keep(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
+    """``keep``: write the finished runs of the runs folder into the ledger."""
+    jobs = [job for study in studies for job in jobs_of(study, extra, options)]
+    _, wrong = plan(jobs)
+    _keep([job for job in jobs if job.folder not in wrong], options)
+    for folder, reason in wrong.items():
+        print(f"not kept: {folder}: {reason}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _keep(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    if options.ledger is None:
+        raise InputError("--no-ledger leaves no place to keep runs in; leave it out")
+    for job in jobs:
+        if job.keep():
+            print(f"kept {job.run.folder(options.ledger)}")
 
 
 def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
     """``table``: Markdown to the console; Markdown, LaTeX and CSV into files."""
     for study in studies:
-        results = collect(study, options.runs, extra)
+        results = collect(study, options.runs, extra, options.ledger)
         text = markdown(results)
         folder = options.output or options.runs / "tables"
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +150,7 @@ def plot(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Name
     for study in studies:
         for number, figure in chosen_figures(study, options.figure).items():
             try:
-                runs = shown_runs(study, figure, options.runs, extra, options.show)
+                runs = shown_runs(study, figure, options.runs, extra, options.show, options.ledger)
                 picture = draw(study, number, figure, runs, extra)
             except InputError as error:
                 print(f"figure {number}: not drawn: {error}", file=sys.stderr)
@@ -183,7 +206,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=_numbers, metavar="0,1,…", help="other seeds than its own")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder of tables or figures")
-    running = parser.add_argument_group("run, list")
+    parser.add_argument(
+        "--ledger", type=Path, default=LEDGER, help="folder of the kept runs (docs/study)"
+    )
+    parser.add_argument(
+        "--no-ledger",
+        dest="ledger",
+        action="store_const",
+        const=None,
+        help="as if no run were kept: all anew, and only that",
+    )
+    running = parser.add_argument_group("run, list, keep")
     running.add_argument(
         "--only",
         action="append",
@@ -197,6 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.add_argument(
         "--processes", type=_positive, help="processes a run (a GPU each; CPU: the study's number)"
+    )
+    running.add_argument(
+        "--keep", action="store_true", help="run: keep each run as soon as it is scored"
     )
     tables = parser.add_argument_group("table")
     tables.add_argument(
@@ -229,6 +265,7 @@ COMMANDS: dict[str, Callable[[Sequence[Study], dict[str, Any], argparse.Namespac
     "table": table,
     "plot": plot,
     "list": show_list,
+    "keep": keep,
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from data.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = ("train.py", "evaluate.py", "data", "detector", "engine", "losses")
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,24 @@ def describe_machine(place: Place) -> str:
     return f"{cores} of {os.cpu_count()} cores of {_cpu_name()}"
 
 
-def code_version() -> str | None:
-    """The commit that the code stands at, ``-dirty`` where it differs; None without git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+def code_version(root: Path = ROOT) -> str | None:
+    """The last commit that changed what trains and scores; None without git.
+
+    ``-dirty`` where the files differ from it. Commits of results and pages change no version.
+    """
+    commit = _git(root, "log", "-1", "--format=%h", "--", *CODE)
+    changes = _git(root, "status", "--porcelain", "--", *CODE)
+    return f"{commit}-dirty" if commit and changes else commit
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git says; None without git, outside a repository, or if it says nothing."""
+    command = ["git", "-C", str(root), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.strip() or None
 
 
 def _threads(processes: int) -> int:

@@ -11,24 +11,35 @@ from matplotlib.figure import Figure as Drawing
 from data.errors import InputError
 from scripts.studies.definition import Figure, Labels, Study
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows
+from scripts.studies.ledger import results_folder
+from scripts.studies.run import check_config
 from scripts.studies.shifting_box import draw_shift
 from scripts.studies.side_by_side import draw_detections
 
 
 def shown_runs(
-    study: Study, figure: Figure, runs: Path, extra: Mapping[str, Any], show: Sequence[str] | None
+    study: Study,
+    figure: Figure,
+    runs: Path,
+    extra: Mapping[str, Any],
+    show: Sequence[str] | None,
+    ledger: Path | None = None,
 ) -> list[ShownRun]:
     """The runs that a figure shows: of each of its cells the first seed that was begun.
 
     Args:
         show: ``TITLE=FOLDER`` words, any runs instead of the study's.
+        ledger: has curves of runs that are not here; for detections a checkpoint is needed.
 
     Raises:
-        InputError: a run has not begun, or a word is not of that form.
+        InputError: a run has not begun, was made under another config, or a word is not of that
+            form.
     """
     if show is not None:
         return [_named_run(word) for word in show]
-    return [_begun_run(study, first_cell(study, labels), runs, extra) for labels in figure.cells]
+    kept = None if figure.kind == "detections" else ledger
+    cells = [first_cell(study, labels) for labels in figure.cells]
+    return [_begun_run(study, labels, runs, extra, kept) for labels in cells]
 
 
 def first_cell(study: Study, wanted: Labels) -> Labels:
@@ -66,12 +77,18 @@ def draw(
     return draw_detections(runs, heading, study.score.split, root)
 
 
-def _begun_run(study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any]) -> ShownRun:
-    folders = [study.run(labels, seed, extra).folder(runs) for seed in study.seeds]
-    for folder in folders:
+def _begun_run(
+    study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any], ledger: Path | None
+) -> ShownRun:
+    of_seeds = [study.run(labels, seed, extra) for seed in study.seeds]
+    for run in of_seeds:
+        folder = results_folder(run, study.score.split, runs, ledger)
         if (folder / "config.yaml").is_file():
+            check_config(run, folder)
             return ShownRun(", ".join(labels.values()), folder)
-    raise InputError(f"not run: {', '.join(labels.values())} (would be in {folders[0]})")
+    raise InputError(
+        f"not run: {', '.join(labels.values())} (would be in {of_seeds[0].folder(runs)})"
+    )
 
 
 def _named_run(word: str) -> ShownRun:

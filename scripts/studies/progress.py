@@ -94,7 +94,7 @@ def describe(jobs: Sequence[Job], under_way: Mapping[Path, float], places: int) 
 
 def count_done(jobs: Sequence[Job]) -> int:
     """How many runs are scored."""
-    return sum(scores_file(job.folder, job.split).is_file() for job in jobs)
+    return sum(scores_file(job.results, job.split).is_file() for job in jobs)
 
 
 def seconds_a_run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from data.errors import InputError
 from scripts.studies.definition import Labels, Study
+from scripts.studies.ledger import iterations_of, results_folder
 from scripts.studies.run import Run, read_record, read_scores, stage
 from scripts.studies.statistics import Paired, Summary, compare, summarize
 
@@ -63,12 +63,16 @@ class Results:
         return compare(values, others)
 
 
-def collect(study: Study, runs: Path, extra: Mapping[str, Any]) -> Results:
-    """Read what there is of a study's runs; what is not there stays empty."""
-    return Results(study, [_cell(study, labels, runs, extra) for labels in study.cells()])
+def collect(
+    study: Study, runs: Path, extra: Mapping[str, Any], ledger: Path | None = None
+) -> Results:
+    """Read what there is of a study's runs, here or in the ledger; the rest stays empty."""
+    return Results(study, [_cell(study, labels, runs, extra, ledger) for labels in study.cells()])
 
 
-def _cell(study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any]) -> Cell:
+def _cell(
+    study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any], ledger: Path | None
+) -> Cell:
     values, changes = _published(study, labels)
     cell = Cell(
         labels,
@@ -79,7 +83,7 @@ def _cell(study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any]) ->
     )
     for seed in study.seeds:
         run = study.run(labels, seed, extra)
-        _add(cell, run, run.folder(runs), study, seed)
+        _add(cell, run, results_folder(run, study.score.split, runs, ledger), study, seed)
     return cell
 
 
@@ -100,7 +104,8 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         if value is not None:
             cell.scores[metric][seed] = value
     interval = run.config.loss.weighting.interval
-    cell.cost.append({**record, "interval": interval, "iterations": _iterations(folder)})
+    iterations = record.get("iterations", iterations_of(folder))
+    cell.cost.append({**record, "interval": interval, "iterations": iterations})
 
 
 def _published(
@@ -128,15 +133,6 @@ def _at_path(scores: Mapping[str, Any], path: str) -> float | None:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-def _iterations(folder: Path) -> int | None:
-    """Iterations of a run, from its last evaluation."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return int(json.loads(lines[-1])["step"]) if lines else None
 
 
 def median(values: list[float]) -> float | None:

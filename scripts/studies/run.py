@@ -115,8 +115,12 @@ def has_checkpoint(folder: Path) -> bool:
 def check_config(run: Run, folder: Path) -> None:
     """Raise InputError if the folder's run was made under another config than the study's now."""
     path = folder / "config.yaml"
-    before, now = _decisive(parse_config(read_yaml(path), str(path))), _decisive(run.config)
+    config = parse_config(read_yaml(path), str(path))
+    before, now = _decisive(config), _decisive(run.config)
     changed = [f"{key} {before.get(key)!r}" for key in sorted(now) if before.get(key) != now[key]]
+    if processes := read_record(folder).get("processes"):
+        batch = config.data.batch_size * processes * config.train.accumulate
+        changed += [f"a total batch of {batch}"] if batch != run.total_batch else []
     if changed:
         raise InputError(
             f"{folder}: was made under another config ({', '.join(changed[:4])}); move the folder "
@@ -146,8 +150,12 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Replace what a study has noted about a run."""
-    text = json.dumps({k: v for k, v in record.items() if v is not None}, indent=2)
-    write_atomically(folder / RECORD, f"{text}\n".encode())
+    write_atomically(folder / RECORD, dump_record(record).encode())
+
+
+def dump_record(record: Mapping[str, Any]) -> str:
+    """The text of what a study has noted."""
+    return json.dumps({k: v for k, v in record.items() if v is not None}, indent=2) + "\n"
 
 
 @contextmanager

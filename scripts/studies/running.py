@@ -15,11 +15,13 @@ from pathlib import Path
 from types import FrameType
 
 from data.errors import InputError
+from scripts.studies.ledger import keep, results_folder
 from scripts.studies.machine import Place, code_version, describe_machine
 from scripts.studies.progress import ProgressLine, say
 from scripts.studies.run import (
     LOG,
     Run,
+    Stage,
     has_checkpoint,
     is_locked,
     locked,
@@ -35,16 +37,46 @@ LAST_LINES = 3
 
 @dataclass(frozen=True)
 class Job:
-    """A run that a study needs, its folder, and the split that its last checkpoint is scored on."""
+    """A run that a study needs, its place, and the split that its last checkpoint is scored on.
+
+    Attributes:
+        runs: the folder of all runs.
+        ledger: where finished runs of other days and machines are looked up; None: nowhere.
+    """
 
     run: Run
-    folder: Path
+    runs: Path
     split: str
+    ledger: Path | None = None
 
     @property
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return stage(self.run, self.folder, self.split) == "scored"
+    def folder(self) -> Path:
+        """Where it is trained."""
+        return self.run.folder(self.runs)
+
+    @property
+    def results(self) -> Path:
+        """Where its results are, or will be."""
+        return results_folder(self.run, self.split, self.runs, self.ledger)
+
+    @property
+    def stage(self) -> Stage:
+        """How far it has come.
+
+        Raises:
+            InputError: its place holds a run under another config.
+        """
+        return stage(self.run, self.results, self.split)
+
+    def keep(self) -> bool:
+        """Note its results in the ledger if it was scored here; whether that changed it.
+
+        Raises:
+            InputError: its place holds a run under another config, or it cannot be read or written.
+        """
+        if self.ledger is None or stage(self.run, self.folder, self.split) != "scored":
+            return False
+        return keep(self.folder, self.split, self.run.folder(self.ledger))
 
 
 class StoppedError(Exception):
@@ -64,6 +96,7 @@ class Shop:
         failed: what went wrong, by the folder of the run.
         under_way: when this call began with each run that it works on.
         cpu: processor seconds of the last program of each run.
+        keep: whether scored runs go into the ledger.
     """
 
     jobs: Sequence[Job]
@@ -72,6 +105,7 @@ class Shop:
     under_way: dict[Path, float] = field(default_factory=dict)
     processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     cpu: dict[Path, float] = field(default_factory=dict)
+    keep: bool = False
     signal_number: int | None = None
     guard: threading.RLock = field(default_factory=threading.RLock)
     _taken: set[Path] = field(default_factory=set)
@@ -114,13 +148,15 @@ class Shop:
             if lock is None:
                 self.elsewhere.add(job.folder)
                 return
-            if job.done:
+            if job.stage == "scored":
                 return
             self.under_way[job.folder] = time.monotonic()
             try:
                 if not read_record(job.folder).get("trained"):
                     self._train(job, place, lock)
                 self._score(job, place, lock)
+                if self.keep:
+                    job.keep()
             finally:
                 del self.under_way[job.folder]
 
@@ -138,6 +174,8 @@ class Shop:
         words = ["--config", str(job.run.base), *["--resume"][: int(resumed)], *job.run.arguments]
         words += [f"data.batch_size={batch}", f"train.output={job.folder.parent}"]
         record = {**read_record(job.folder), "error": None, "processes": processes}
+        if not resumed:  # what an attempt took that left nothing is no cost of this training
+            record |= {"seconds": 0, "cpu_seconds": 0, "code": []}
         record["machine"] = describe_machine(Place(place.gpus, place.threads, processes))
         record["code"] = sorted({*record.get("code", []), code_version() or "unknown"})
         start = time.monotonic()
@@ -220,7 +258,7 @@ def plan(jobs: Sequence[Job]) -> tuple[list[Job], dict[Path, str]]:
     left, wrong = [], {}
     for job in {job.folder: job for job in jobs}.values():
         try:
-            if not job.done:
+            if job.stage != "scored":
                 left.append(job)
         except InputError as error:
             wrong[job.folder] = str(error)

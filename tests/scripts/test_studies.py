@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_studies import TINY, finish, tiny_study
 
 from data.errors import InputError
-from engine.config import dump_config
 from scripts.studies.definition import STUDIES, Study, flatten_cells, load_study, parse_choice
 from scripts.studies.insertion import insert
 from scripts.studies.machine import share_out
@@ -36,39 +36,10 @@ PAPER = ROOT / "../shared/paper/results.json"
 TABLES = [f"table{number}" for number in range(1, 9)]
 ALL = sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
-TINY = """
-title: Tiny
-base: base.yaml
-axes:
-  - name: weights
-    key: loss.weighting
-    values: {fixed: {type: fixed}, alwa_2: {type: alwa, variant: 2}}
-  - {name: box loss, key: loss.box.type, values: [l1, ciou]}
-columns: box loss
-against: {weights: fixed}
-seeds: [0, 1, 2]
-score: {metrics: {mAP: voc.area.mAP}}
-paper: {cells: {fixed: {l1: 0.75, ciou: 0.76}, alwa_2: {l1: 0.7575}}}
-"""
-
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Study:
-    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\ndata: {batch_size: 4}\n")
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    return load_study(str(tmp_path / "tiny.yaml"))
-
-
-def finish(study: Study, runs: Path, labels: dict[str, str], seed: int, score: float) -> Path:
-    """Put the files of a finished run where the study looks for them."""
-    run = study.run(labels, seed, {})
-    folder = run.folder(runs)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump_config(run.config.model_dump(mode="json")))
-    (folder / "metrics.jsonl").write_text(json.dumps({"kind": "evaluation", "step": 400}) + "\n")
-    write_record(folder, {"trained": True, "seconds": 60.0 + seed, "machine": "2 cores"})
-    scores_file(folder, "val").write_text(json.dumps({"voc": {"area": {"mAP": score}}}))
-    return folder
+    return tiny_study(tmp_path)
 
 
 # ------------------------------------------------------------------------------ the paper's numbers
@@ -348,7 +319,7 @@ def test_a_plan_holds_each_folder_once_and_what_is_not_done(tiny: Study, tmp_pat
     jobs = []
     for labels in [*tiny.cells(), *tiny.cells()]:
         run = tiny.run(labels, 0, {})
-        jobs.append(Job(run, run.folder(tmp_path), "val"))
+        jobs.append(Job(run, tmp_path, "val"))
     assert len(plan(jobs)[0]) == 4
     finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)
     left, wrong = plan(jobs)
@@ -362,7 +333,7 @@ def test_progress_judges_the_time_left_by_what_finished_runs_took(
     jobs = []
     for seed in tiny.seeds:
         run = tiny.run({"weights": "fixed", "box loss": "l1"}, seed, {})
-        jobs.append(Job(run, run.folder(tmp_path), "val"))
+        jobs.append(Job(run, tmp_path, "val"))
     assert describe(jobs, {}, places=2) == "0 of 3 runs done"
     finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)  # took 60 s
     assert describe(jobs, {}, places=2) == "1 of 3 runs done, 0:01:00 left"

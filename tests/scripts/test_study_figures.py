@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
+
+from tiny_studies import recorded_run
 
 from data.errors import InputError
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows, write_figure
@@ -19,29 +20,6 @@ NAMES = {
     "head": ("classification", "bbox_regression"),
     "rpn": ("loss_objectness", "loss_rpn_box_reg"),
 }
-
-
-def recorded_run(folder: Path, pair: tuple[str, str], lines: int = 20) -> Path:
-    """A run under way: its last line is not complete."""
-    folder.mkdir(parents=True)
-    text = ""
-    for line in range(1, lines + 1):
-        values = dict(zip(pair, (2.0 / line, 1.0 / line), strict=True))
-        window = {"step": 4 * line, "loss_mean": values, "loss_std": values}
-        record = {
-            "kind": "train",
-            "step": 4 * line,
-            "epoch": 0,
-            "lr": 0.1,
-            "loss": values,
-            "weighted_loss": values,
-            "loss_weight": dict.fromkeys(pair, 1.0),
-            "windows": [window],
-            "images_per_second": 1.0,
-        }
-        text += json.dumps(record) + "\n"
-    (folder / "metrics.jsonl").write_text(text + '{"kind": "tra')
-    return folder
 
 
 def test_the_sliding_box_has_the_iou_of_two_squares() -> None:
@@ -104,6 +82,7 @@ def test_any_run_can_be_shown_and_a_study_without_runs_says_so(
 ) -> None:
     folder = recorded_run(tmp_path / "mine", NAMES["head"])
     output = ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "figures")]
+    output += ["--no-ledger"]
     shown = ["--figure", "6", "--show", f"mine={folder}"]
     assert main(["plot", "table2", *shown, *output]) == 0
     assert (tmp_path / "figures/figure6-table2.png").is_file()

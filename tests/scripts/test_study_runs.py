@@ -6,6 +6,7 @@ Real trainings of a tiny detector on drawn shapes: minutes, so on demand with ``
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,13 +52,14 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.study, self.runs = folder / "tiny.yaml", folder / "runs"
+        self.ledger = folder / "ledger"
         self.study.write_text(STUDY)
         (folder / "base.yaml").write_text(BASE.replace("ROOT", str(folder / "shapes")))
 
     def start(self, command: str, *words: str) -> subprocess.Popen[str]:
         script = [sys.executable, str(ROOT / "scripts/study.py"), command, str(self.study)]
         return subprocess.Popen(
-            [*script, "--runs", str(self.runs), *words],
+            [*script, "--runs", str(self.runs), "--ledger", str(self.ledger), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -108,6 +110,31 @@ def test_two_shells_share_the_runs_and_a_third_call_finds_nothing_to_do(shell: S
     code, text = shell.call("plot")
     assert code == 0, text
     assert len(list(shell.runs.glob("figures/*.png"))) == 2
+    assert not shell.ledger.exists()
+
+
+def test_kept_runs_are_done_where_the_runs_folder_is_lost(shell: Shell) -> None:
+    only = ["--only", "lr=small"]
+    assert shell.call("run", "--keep", *only)[0] == 0
+    table = shell.call("table")[1]
+    shutil.rmtree(shell.runs)
+    assert shell.call("run", *only) == (0, "2 runs: 2 done, 0 to do\n")
+    assert shell.call("table")[1] == table
+    assert shell.call("list", "--no-ledger")[1].count("not run") == 4
+
+
+def test_a_beginning_that_left_nothing_is_no_cost_of_the_training(shell: Shell) -> None:
+    only = ["--only", "lr=small", "--only", "weights=fixed"]
+    folder = shell.runs / "base/seed-0"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text('{"seconds": 1e6, "cpu_seconds": 1e6, "code": ["old"]}')
+    code, text = shell.call("run", *only)
+    assert code == 0, text
+    assert shell.folders() == [folder]
+    record = json.loads((folder / "study.json").read_text())
+    assert record["seconds"] < 1000
+    assert record["cpu_seconds"] < 1000
+    assert "old" not in record["code"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,113 @@
+"""The ledger: finished runs in small, in folders that are committed while ``runs/`` is not.
+
+``<ledger>/<base config>/<run>/`` holds what tables and curves need of a run, under the names that
+its own folder has them under, so that both are read alike: ``config.yaml`` (which tells whether the
+study still wants this run), ``study.json``, ``scores-<split>.json``, and the curves of the losses
+in ``curves.csv``. A checkpoint is not kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.atomic_file import write_atomically
+from engine.config import dump_config
+from engine.strict_yaml import read_yaml
+from scripts.curves import METRICS, TABLE, Curve, read_curves
+from scripts.studies.run import RECORD, Run, dump_record, read_record, scores_file
+
+LEDGER = Path(__file__).resolve().parents[2] / "docs/study"
+GROUPS = ("loss/", "loss_weight/", "loss_mean/", "loss_std/")
+MOST_BYTES = 60_000  # of a run's curves
+# Of the machine that the run ran on; a path may say more of it than others should read.
+UNKEPT = {"data": ("root",), "train": ("name", "output")}
+
+
+def results_folder(run: Run, split: str, runs: Path, ledger: Path | None) -> Path:
+    """Where a run's scores are: its own folder, or that in the ledger if only it has them."""
+    own = run.folder(runs)
+    if ledger is None or scores_file(own, split).is_file():
+        return own
+    kept = run.folder(ledger)
+    return kept if scores_file(kept, split).is_file() else own
+
+
+def keep(folder: Path, split: str, place: Path) -> bool:
+    """Write a scored run's results in small; whether that changed anything.
+
+    The scores come last: with them the record counts.
+
+    Args:
+        folder: the run's own folder.
+        place: its folder in the ledger.
+
+    Raises:
+        InputError: the run's files cannot be read, or the ledger's not be written.
+    """
+    curves, every = thinned(read_curves(folder))
+    record = {**read_record(folder), "iterations": iterations_of(folder)}
+    if every > 1:
+        record["curves"] = f"every {every} points, for size"
+    contents = {
+        "config.yaml": dump_config(_portable(read_yaml(folder / "config.yaml"))),
+        TABLE: curves,
+        RECORD: dump_record(record),
+        scores_file(place, split).name: scores_file(folder, split).read_text(encoding="utf-8"),
+    }
+    changed = [_replace(place / name, text) for name, text in contents.items()]
+    return any(changed)
+
+
+def iterations_of(folder: Path) -> int | None:
+    """Iterations of a run, from the last line of its log."""
+    path = folder / METRICS
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return int(json.loads(lines[-1])["step"]) if lines else None
+
+
+def thinned(curves: Mapping[str, Curve], most: int = MOST_BYTES) -> tuple[str, int]:
+    """The curves of the losses as a table, and of how many points one is left so that it fits."""
+    kept = {tag: curve for tag, curve in curves.items() if tag.startswith(GROUPS)}
+    every = 1
+    while len(text := _as_table(kept, every)) > most and every < max(map(len, kept.values())):
+        every += 1
+    return text, every
+
+
+def _as_table(curves: Mapping[str, Curve], every: int) -> str:
+    """A row for each iteration, a column for each curve, five digits; the last points stay."""
+    points = {
+        tag: dict(zip(c.steps[::-every].tolist(), c.values[::-every].tolist(), strict=True))
+        for tag, c in curves.items()
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *points])
+    for step in sorted(set().union(*points.values())):
+        shown = [f"{of[step]:.5g}" if step in of else "" for of in points.values()]
+        writer.writerow([step, *shown])
+    return text.getvalue()
+
+
+def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what belongs to the machine."""
+    return {
+        room: {key: value for key, value in keys.items() if key not in UNKEPT.get(room, ())}
+        for room, keys in config.items()
+    }
+
+
+def _replace(path: Path, text: str) -> bool:
+    """Write a file unless it says so already."""
+    content = text.encode()
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    write_atomically(path, content)
+    return True
