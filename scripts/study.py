@@ -30,7 +30,7 @@ from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, parse_choice
 from scripts.studies.insertion import insert
 from scripts.studies.ledger import LEDGER
-from scripts.studies.machine import share_out
+from scripts.studies.machine import check_gpus, share_out
 from scripts.studies.results import collect
 from scripts.studies.running import Job, Shop, StoppedError, plan, still_locked
 from scripts.studies.tables import comma_separated, latex, markdown
@@ -59,14 +59,16 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     """``run``: train and score what is missing."""
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     left, wrong = plan(jobs)
+    whole = [job for job in jobs if job.folder not in wrong]
     if options.keep:
-        _keep([job for job in jobs if job.folder not in wrong], options)
+        _keep(whole, options)
     most = max(study.processes for study in studies)
+    check_gpus(options.gpus or ())
     gpus = [] if extra.get("train.device") == "cpu" else options.gpus
     places = share_out(options.jobs, gpus, options.processes, most)
     total = len({job.folder for job in jobs})
     print(f"{total} runs: {total - len(left) - len(wrong)} done, {len(left)} to do", flush=True)
-    shop = Shop(left, failed=dict(wrong), keep=options.keep)
+    shop = Shop(left, whole, failed=dict(wrong), keep=options.keep)
     for folder, reason in wrong.items():
         print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
     try:

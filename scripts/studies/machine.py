@@ -14,6 +14,7 @@ import torch
 from data.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 CODE = ("train.py", "evaluate.py", "data", "detector", "engine", "losses")
 
 
@@ -22,7 +23,7 @@ class Place:
     """Where one run at a time runs.
 
     Attributes:
-        gpus: their numbers; empty for CPU.
+        gpus: their numbers among those that are visible here; empty for CPU.
         threads: of each process.
         processes: that a run is shared by; None leaves it to the study.
     """
@@ -36,7 +37,9 @@ class Place:
         environment = {**os.environ}
         environment["OMP_NUM_THREADS"] = str(self.threads)
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.gpus))
+            visible = [name for name in environment.get(VISIBLE, "").split(",") if name]
+            names = [visible[gpu] if visible else str(gpu) for gpu in self.gpus]
+            environment[VISIBLE] = ",".join(names)
         return environment
 
 
@@ -68,6 +71,17 @@ def share_out(
         )
     threads = _threads(jobs * each)
     return [Place(tuple(gpus[job * each : (job + 1) * each]), threads, each) for job in range(jobs)]
+
+
+def check_gpus(gpus: Sequence[int]) -> None:
+    """Raise InputError for numbers that no GPU has, or that are named twice."""
+    count = torch.cuda.device_count()
+    for gpu in gpus:
+        if gpu >= count or list(gpus).count(gpu) > 1:
+            raise InputError(
+                f"--gpus {','.join(map(str, gpus))}: there are {count} GPUs, numbered from 0; name "
+                "each once, or leave it out to use them all"
+            )
 
 
 def describe_machine(place: Place) -> str:

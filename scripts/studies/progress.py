@@ -41,7 +41,9 @@ class ProgressLine:
         self.looked = self.printed = time.monotonic()
         self.done = 0
 
-    def show(self, jobs: Sequence[Job], under_way: Mapping[Path, float], places: int) -> None:
+    def show(
+        self, jobs: Sequence[Job], under_way: Mapping[Path, float], places: int, failed: int = 0
+    ) -> None:
         """Print the line if it is due."""
         now = time.monotonic()
         if now - self.looked < 1.0:
@@ -52,7 +54,7 @@ class ProgressLine:
             return
         self.printed, self.done = now, done
         since = {folder: now - start for folder, start in dict(under_way).items()}
-        line = describe(jobs, since, places)
+        line = describe(jobs, since, places, failed)
         with _printing:
             self.stream.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
             self.stream.flush()
@@ -71,14 +73,18 @@ class ProgressLine:
             self.stream.flush()
 
 
-def describe(jobs: Sequence[Job], under_way: Mapping[Path, float], places: int) -> str:
+def describe(
+    jobs: Sequence[Job], under_way: Mapping[Path, float], places: int, failed: int = 0
+) -> str:
     """``12 of 45 runs done, 2 under way (38%, 12%), 1:32:10 left``.
 
     Args:
+        jobs: all runs of the studies, each once.
         under_way: seconds since this call began with each run under way.
         places: runs side by side.
+        failed: how many of the runs will not be done by this call.
     """
-    folders = [job.folder for job in jobs]
+    folders = [job.results for job in jobs]
     done = count_done(jobs)
     shares = {job.folder: share_done(job) for job in jobs if job.folder in under_way}
     text = f"{done} of {len(jobs)} runs done"
@@ -88,7 +94,7 @@ def describe(jobs: Sequence[Job], under_way: Mapping[Path, float], places: int) 
     each = seconds_a_run(folders, under_way, shares)
     if each is None:
         return text
-    left = len(jobs) - done - sum(shares.values())
+    left = len(jobs) - done - failed - sum(shares.values())
     return f"{text}, {clock(max(0.0, left) * each / max(1, places))} left"
 
 

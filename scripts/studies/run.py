@@ -115,12 +115,10 @@ def has_checkpoint(folder: Path) -> bool:
 def check_config(run: Run, folder: Path) -> None:
     """Raise InputError if the folder's run was made under another config than the study's now."""
     path = folder / "config.yaml"
-    config = parse_config(read_yaml(path), str(path))
-    before, now = _decisive(config), _decisive(run.config)
+    before, now = _decisive(parse_config(read_yaml(path), str(path))), _decisive(run.config)
     changed = [f"{key} {before.get(key)!r}" for key in sorted(now) if before.get(key) != now[key]]
-    if processes := read_record(folder).get("processes"):
-        batch = config.data.batch_size * processes * config.train.accumulate
-        changed += [f"a total batch of {batch}"] if batch != run.total_batch else []
+    batch = read_record(folder).get("total_batch", run.total_batch)
+    changed += [f"a total batch of {batch}"] if batch != run.total_batch else []
     if changed:
         raise InputError(
             f"{folder}: was made under another config ({', '.join(changed[:4])}); move the folder "

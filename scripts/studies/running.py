@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from data.errors import InputError
+from scripts.studies import attempts
 from scripts.studies.ledger import keep, results_folder
 from scripts.studies.machine import Place, code_version, describe_machine
 from scripts.studies.progress import ProgressLine, say
@@ -28,7 +29,6 @@ from scripts.studies.run import (
     read_record,
     scores_file,
     stage,
-    write_record,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +93,7 @@ class Shop:
 
     Attributes:
         jobs: in the order in which they are taken; one that another shell works on is left to it.
+        whole: all jobs of the studies, done ones too, which the progress line is about.
         failed: what went wrong, by the folder of the run.
         under_way: when this call began with each run that it works on.
         cpu: processor seconds of the last program of each run.
@@ -100,6 +101,7 @@ class Shop:
     """
 
     jobs: Sequence[Job]
+    whole: Sequence[Job]
     failed: dict[Path, str] = field(default_factory=dict)
     elsewhere: set[Path] = field(default_factory=set)
     under_way: dict[Path, float] = field(default_factory=dict)
@@ -116,13 +118,15 @@ class Shop:
         Raises:
             StoppedError: SIGTERM or SIGINT came.
         """
+        whole = list({job.folder: job for job in self.whole}.values())
         threads = [threading.Thread(target=self._work_at, args=(place,)) for place in places]
         with self._signals():
             for thread in threads:
                 thread.start()
             with ProgressLine() as line:
                 while any(thread.is_alive() for thread in threads):
-                    line.show(self.jobs, self.under_way, len(places))
+                    failed = sum(job.folder in self.failed for job in whole)
+                    line.show(whole, self.under_way, len(places), failed)
                     time.sleep(0.2)
         if self.signal_number is not None:
             raise StoppedError
@@ -173,23 +177,24 @@ class Shop:
             )
         words = ["--config", str(job.run.base), *["--resume"][: int(resumed)], *job.run.arguments]
         words += [f"data.batch_size={batch}", f"train.output={job.folder.parent}"]
-        record = {**read_record(job.folder), "error": None, "processes": processes}
-        if not resumed:  # what an attempt took that left nothing is no cost of this training
-            record |= {"seconds": 0, "cpu_seconds": 0, "code": []}
-        record["machine"] = describe_machine(Place(place.gpus, place.threads, processes))
-        record["code"] = sorted({*record.get("code", []), code_version() or "unknown"})
-        start = time.monotonic()
+        machine = describe_machine(Place(place.gpus, place.threads, processes))
+        record = attempts.begin(
+            job.folder,
+            machine,
+            code_version() or "unknown",
+            processes=processes,
+            total_batch=job.run.total_batch,
+        )
+        start, error = time.monotonic(), None
         try:
             self._call("train.py", [*words, f"train.name={job.folder.name}"], job, place, lock)
             record["trained"] = True
-        except FailedError as error:
-            record["error"] = str(error)
+        except FailedError as failure:
+            error = str(failure)
             raise
         finally:
-            record["attempts"] = record.get("attempts", 0) + 1
-            record["seconds"] = record.get("seconds", 0) + time.monotonic() - start
-            record["cpu_seconds"] = record.get("cpu_seconds", 0) + self.cpu.pop(job.folder, 0)
-            write_record(job.folder, record)
+            took = time.monotonic() - start
+            attempts.end(job.folder, record, took, self.cpu.pop(job.folder, 0.0), error)
 
     def _score(self, job: Job, place: Place, lock: int) -> None:
         """Score the last checkpoint; the scores come into place whole."""

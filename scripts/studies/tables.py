@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 from scripts.studies.progress import clock
@@ -96,7 +97,7 @@ def comparison(results: Results) -> Grid:
     for labels, cells in _rows(results, row_axes):
         row = list(labels)
         for column, metric in places:
-            cell = next((c for c in cells if column in (None, *c.labels.values())), None)
+            cell = next((c for c in cells if c.labels.get(study.columns or "") == column), None)
             row += [_paper(cell, metric, study.score.digits)] if metric in printed else []
             row += [_ours(results, cell, metric)]
         rows.append(row)
@@ -202,7 +203,9 @@ def _with_deviation(change: Paired, digits: int) -> str:
 
 
 def _probability(p: float | None) -> str:
-    return "" if p is None else f"{p:.3f}"
+    if p is None:
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _name(labels: object) -> str:
@@ -215,8 +218,10 @@ def _pipes(grid: Grid) -> str:
 
 
 def _ampersands(row: Sequence[str]) -> str:
-    escaped = [
-        cell.replace("_", r"\_").replace("%", r"\%").replace("±", r"$\pm$").replace("-", "--")
-        for cell in row
-    ]
-    return " & ".join(escaped) + r" \\"
+    return " & ".join(map(_escaped, row)) + r" \\"
+
+
+def _escaped(cell: str) -> str:
+    """A cell for LaTeX: a minus is a minus there, and a lone hyphen a dash."""
+    text = re.sub(r"([_%&#])", r"\\\1", cell).replace("±", r"$\pm$")
+    return "--" if text == "-" else re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)

@@ -15,7 +15,7 @@ from tiny_studies import TINY, finish, tiny_study
 from data.errors import InputError
 from scripts.studies.definition import STUDIES, Study, flatten_cells, load_study, parse_choice
 from scripts.studies.insertion import insert
-from scripts.studies.machine import share_out
+from scripts.studies.machine import Place, check_gpus, share_out
 from scripts.studies.progress import describe
 from scripts.studies.results import Results, collect
 from scripts.studies.run import (
@@ -32,7 +32,7 @@ from scripts.studies.tables import comma_separated, latex, markdown
 from scripts.study import main
 
 ROOT = Path(__file__).parents[2]
-PAPER = ROOT / "../shared/paper/results.json"
+PAPER = Path(__file__).parent / "fixtures/paper.json"  # tables 1 to 8, each number as printed
 TABLES = [f"table{number}" for number in range(1, 9)]
 ALL = sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
@@ -47,14 +47,13 @@ def tiny(tmp_path: Path) -> Study:
 
 def numbers_of(table: dict[str, Any]) -> dict[frozenset[str], list[float]]:
     """The paper's numbers by the labels of their cell."""
-    cells = {key: value for key, value in table.items() if key not in ("caption", "note")}
+    cells = dict(table)
     if "delta_percent" in cells:
         first = {"1.00:1.00": cells["baseline"]}
         cells = {**first, **cells["delta_percent"]}
     return {frozenset(path): numbers for path, numbers in flatten_cells(cells)}
 
 
-@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's numbers are not beside the repository")
 @pytest.mark.parametrize("name", TABLES)
 def test_the_papers_numbers_stand_in_the_study_as_printed(name: str) -> None:
     study = load_study(name)
@@ -245,6 +244,44 @@ def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
     assert text.count(r"\\") == 3
 
 
+def test_a_number_stands_in_the_column_of_its_own_label(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "same.yaml").write_text("""
+title: Labels of two axes may be the same
+base: base.yaml
+axes:
+  - {name: lr, key: train.lr, values: [0.1, 0.9]}
+  - {name: momentum, key: train.momentum, values: [0.1, 0.9]}
+columns: momentum
+against: {lr: "0.1"}
+score: {metrics: {mAP: voc.area.mAP}}
+""")
+    study = load_study(str(tmp_path / "same.yaml"))
+    for number, labels in enumerate(study.cells(), start=1):
+        finish(study, tmp_path, dict(labels), 0, number / 10)
+    text = markdown(collect(study, tmp_path, {}))
+    assert "| 0.1 | 0.1000 | 0.2000 |" in text
+    assert "| 0.9 | 0.3000 (+20.00) | 0.4000 (+20.00) |" in text
+
+
+def test_latex_has_minus_signs_and_no_character_that_it_would_misread(
+    tiny: Study, tmp_path: Path
+) -> None:
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)
+    finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, 0, 0.79)
+    results = collect(tiny, tmp_path, {})
+    assert r"0.7900 ($-$1.00), 1 of 3 seeds & -- & not run" in latex(results)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("alwa_2", "R&D#1-2"))
+    assert r"R\&D\#1-2 & " in latex(collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {}))
+
+
+def test_a_small_p_is_not_shown_as_none(tiny: Study, tmp_path: Path) -> None:
+    for seed in tiny.seeds:
+        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, 0.8 + seed / 1e6)
+        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, 0.9)
+    assert "| +10.00 ± 0.00 | 3 | < 0.001 | 0.250 |" in markdown(collect(tiny, tmp_path, {}))
+
+
 def test_runs_of_another_config_and_failed_runs_are_told_and_not_counted(
     tiny: Study, tmp_path: Path
 ) -> None:
@@ -342,6 +379,8 @@ def test_progress_judges_the_time_left_by_what_finished_runs_took(
     (jobs[1].folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = describe(jobs, {jobs[1].folder: 10.0}, places=1)
     assert text == "1 of 3 runs done, 1 under way (75%), 0:01:15 left"
+    text = describe(jobs, {jobs[1].folder: 10.0}, places=1, failed=1)
+    assert text == "1 of 3 runs done, 1 under way (75%), 0:00:15 left"
 
 
 def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +395,18 @@ def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatc
     assert {place.threads for place in share_out(1000, [], None, at_most=1)} == {1}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert share_out(2, [], None, at_most=1)[0].environment()["OMP_NUM_THREADS"] == "3"
+
+
+def test_gpus_are_numbered_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert Place((0, 2)).environment()["CUDA_VISIBLE_DEVICES"] == "0,2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,GPU-7")
+    assert Place((0, 2)).environment()["CUDA_VISIBLE_DEVICES"] == "4,GPU-7"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    check_gpus((0, 2))
+    for wrong in ((0, 3), (1, 1)):
+        with pytest.raises(InputError, match="there are 3 GPUs"):
+            check_gpus(wrong)
 
 
 def test_the_command_refuses_what_the_study_decides(capsys: pytest.CaptureFixture[str]) -> None:

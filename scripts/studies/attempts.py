@@ -1,0 +1,60 @@
+"""What a training took: every attempt whose work is in it, and no other."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.studies.run import CHECKPOINTS, has_checkpoint, read_record, write_record
+
+
+def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]:
+    """Note that an attempt begins; the record that :func:`end` completes.
+
+    An attempt that left no checkpoint is no cost of the training that begins anew. One that was
+    killed before it could end counts until its last checkpoint; its processor time is not known.
+
+    Args:
+        machine: in words; those of earlier attempts are kept.
+        code: the version of the code; those of earlier attempts are kept.
+        facts: whatever else is to be noted.
+    """
+    before = read_record(folder)
+    if not has_checkpoint(folder):
+        before = {"attempts": before.get("attempts", 0)}
+    began = before.pop("began", None)
+    seconds = before.get("seconds", 0.0)
+    if began is not None:
+        seconds += max(0.0, _last_checkpoint(folder) - began)
+    places = [before["machine"]] if before.get("machine") not in (None, machine) else []
+    record = {
+        **before,
+        **facts,
+        "error": None,
+        "began": time.time(),
+        "seconds": seconds,
+        "machine": "; then ".join([*places, machine]),
+        "code": sorted({*before.get("code", []), code}),
+        "attempts": before.get("attempts", 0) + 1,
+    }
+    write_record(folder, record)
+    return record
+
+
+def end(
+    folder: Path, record: dict[str, Any], seconds: float, cpu_seconds: float, error: str | None
+) -> None:
+    """Note what an attempt took, and what went wrong."""
+    done = {
+        "error": error,
+        "began": None,
+        "seconds": record["seconds"] + seconds,
+        "cpu_seconds": record.get("cpu_seconds", 0) + cpu_seconds,
+    }
+    write_record(folder, {**record, **done})
+
+
+def _last_checkpoint(folder: Path) -> float:
+    files = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    return max(file.stat().st_mtime for file in files)
