@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ from data.errors import InputError
 TIMEOUT = timedelta(minutes=30)
 # What gloo says of a rank that has ended; its errors have no type of their own.
 LOST_RANK = "gloo/transport"
+# torch 2.14 renamed the option: buffers follow the main rank's before each forward pass.
+_FOLLOWING_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 @dataclass(frozen=True)
@@ -129,11 +136,12 @@ class Ranks:
         if self.world_size == 1:
             return module
         running = any(getattr(part, "track_running_stats", False) for part in module.modules())
+        following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
         return DistributedDataParallel(
             module,
             gradient_as_bucket_view=True,
-            broadcast_buffers=running,
             find_unused_parameters=parts_rest,
+            **following,
         )
 
 
