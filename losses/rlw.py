@@ -15,7 +15,7 @@ from losses.weighting import LossWeighting
 class RandomWeights(LossWeighting):
     """Random Loss Weighting (Lin et al., Reasonable Effectiveness of Random Weighting, TMLR 2022).
 
-    Algorithm 2 of the paper (arXiv 2111.10603) with its normal distribution, in every iteration:
+    The paper's RLW (arXiv 2111.10603) with its normal distribution, in every iteration:
     ``z_i ~ N(0, 1)`` and ``λ = softmax(z)``. Here ``λ = n · softmax(z)`` over the n = 2 losses of a
     pair, so that the weights sum to n and their mean is 1, as with fixed weights of 1: a comparison
     at one learning rate then compares the rules and not the size of the total.

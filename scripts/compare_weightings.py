@@ -2,16 +2,16 @@
 
     python scripts/compare_weightings.py
     python scripts/compare_weightings.py --scale 3 --output scaled.png
-    python scripts/compare_weightings.py runs/my_run/metrics.jsonl --interval 100
+    python scripts/compare_weightings.py runs/my_run --interval 100
 
 Every rule is shown the raw losses of one recorded training, iteration by iteration, and its weights
 are drawn and summed up in a table. The losses are those of a training with fixed weights: under
 another rule they would have gone another way, so this shows how rules react, not which is better.
 
 A recording is a JSON file with the lists ``cls`` and ``box``, one number an iteration, and, for
-GradNorm, ``cls_gradient`` and ``box_gradient``, their gradient norms at the shared layer. Of a
-run's ``metrics.jsonl`` each log line counts as an iteration: train with ``train.log_every=1``.
-Needs matplotlib (the extra ``analysis``).
+GradNorm, ``cls_gradient`` and ``box_gradient``, their gradient norms at the shared layer. Of a run
+(its folder, ``metrics.jsonl`` or TensorBoard file) each log line counts as an iteration: train with
+``train.log_every=1``. Needs matplotlib (the extra ``analysis``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.errors import InputError, unreadable
 from losses import (
     ALWA,
     DWA,
@@ -39,6 +40,7 @@ from losses import (
     SelfBalancing,
     UncertaintyWeighting,
 )
+from scripts.curves import read_curves
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,6 +48,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests/losses/fixtures/recorded_losses.json"
 PAIR = {"head": ("cls", "box")}
+LOSSES = (("classification", "bbox_regression"), ("loss_objectness", "loss_rpn_box_reg"))
 RULES: dict[str, Callable[[int], LossWeighting]] = {
     "ALWA 1": lambda interval: ALWA(PAIR, 1, interval),
     "ALWA 2": lambda interval: ALWA(PAIR, 2, interval),
@@ -62,37 +65,50 @@ RULES: dict[str, Callable[[int], LossWeighting]] = {
 LR = 0.02  # of the log-variances of uncertainty weighting: SGD with momentum, as the network
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("recording", type=Path, nargs="?", default=RECORDING)
-    parser.add_argument("--interval", type=int, default=10, help="iterations in a window")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiply cls, as another normalizer would"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/images/weightings.png")
-    arguments = parser.parse_args()
-    recording = scaled(read_recording(arguments.recording), arguments.scale)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        recording = scaled(read_recording(options.recording), options.scale)
+    except InputError as error:
+        print(f"compare_weightings.py: {error}", file=sys.stderr)
+        return 2
     rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
-    weights = {rule: replay(RULES[rule](arguments.interval), recording) for rule in rules}
+    weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
     print(table(weights, recording))
-    draw(weights, recording, arguments.output)
-    print(arguments.output)
+    draw(weights, recording, options.output)
+    print(options.output)
+    return 0
 
 
 def read_recording(path: Path) -> dict[str, list[float]]:
-    """Lists ``cls`` and ``box`` of one number an iteration, and their gradient norms if known."""
-    if path.suffix != ".jsonl":
-        return json.loads(path.read_text())
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["kind"] == "train"]
-    names = next(
-        pair
-        for pair in (("classification", "bbox_regression"), ("loss_objectness", "loss_rpn_box_reg"))
-        if pair[0] in losses[0]
-    )
-    return {
-        key: [row[name] for row in losses] for key, name in zip(PAIR["head"], names, strict=True)
-    }
+    """Lists ``cls`` and ``box`` of one number an iteration, and their gradient norms if known.
+
+    Raises:
+        InputError: there is no such file or run, or it has no pair of losses.
+    """
+    if path.suffix == ".json":
+        return _read_json(path)
+    curves = read_curves(path)
+    for pair in LOSSES:
+        tags = [f"loss/{name}" for name in pair]
+        if all(tag in curves for tag in tags):
+            rows = zip(PAIR["head"], tags, strict=True)
+            return {name: curves[tag].values.tolist() for name, tag in rows}
+    raise InputError(f"{path}: has neither of the pairs of losses {LOSSES}")
+
+
+def _read_json(path: Path) -> dict[str, list[float]]:
+    try:
+        recording: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))
+        lengths = {len(recording[name]) for name in recording if name != "source"}
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: is no JSON file of lists of losses") from None
+    if not {*PAIR["head"]} <= {*recording} or len(lengths) != 1 or lengths == {0}:
+        raise InputError(f"{path}: needs lists cls and box of one length, a number an iteration")
+    return recording
 
 
 def scaled(recording: dict[str, list[float]], factor: float) -> dict[str, list[float]]:
@@ -170,5 +186,25 @@ def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]], path
     plt.close(figure)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recording", type=Path, nargs="?", default=RECORDING)
+    parser.add_argument("--interval", type=_interval, default=10, help="iterations in a window")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiply cls, as another normalizer would"
+    )
+    parser.add_argument("--output", type=Path, default=Path("weightings.png"), help="the picture")
+    return parser
+
+
+def _interval(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError("must be at least 2")
+    return number
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

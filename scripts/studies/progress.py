@@ -85,8 +85,9 @@ def describe(
         failed: how many of the runs will not be done by this call.
     """
     folders = [job.results for job in jobs]
-    done = count_done(jobs)
-    shares = {job.folder: share_done(job) for job in jobs if job.folder in under_way}
+    missing = [job for job in jobs if not is_done(job)]
+    done = len(jobs) - len(missing)
+    shares = {job.folder: share_done(job) for job in missing if job.folder in under_way}
     text = f"{done} of {len(jobs)} runs done"
     if shares:
         percent = ", ".join(f"{share:.0%}" for share in shares.values())
@@ -100,7 +101,12 @@ def describe(
 
 def count_done(jobs: Sequence[Job]) -> int:
     """How many runs are scored."""
-    return sum(scores_file(job.results, job.split).is_file() for job in jobs)
+    return sum(map(is_done, jobs))
+
+
+def is_done(job: Job) -> bool:
+    """Whether a run is scored."""
+    return scores_file(job.results, job.split).is_file()
 
 
 def seconds_a_run(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tiny_studies import recorded_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,14 +42,56 @@ def test_every_rule_meets_the_recorded_losses_and_gradients(compare: ModuleType)
 
 
 def test_a_run_is_read_from_its_log_lines(compare: ModuleType, tmp_path: Path) -> None:
-    lines = [
-        {"kind": "train", "loss": {"classification": 3.0, "bbox_regression": 1.0}},
-        {"kind": "evaluation"},
-        {"kind": "train", "loss": {"classification": 2.0, "bbox_regression": 0.5}},
-    ]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
-    assert compare.read_recording(path) == {"cls": [3.0, 2.0], "box": [1.0, 0.5]}
+    for name, pair in {"one": compare.LOSSES[0], "two": compare.LOSSES[1]}.items():
+        folder = recorded_run(tmp_path / name, pair, lines=3)  # and a line that is being written
+        expected = {
+            "cls": [2.0, 1.0, pytest.approx(2 / 3)],
+            "box": [1.0, 0.5, pytest.approx(1 / 3)],
+        }
+        assert compare.read_recording(folder) == expected
+        assert compare.read_recording(folder / "metrics.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("missing.json", None, "no such file"),
+        ("broken.json", "{", "is no json file"),
+        ("odd.json", '{"cls": [1.0, 2.0], "box": [1.0]}', "of one length"),
+        ("half.json", '{"cls": [1.0, 2.0]}', "cls and box"),
+        ("metrics.jsonl", "{}\n", "line 1"),
+    ],
+)
+def test_a_recording_that_is_none_is_refused(
+    name: str,
+    text: str | None,
+    message: str,
+    compare: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert compare.main([str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert message in said.lower()
+
+
+def test_the_page_holds_the_numbers_that_the_command_prints(compare: ModuleType) -> None:
+    def rows(scale: float) -> dict[str, list[str]]:
+        recording = compare.scaled(compare.read_recording(compare.RECORDING), scale)
+        weights = {n: compare.replay(build(10), recording) for n, build in compare.RULES.items()}
+        lines = compare.table(weights, recording).splitlines()[2:]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return {name: numbers for name, *numbers in cells}
+
+    page = (ROOT / "docs/loss-weighting.md").read_text(encoding="utf-8")
+    plain, tripled = rows(1.0), rows(3.0)
+    for rule, numbers in plain.items():
+        mean, _, _, last, total = tripled[rule]
+        row = f"| {rule} | {' | '.join(numbers)} | | {mean} | {last} | {total} |"
+        assert row in page, row
 
 
 def test_a_picture_and_a_table_come_out(compare: ModuleType, tmp_path: Path) -> None:

@@ -379,6 +379,8 @@ def test_progress_judges_the_time_left_by_what_finished_runs_took(
     (jobs[1].folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = describe(jobs, {jobs[1].folder: 10.0}, places=1)
     assert text == "1 of 3 runs done, 1 under way (75%), 0:01:15 left"
+    just_scored = {jobs[0].folder: 60.0, jobs[1].folder: 10.0}
+    assert describe(jobs, just_scored, places=1) == text, "a scored run is not under way"
     text = describe(jobs, {jobs[1].folder: 10.0}, places=1, failed=1)
     assert text == "1 of 3 runs done, 1 under way (75%), 0:00:15 left"
 
