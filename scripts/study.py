@@ -99,7 +99,10 @@ def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse
     """``list``: every run, how far it has come, and where it is."""
     for study in studies:
         for job in jobs_of(study, extra, options):
-            print(f"{job.stage:8} {job.results}")
+            try:
+                print(f"{job.stage:8} {job.results}")
+            except InputError as error:
+                print(f"refused  {error}")
     return 0
 
 

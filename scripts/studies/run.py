@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from data.errors import InputError
+from data.errors import InputError, unreadable
 from engine.atomic_file import write_atomically
 from engine.config import Config, load_config, parse_config
 from engine.resume import flatten
@@ -132,18 +132,22 @@ def scores_file(folder: Path, split: str) -> Path:
 
 
 def read_scores(folder: Path, split: str) -> dict[str, Any]:
-    """The scores of a scored run, in the form of ``metrics.json``."""
-    scores: dict[str, Any] = json.loads(scores_file(folder, split).read_text(encoding="utf-8"))
-    return scores
+    """The scores of a scored run, in the form of ``metrics.json``.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return _read_json(scores_file(folder, split))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a study has noted about a run: ``trained``, ``seconds``, ``machine``, ``error``, …"""
-    try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return record
+    """What a study has noted about a run: ``trained``, ``seconds``, ``machine``, ``error``, …
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / RECORD
+    return _read_json(path) if path.is_file() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -182,6 +186,18 @@ def is_locked(folder: Path) -> bool:
         return False
     with locked(folder) as descriptor:
         return descriptor is None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError:
+        raise InputError(
+            f"{path}: is no JSON; restore it, or delete its folder to run the training anew"
+        ) from None
+    return values
 
 
 def _decisive(config: Config) -> dict[str, Any]:

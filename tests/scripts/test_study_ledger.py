@@ -100,6 +100,23 @@ def test_a_run_kept_under_another_config_is_named_and_not_counted(
     assert "train.epochs 2" in text
 
 
+def test_a_refused_run_does_not_end_the_list_and_a_damaged_one_is_named(
+    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = kept(tiny, tmp_path, LABELS, 0, 0.8)
+    (place / "study.json").write_text("<<<<<<< ours")
+    listed = ["list", str(tmp_path / "tiny.yaml"), "--only", "seed=0", *places(tmp_path)]
+    assert main(listed) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert sum(line.startswith("refused") for line in lines) == 1
+    assert f"{place / 'study.json'}: is no JSON" in lines[0]
+    job = Job(tiny.run(LABELS, 0, {}), tmp_path / "runs", "val", tmp_path / "ledger")
+    left, wrong = plan([job])
+    assert not left
+    assert list(wrong) == [job.folder]
+
+
 def tiny_run(tmp_path: Path, **overrides: Any) -> Run:
     words = {"loss.weighting": {"type": "fixed"}, "loss.box.type": "l1", "train.seed": 0}
     return Run(tmp_path / "base.yaml", {**words, **overrides})
