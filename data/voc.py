@@ -114,11 +114,7 @@ class _Entry:
 
 
 def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
-    """The lines of ``ImageSets/Main/<split>.txt``.
-
-    Files of one class (``cat_train.txt``) have a flag behind each name; it is not used: an image
-    without cats belongs to the split, too.
-    """
+    """The lines of ``ImageSets/Main/<split>.txt``."""
     folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {root}"))
     path = root / folder / "ImageSets" / "Main" / f"{name}.txt"
     lines = _read_lines(path, root)
@@ -126,11 +122,22 @@ def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
         raise InputError(f"{path}: lists no images; write one name a line, or name another split")
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            entry = _Entry(folder, inner_path(line.strip(), f"{path}: line {number}"))
-            flagged = _NAME_AND_FLAG.fullmatch(entry.name)
-            if flagged and not os.path.isfile(root / entry.annotation):
-                entry = _Entry(folder, flagged[1])
-            yield entry
+            annotations, where = root / folder / "Annotations", f"{path}: line {number}"
+            yield _Entry(folder, listed_name(line, annotations, where))
+
+
+def listed_name(line: str, annotations: Path, where: str) -> str:
+    """The image that a line of a split names, which is not blank.
+
+    Files of one class (``cat_train.txt``) have a flag behind each name, after spaces or a tab; it
+    is not used: an image without cats belongs to the split, too. Raises InputError for a name that
+    leaves the folder ``annotations``.
+    """
+    name = inner_path(line.strip().replace("\t", " "), where)
+    flagged = _NAME_AND_FLAG.fullmatch(name)
+    if flagged and not os.path.isfile(annotations / f"{name}.xml"):
+        return flagged[1]
+    return name
 
 
 def _read_lines(path: Path, root: Path) -> list[str]:
@@ -204,11 +211,15 @@ def _folders(entries: Sequence[_Entry]) -> set[str]:
 
 
 def images_by_stem(folder: Path) -> dict[str, str]:
-    """The image files of a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return {}
+    """The image files in and below a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``.
+
+    Those in a folder inside are ``inner/name`` and ``inner/name.jpg``.
+    """
+    names = []
+    for place, _, files in os.walk(folder):
+        inner = os.path.relpath(place, folder)
+        names += files if inner == "." else [posixpath.join(inner, name) for name in files]
+    names.sort()
     images = [name for name in names if posixpath.splitext(name)[1].lower() in _IMAGE_ENDINGS]
     return {posixpath.splitext(name)[0]: name for name in images} | {name: name for name in images}
 

@@ -12,8 +12,7 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from data.errors import InputError, shown
-from data.paths import inner_path
-from data.voc import find_voc_image, images_by_stem
+from data.voc import find_voc_image, images_by_stem, listed_name
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.image_checks import ImageChecks, fits
@@ -70,16 +69,13 @@ def _check_line(
 ) -> Problem | None:
     item = f"line {row + 1}"
     try:
-        name = inner_path(line, item)
+        name = listed_name(line, root / folder / "Annotations", item)
     except InputError as error:
         return problem_of(error, item, file, item, "drop_line", row)
     annotation = posixpath.join(folder, "Annotations", f"{name}.xml")
     if not (root / annotation).is_file():
-        flagged = posixpath.join(folder, "Annotations", f"{name.split()[0]}.xml")
-        if not (root / flagged).is_file():
-            problem, cure = f"there is no {annotation}", "add it, or take the line out"
-            return Problem(file, item, problem, cure, "error", "drop_line", row)
-        annotation = flagged
+        problem, cure = f"there is no {annotation}", "add it, or take the line out"
+        return Problem(file, item, problem, cure, "error", "drop_line", row)
     if annotation in members:
         problem = f"{shown(name)} is listed twice"
         return Problem(file, item, problem, "list it once", "error", "drop_line", row)

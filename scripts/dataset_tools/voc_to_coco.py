@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from data.coco_columns import read_categories
 from data.errors import InputError
-from data.paths import inner_path
-from data.voc import VOC_CLASSES, find_voc_image, images_by_stem
+from data.voc import VOC_CLASSES, find_voc_image, images_by_stem, listed_name
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.coco_to_voc import REST
@@ -114,10 +113,7 @@ def _listed(root: Path, split: str) -> list[str]:
     names = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip():
-            name = inner_path(line.strip(), f"{path}: line {number}")
-            if not (root / "Annotations" / f"{name}.xml").is_file():
-                name = name.split()[0]  # lists of one class have a flag behind the name
-            names.append(name)
+            names.append(listed_name(line, root / "Annotations", f"{path}: line {number}"))
     return list(dict.fromkeys(names))
 
 

@@ -142,6 +142,9 @@ def test_images_without_objects_stay(tmp_path: Path) -> None:
         ("v1.2", ["v1.2.png"], "v1.2.png"),
         ("gone.jpg", [], "gone.jpg"),
         (None, [], "a.jpg"),
+        ("b/a.jpg", ["a.jpg", "b/a.jpg"], "b/a.jpg"),
+        ("b/a.jpg", ["a.jpg", "b/a.JPG"], "b/a.JPG"),
+        ("b/a.jpg", ["a.jpg"], "a.jpg"),
     ],
 )
 def test_the_image_is_found_by_filename_else_by_the_annotation_s_name(
@@ -149,8 +152,20 @@ def test_the_image_is_found_by_filename_else_by_the_annotation_s_name(
 ) -> None:
     root = write_voc(tmp_path, {"a": annotation(filename=filename)})
     for name in present:
+        (root / "JPEGImages" / name).parent.mkdir(exist_ok=True)
         (root / "JPEGImages" / name).touch()
     assert load_voc(root, ["train"]).files.tolist() == [f"JPEGImages/{expected}"]
+
+
+@pytest.mark.parametrize("present", ["b/a.jpg", "b/a.PNG"])
+def test_an_annotation_in_a_folder_has_its_image_in_that_folder(
+    tmp_path: Path, present: str
+) -> None:
+    (tmp_path / "Annotations/b").mkdir(parents=True)
+    (tmp_path / "JPEGImages/b").mkdir(parents=True)
+    (tmp_path / "JPEGImages" / present).touch()
+    root = write_voc(tmp_path, {"b/a": annotation()})
+    assert load_voc(root, ["train"]).files.tolist() == [f"JPEGImages/{present}"]
 
 
 @pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>"])
@@ -171,9 +186,9 @@ def test_years_of_a_devkit_are_concatenated(tmp_path: Path) -> None:
 
 
 def test_flags_behind_the_names_of_a_split_are_no_part_of_them(tmp_path: Path) -> None:
-    names = {"a": annotation(), "b": annotation(), "c 1": annotation()}
-    write_voc(tmp_path, names, lines="\ufeffa  1\r\nb -1\n\nc 1\n")
-    assert load_voc(tmp_path, ["train"]).names.tolist() == ["a", "b", "c 1"]
+    names = {"a": annotation(), "b": annotation(), "c 1": annotation(), "d": annotation()}
+    write_voc(tmp_path, names, lines="\ufeffa  1\r\nb -1\n\nc 1\nd\t0\n")
+    assert load_voc(tmp_path, ["train"]).names.tolist() == ["a", "b", "c 1", "d"]
 
 
 BAD_XML = {
@@ -225,6 +240,8 @@ BAD_SPLITS = {
     "twice": ("train", "a\na", "'a' is listed twice"),
     "no annotation": ("train", "a\nb", r"b\.xml: there is no such annotation"),
     "leaving name": ("train", "../a", "line 1: the file name '../a' may leave"),
+    "leaving name and flag": ("train", "../a\t1", "line 1: the file name '../a 1' may leave"),
+    "no flag": ("train", "a 2", r"a 2\.xml: there is no such annotation"),
     "not text": ("binary", "a", "is not text"),
 }
 

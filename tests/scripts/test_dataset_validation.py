@@ -89,6 +89,9 @@ def test_all_problems_of_a_file_are_found_at_once(
     assert len(load_voc(copy, ["train"]).boxes) == 4
 
 
+ADDED_LINES = {"twice": "a\n", "outside": "../a\n", "no flag": "a 2\n"}
+
+
 def break_voc(root: Path, what: str) -> None:
     if what == "missing image":
         (root / "JPEGImages/b.png").unlink()
@@ -105,12 +108,9 @@ def break_voc(root: Path, what: str) -> None:
         (root / "Annotations/b.xml").write_text("<!DOCTYPE a [<!ENTITY x 'y'>]><annotation/>")
     elif what == "missing xml":
         (root / "Annotations/b.xml").unlink()
-    elif what == "twice":
+    elif what in ADDED_LINES:
         with (root / "ImageSets/Main/train.txt").open("a") as file:
-            file.write("a\n")
-    elif what == "outside":
-        with (root / "ImageSets/Main/train.txt").open("a") as file:
-            file.write("../a\n")
+            file.write(ADDED_LINES[what])
     elif what == "wrong side":
         path = root / "Annotations/b.xml"
         path.write_text(path.read_text().replace("<width>100", "<width>-4"))
@@ -131,6 +131,7 @@ def break_voc(root: Path, what: str) -> None:
         ("missing xml", "there is no Annotations/b.xml", 1),
         ("twice", "'a' is listed twice", 2),
         ("outside", "may leave the root", 2),
+        ("no flag", "there is no Annotations/a 2.xml", 2),
         ("wrong side", "<width> is '-4'", 2),
         ("one image twice", "is that of Annotations/a.xml, too", 1),
     ],
