@@ -18,6 +18,7 @@ from data.segmentations import SegmentationColumns
 # float32 holds every whole pixel up to here; nothing beyond is a coordinate of an image.
 LARGEST_COORDINATE = float(1 << 24)
 NO_AREA = -1.0
+_LARGEST_AREA = LARGEST_COORDINATE**2
 _ENOUGH_TO_JUDGE = 10  # boxes
 
 
@@ -103,7 +104,7 @@ class ObjectColumns:
             ids = {key: item.get(key) for key in ("image_id", "category_id")}
             raise InputError(f"{self.where(row)}: {shown(ids)} must be whole numbers") from None
         area, crowd = item.get("area"), item.get("iscrowd")
-        if area is not None and not (type(area) in (int, float) and 0 <= area < float("inf")):
+        if area is not None and not (type(area) in (int, float) and 0 <= area <= _LARGEST_AREA):
             raise InputError(
                 f"{self.where(row)}: area {shown(area)} must be a number from 0; correct it, or "
                 "leave it out to have it computed"
