@@ -158,6 +158,9 @@ def _first_scan(raw: bytes) -> int:
     """Where a JPEG's pixels begin: an end marker before that belongs to an embedded thumbnail."""
     position = 2
     while raw[position : position + 2] != _JPEG_START_OF_SCAN and position < len(raw):
+        if raw[position + 1 : position + 2] == b"\xff":  # a fill byte before the marker
+            position += 1
+            continue
         length = int.from_bytes(raw[position + 2 : position + 4], "big")
         position += 2 + max(length, 2)
     return position

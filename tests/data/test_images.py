@@ -166,6 +166,16 @@ def test_bytes_behind_the_end_do_no_harm(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(plain, longer)
 
 
+@pytest.mark.parametrize("behind", [b"", b"appended by a phone"])
+def test_fill_bytes_before_a_marker_do_no_harm(tmp_path: Path, behind: bytes) -> None:
+    content = encoded(smooth_picture(), "JPEG")
+    filled = content[:2] + b"\xff" * 5 + content[2:]
+    image = read_image(written(tmp_path, filled + behind), None, NO_LIMIT)
+    np.testing.assert_array_equal(image, read_image(written(tmp_path, content), None, NO_LIMIT))
+    with pytest.raises(DamagedImageError, match="cut off"):
+        read_image(written(tmp_path, filled[:-20]), None, NO_LIMIT)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
