@@ -388,6 +388,18 @@ def test_empty_and_small_images_are_left_out_on_request(
         choose_images(annotations, False, False, 1000)
 
 
+def test_classes_cannot_be_balanced_where_there_are_no_objects(
+    dataset: tuple[Path, Annotations],
+) -> None:
+    root, annotations = dataset
+    without_objects = (root, annotations.select([0, 4, 8]))
+    with (
+        pytest.raises(InputError, match="no image has an object to train on, and data"),
+        training(without_objects, sampling={"type": "class_balanced"}),
+    ):
+        pass
+
+
 def test_a_detector_of_masks_needs_masks(dataset: tuple[Path, Annotations]) -> None:
     from dataclasses import replace
 
