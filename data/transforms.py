@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from data.errors import InputError
 
+# Albumentations 2.0.8 dilates the stack of all boxes as if it were one picture: they run together.
+_WRONG_BOXES = {"Morphological"}
 _TO_FLOAT = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
 _ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform", "Transform3D"}
 _NEED_CODE = {"Compose", "ReplayCompose", "Lambda"}
@@ -60,6 +62,10 @@ def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
         raise InputError(
             f"data.augment: {name}: pixels stay uint8 until they are on the device, where they "
             "are normalized; remove it"
+        )
+    if name in _WRONG_BOXES:
+        raise InputError(
+            f"data.augment: {name}: Albumentations' boxes are wrong after it; remove it"
         )
     bases = (library.BasicTransform, library.BaseCompose)
     known = {

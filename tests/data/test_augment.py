@@ -284,6 +284,7 @@ def test_no_transforms_change_nothing() -> None:
         ([{"OneOf": {"transform": []}}], "OneOf: no parameter transform; it has transforms"),
         ([{"Normalize": {}}], "Normalize: pixels stay uint8 until they are on the device"),
         ([{"ToFloat": {"p": 0.1}}], "ToFloat: pixels stay uint8"),
+        ([{"OneOf": {"transforms": [{"Morphological": {}}]}}], "Morphological: .* boxes are wrong"),
     ],
 )
 def test_what_cannot_be_built_is_named_with_the_choices(
