@@ -33,7 +33,8 @@ def match_anchors(
         high: an IoU of at least this makes a match.
         low: an IoU below this makes background; between ``low`` and ``high`` an anchor is ignored.
         allow_low_quality: also match every anchor that has the highest IoU of some box (ties
-            included), to the box that the *anchor* overlaps most.
+            included), to the box that the *anchor* overlaps most. A box that no anchor touches has
+            none (torchvision's has all anchors that touch no box, and turns them positive).
 
     Returns:
         ``(B, A)`` int64: index of the matched box in its image, -1 background, -2 ignored. Of equal
@@ -92,7 +93,8 @@ def _match_ordered(
         best_box[:active] = torch.where(better, chunk_box + start, best_box[:active])
         if allow_low_quality:
             highest = iou.amax(dim=2, keepdim=True)
-            highest.masked_fill_(highest < 0, 2)  # padding has no best anchor
+            # Padding has no best anchor, nor has a box that no anchor touches: all would be.
+            highest.masked_fill_(highest <= 0, 2)
             is_best_of_a_box[:active] |= (iou == highest).any(dim=1)
         start = stop
     high, low = thresholds

@@ -90,6 +90,13 @@ def test_every_anchor_that_is_the_best_of_a_box_is_matched_however_low_its_iou()
     assert match_anchors(anchors, targets, 0.5, 0.4, False).tolist() == [[-1, -1, -1]]
 
 
+def test_a_box_that_no_anchor_touches_makes_none_positive() -> None:
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    between, touching = torch.tensor([[20.0, 20.0, 40.0, 40.0]]), torch.tensor([[0.0, 0, 3, 3]])
+    targets = targets_of([between, torch.cat([between, touching])])
+    assert match_anchors(anchors, targets, 0.5, 0.4, True).tolist() == [[-1, -1], [1, -1]]
+
+
 def test_an_iou_at_a_threshold_counts_as_above_it() -> None:
     anchors = torch.tensor([[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 3.0]])
     targets = targets_of([torch.tensor([[0.0, 0.0, 10.0, 10.0]])])
