@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from data.target import Targets
 from detector.anchors import build_anchors
 from detector.backbone import Backbone
+from detector.box_head import BoxHead
 from detector.config import DetectorConfig, MaskConfig
 from detector.preprocessing import Preprocessing
 from detector.roi_heads import RoIHeads
@@ -126,7 +127,7 @@ def _build_roi_heads(
     inputs = backbone.out_channels * roi.pool_size**2
     return RoIHeads(
         _build_pooler(backbone, roi.pool_size, roi.sampling_ratio),
-        TwoMLPHead(inputs, roi.representation_size),
+        BoxHead(inputs, roi.representation_size),
         FastRCNNPredictor(roi.representation_size, num_classes + 1),
         roi,
         loss.box,
