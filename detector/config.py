@@ -258,7 +258,9 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     )
     detections_per_image: Count = Field(default=100, description="most detections of an image")
     channels_last: bool = Field(
-        default=False, description="keep images and convolutions in channels-last memory order"
+        default=True,
+        description="keep images and convolutions in channels-last memory order: the same numbers "
+        "up to rounding, sooner",
     )
 
     @property

@@ -24,6 +24,7 @@ CHANNELS = 16
 SIZES = ((96, 128), (96, 160), (96, 96))
 TORCHVISION_LOSS = {"type": "smooth_l1", "beta": 1 / 9}
 NARROW: dict[str, Any] = {
+    "channels_last": False,  # torchvision's order: rounding is then the same too
     "backbone": "resnet18",
     "weights": "none",
     "fpn_channels": CHANNELS,

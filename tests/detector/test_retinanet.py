@@ -33,6 +33,7 @@ def make_config(**changes: object) -> DetectorConfig:
             "trainable_stages": 5,
             "head_init": "width",
             "anchors": {"sizes": [16, 32, 64, 96, 128]},
+            "channels_last": False,  # torchvision's order: rounding is then the same too
             **changes,
         }
     )
