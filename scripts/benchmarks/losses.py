@@ -99,8 +99,8 @@ class GivenHead(nn.Module):
 class Sides:
     """The two loss functions over the same random head outputs.
 
-    The outputs are maps, as convolutions leave them: what a side does to bring them into its own
-    order is part of its time.
+    The outputs are maps, as each side's convolutions leave them: ours in channels-last order, the
+    default. What a side does to bring them into its own order is part of its time.
     """
 
     def __init__(self, options: argparse.Namespace, case: Case) -> None:
@@ -111,12 +111,13 @@ class Sides:
         grids = [(-(-padded[0] // stride), -(-padded[1] // stride)) for stride in STRIDES]
         self.logits = random_maps(case.batch, options.classes, grids, (-4.6, 0.6), device)
         self.deltas = random_maps(case.batch, 4, grids, (0.0, 0.2), device)
+        self.our_logits, self.our_deltas = channels_last(self.logits), channels_last(self.deltas)
         self.classes = options.classes
         self.ours: Any = build_ours("retinanet", "resnet18", options.classes, device)
         self.theirs: Any = build_theirs("retinanet", "resnet18", options.classes, size, device)
         self.maps = [torch.empty(1, 1, *grid, device=device) for grid in grids]
         self.anchors = self.ours.anchor_generator.of_pyramid(padded, self.maps)
-        self.ours.head = GivenHead(self.logits, self.deltas, options.classes)
+        self.ours.head = GivenHead(self.our_logits, self.our_deltas, options.classes)
 
     def work(self) -> dict[str, Callable[[], dict[str, Tensor]]]:
         return {"ours": self.run_ours, "theirs": self.run_theirs}
@@ -137,16 +138,17 @@ class Sides:
     def difference(self) -> float:
         """The largest relative difference of a loss or of the gradients of one map."""
         results = []
-        for run in self.work().values():
+        leaves = {"ours": self.our_logits + self.our_deltas, "theirs": self.logits + self.deltas}
+        for side, run in self.work().items():
             losses = run()
-            results.append([*losses.values(), *(m.grad for m in (*self.logits, *self.deltas))])
+            results.append([*losses.values(), *(level.grad for level in leaves[side])])
         return max(
             float((mine - other).norm() / other.norm().clamp(min=1e-12))
             for mine, other in zip(*results, strict=True)
         )
 
     def _backward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        for level in (*self.logits, *self.deltas):
+        for level in (*self.logits, *self.deltas, *self.our_logits, *self.our_deltas):
             level.grad = None
         torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}
@@ -164,6 +166,13 @@ def random_maps(
     mean, std = mean_std
     maps = [torch.randn(batch, 9 * values, *grid, generator=generator) for grid in grids]
     return [(level * std + mean).to(device).requires_grad_() for level in maps]
+
+
+def channels_last(maps: list[Tensor]) -> list[Tensor]:
+    """Leaves with the same values in the other memory order."""
+    return [
+        level.detach().clone(memory_format=torch.channels_last).requires_grad_() for level in maps
+    ]
 
 
 def per_anchor(output: Tensor, values: int) -> Tensor:
