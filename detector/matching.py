@@ -1,7 +1,7 @@
 """Which ground-truth box each anchor or proposal answers for, and which of them a loss samples.
 
 Everything here runs over the whole batch at once with shapes that the host knows, so that nothing
-waits for the device.
+waits for the device; on a CPU, where the host computes, ``detector.host_matching`` matches.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from data.target import Targets
+from detector.host_matching import match_on_host
 
 BACKGROUND = -1  # as losses.focal_sums writes labels
 IGNORED = -2
 
-# IoU values held at a time, whatever the number of boxes and anchors. A processor wants them near
-# its cache; an accelerator wants few, large kernels.
-CHUNK_ELEMENTS_CPU = 1 << 20
+# IoU values held at a time, whatever the number of boxes and anchors: few, large kernels.
 CHUNK_ELEMENTS = 1 << 23
 
 
@@ -40,11 +39,18 @@ def match_anchors(
         ``(B, A)`` int64: index of the matched box in its image, -1 background, -2 ignored. Of equal
         overlaps the first box wins.
     """
+    match = match_on_host if anchors.device.type == "cpu" else match_batch
+    return match(anchors, targets, high, low, allow_low_quality)
+
+
+def match_batch(
+    anchors: Tensor, targets: Targets, high: float, low: float, allow_low_quality: bool
+) -> Tensor:
+    """``match_anchors`` for the whole batch at once, with shapes that the host knows."""
     # Each coordinate in a row of its own, which is what the pairwise operations stream through.
     columns = anchors.float().transpose(-1, -2).contiguous().expand(len(targets), -1, -1)
     matches: dict[int, Tensor] = {}
-    budget = CHUNK_ELEMENTS_CPU if anchors.device.type == "cpu" else CHUNK_ELEMENTS
-    at_once = max(1, budget // (8 * max(1, columns.shape[2])))
+    at_once = max(1, CHUNK_ELEMENTS // (8 * max(1, columns.shape[2])))
     # Images ordered by their number of boxes: those that still have boxes are then always a
     # prefix, and the cost follows the sum of the counts instead of the largest of them.
     order = sorted(range(len(targets)), key=lambda image: -targets.counts[image])
@@ -55,7 +61,6 @@ def match_anchors(
             [targets.counts[image] for image in group],
             (high, low),
             allow_low_quality,
-            budget,
         )
         matches.update(zip(group, group_matches, strict=True))
     return torch.stack([matches[image] for image in range(len(targets))])
@@ -67,12 +72,11 @@ def _match_ordered(
     counts: list[int],
     thresholds: tuple[float, float],
     allow_low_quality: bool,
-    budget: int,
 ) -> Tensor:
     """A running maximum over the boxes of images whose ``counts`` fall.
 
     ``(B, 4, A)`` anchors, a coordinate in a row, and ``(B, M, 4)`` boxes -> ``(B, A)`` matches.
-    At most about ``budget`` IoU values are held at a time.
+    At most about ``CHUNK_ELEMENTS`` IoU values are held at a time.
     """
     shape = (len(counts), anchors.shape[-1])
     # Below every IoU, so that an image without boxes is background whatever the thresholds.
@@ -82,7 +86,7 @@ def _match_ordered(
     start = 0
     while start < counts[0]:
         active = sum(count > start for count in counts)
-        stop = min(counts[0], start + max(1, budget // max(1, active * shape[1])))
+        stop = min(counts[0], start + max(1, CHUNK_ELEMENTS // max(1, active * shape[1])))
         iou = _pairwise_iou(boxes[:active, start:stop], anchors[:active])
         for row in range(active):
             if counts[row] < stop:

@@ -10,9 +10,11 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 
 from data.target import pad_targets
-from detector import matching
-from detector.matching import BalancedSampler, gather_matched, match_anchors
+from detector import host_matching, matching
+from detector.host_matching import match_on_host
+from detector.matching import BalancedSampler, gather_matched, match_batch
 
+PATHS = [match_batch, match_on_host]  # any device's, and the CPU's
 COUNTS = [(0,), (1,), (0, 0), (3, 0, 1), (0, 40, 2, 7), (300, 1, 0, 120)]
 
 
@@ -50,77 +52,94 @@ def reference(boxes: Tensor, anchors: Tensor, thresholds: tuple[float, float, bo
     return Matcher(*thresholds)(box_iou(boxes, anchors))
 
 
+@pytest.mark.parametrize("match", PATHS)
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4, True), (0.7, 0.3, True), (0.5, 0.5, False)])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 @pytest.mark.parametrize("ties", [True, False])
-def test_matches_of_shared_anchors_equal_torchvision(counts, thresholds, ties) -> None:
+def test_matches_of_shared_anchors_equal_torchvision(counts, thresholds, ties, match) -> None:
     torch.manual_seed(sum(counts))
     scale = 1.0 if ties else 1.0 + torch.rand(1).item()
     boxes = [boxes_on_a_grid(count) for count in counts]
     anchors = boxes_on_a_grid(2000) * scale
-    matches = match_anchors(anchors, targets_of(boxes), *thresholds)
+    matches = match(anchors, targets_of(boxes), *thresholds)
     assert matches.dtype == torch.int64
     for image, image_boxes in enumerate(boxes):
         assert torch.equal(matches[image], reference(image_boxes, anchors, thresholds))
 
 
+@pytest.mark.parametrize("match", PATHS)
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
-def test_matches_of_each_images_own_boxes_equal_torchvision(counts) -> None:
+def test_matches_of_each_images_own_boxes_equal_torchvision(counts, match) -> None:
     torch.manual_seed(1)
     boxes = [boxes_on_a_grid(count) for count in counts]
     proposals = torch.stack([boxes_on_a_grid(500) for _ in counts])
-    matches = match_anchors(proposals, targets_of(boxes), 0.5, 0.5, False)
+    matches = match(proposals, targets_of(boxes), 0.5, 0.5, False)
     for image, image_boxes in enumerate(boxes):
         expected = reference(image_boxes, proposals[image], (0.5, 0.5, False))
         assert torch.equal(matches[image], expected)
 
 
-def test_equal_boxes_match_the_first_of_them() -> None:
+@pytest.mark.parametrize("match", PATHS)
+def test_equal_boxes_match_the_first_of_them(match) -> None:
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-    matches = match_anchors(box, targets_of([box.repeat(5, 1)]), 0.5, 0.4, True)
+    matches = match(box, targets_of([box.repeat(5, 1)]), 0.5, 0.4, True)
     assert matches.tolist() == [[0]]
 
 
-def test_every_anchor_that_is_the_best_of_a_box_is_matched_however_low_its_iou() -> None:
+@pytest.mark.parametrize("match", PATHS)
+def test_every_anchor_that_is_the_best_of_a_box_is_matched_however_low_its_iou(match) -> None:
     anchors = torch.tensor(
         [[0.0, 0.0, 10.0, 10.0], [10.0, 0.0, 20.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
     )
     targets = targets_of([torch.tensor([[8.0, 0.0, 12.0, 10.0]])])
-    assert match_anchors(anchors, targets, 0.5, 0.4, True).tolist() == [[0, 0, -1]]
-    assert match_anchors(anchors, targets, 0.5, 0.4, False).tolist() == [[-1, -1, -1]]
+    assert match(anchors, targets, 0.5, 0.4, True).tolist() == [[0, 0, -1]]
+    assert match(anchors, targets, 0.5, 0.4, False).tolist() == [[-1, -1, -1]]
 
 
-def test_a_box_that_no_anchor_touches_makes_none_positive() -> None:
+@pytest.mark.parametrize("match", PATHS)
+def test_a_box_that_no_anchor_touches_makes_none_positive(match) -> None:
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
     between, touching = torch.tensor([[20.0, 20.0, 40.0, 40.0]]), torch.tensor([[0.0, 0, 3, 3]])
     targets = targets_of([between, torch.cat([between, touching])])
-    assert match_anchors(anchors, targets, 0.5, 0.4, True).tolist() == [[-1, -1], [1, -1]]
+    assert match(anchors, targets, 0.5, 0.4, True).tolist() == [[-1, -1], [1, -1]]
 
 
-def test_an_iou_at_a_threshold_counts_as_above_it() -> None:
+@pytest.mark.parametrize("match", PATHS)
+def test_an_iou_at_a_threshold_counts_as_above_it(match) -> None:
     anchors = torch.tensor([[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 3.0]])
     targets = targets_of([torch.tensor([[0.0, 0.0, 10.0, 10.0]])])
-    assert match_anchors(anchors, targets, 0.5, 0.4, False).tolist() == [[0, -2, -1]]
+    assert match(anchors, targets, 0.5, 0.4, False).tolist() == [[0, -2, -1]]
 
 
+@pytest.mark.parametrize("match", PATHS)
 @pytest.mark.parametrize("elements", [1, 700, 5000, 10**7])
-def test_the_size_of_the_chunks_changes_nothing(elements, monkeypatch) -> None:
+def test_the_size_of_the_chunks_changes_nothing(elements, match, monkeypatch) -> None:
     torch.manual_seed(2)
     targets = targets_of([boxes_on_a_grid(count) for count in (5, 0, 30, 1)])
     anchors = boxes_on_a_grid(300)
-    expected = match_anchors(anchors, targets, 0.5, 0.4, True)
-    monkeypatch.setattr(matching, "CHUNK_ELEMENTS_CPU", elements)
-    assert torch.equal(match_anchors(anchors, targets, 0.5, 0.4, True), expected)
+    expected = match(anchors, targets, 0.5, 0.4, True)
+    for room in (matching, host_matching):
+        monkeypatch.setattr(room, "CHUNK_ELEMENTS", elements)
+    assert torch.equal(match(anchors, targets, 0.5, 0.4, True), expected)
 
 
-def test_matching_holds_a_bounded_number_of_overlaps_and_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize("match", PATHS)
+def test_matching_holds_a_bounded_number_of_overlaps(match, monkeypatch) -> None:
+    for room in (matching, host_matching):
+        monkeypatch.setattr(room, "CHUNK_ELEMENTS", 1 << 19)
+    targets = targets_of([boxes_on_a_grid(count) for count in (200, 3, 0, 150)])
+    with LargestTensor() as recorder:
+        match(boxes_on_a_grid(20_000), targets, 0.5, 0.4, True)
+    assert recorder.elements <= 1 << 19
+
+
+def test_matching_and_sampling_never_wait_for_the_device() -> None:
     targets = targets_of([boxes_on_a_grid(count) for count in (200, 3, 0, 150)])
     anchors = boxes_on_a_grid(20_000)
     with LargestTensor() as recorder:
-        matches = match_anchors(anchors, targets, 0.5, 0.4, True)
+        matches = match_batch(anchors, targets, 0.5, 0.4, True)
         samples = BalancedSampler(256, 0.5)(matches >= 0, matches == -1)
         gather_matched(targets.boxes, matches.gather(1, samples.indices))
-    assert recorder.elements <= matching.CHUNK_ELEMENTS_CPU
     assert recorder.waits == []
 
 
