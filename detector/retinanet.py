@@ -15,7 +15,7 @@ from detector.anchors import PyramidAnchors, build_anchors
 from detector.backbone import Backbone
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import DetectorConfig
-from detector.matching import gather_matched, match_anchors
+from detector.matching import gather_matched, match_anchors, match_batch
 from detector.norm import norm_layer
 from detector.preprocessing import Preprocessing
 from detector.retinanet_head import RetinaNetHead
@@ -108,7 +108,8 @@ class RetinaNet(retinanet.RetinaNet):
             targets: of ``B`` images.
         """
         config = self.config
-        matches = match_anchors(
+        match = match_batch if self.plain else match_anchors
+        matches = match(
             torch.cat(list(anchors)),
             targets,
             config.foreground_iou,
