@@ -93,17 +93,17 @@ def _chunk(logits: Tensor, labels: Tensor, gradient: Tensor, alpha: float, gamma
     if alpha >= 0:
         loss *= 1 - alpha
         slope *= 1 - alpha
-    rows = (labels >= 0).nonzero().squeeze(1)
+    rows = (labels != BACKGROUND).nonzero().squeeze(1)
     if len(rows):
         classes = labels[rows]
+        counts = (classes != IGNORED).unsqueeze(1)
+        classes = classes.clamp(min=0)
         positive_loss, positive_slope = _negatives(-x[rows, classes], gamma)
         weight = alpha if alpha >= 0 else 1.0
         loss[rows, classes] = weight * positive_loss
         slope[rows, classes] = -weight * positive_slope
-    ignored = (labels == IGNORED).nonzero().squeeze(1)
-    if len(ignored):
-        loss[ignored] = 0
-        slope[ignored] = 0
+        loss[rows] = loss[rows].where(counts, 0)
+        slope[rows] = slope[rows].where(counts, 0)
     gradient.copy_(slope)
     return loss.sum()
 
