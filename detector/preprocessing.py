@@ -62,11 +62,11 @@ class Preprocessing(nn.Module):
             return
         # A processor would convert the whole image into a temporary first, and three values side
         # by side would be too few for its vector instructions: rows of pixels are as good.
-        slot.copy_(image)
         if self.channels_last:
             width = slot.shape[2]
-            slot = slot.permute(1, 2, 0).flatten(1)  # a view: (h, w * 3)
+            slot, image = (each.permute(1, 2, 0).flatten(1) for each in (slot, image))  # (h, w * 3)
             scale, offset = (each.flatten().repeat(width) for each in (scale, offset))
+        slot.copy_(image)
         torch.addcmul(offset, slot, scale, out=slot)
 
     def _round_up(self, side: int) -> int:
