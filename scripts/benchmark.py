@@ -5,11 +5,13 @@
     python scripts/benchmark.py losses --boxes-list 8 100 300 --batches 1 4 16
     python scripts/benchmark.py loading --workers 0 2
     python scripts/benchmark.py {voc,coco,weighting,inference} [--device cuda] [--json]
+    python scripts/benchmark.py scaling --ranks 1 2
 
 Every comparison first checks that both sides give the same losses or scores, with the same weights
 and the same batch, and ends where they do not. Then both are timed in turns in one process; with
 --separate (step, losses) each in a process of its own, as its program is shipped. Times are medians
-(quartiles); the ratio is the median over the rounds, above 1 where ours is faster.
+(quartiles); the ratio is the median over the rounds, above 1 where ours is faster. scaling has no
+peer: it compares ranks.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ import torch
 from scripts.benchmarks.inference import run_inference
 from scripts.benchmarks.loading import run_loading
 from scripts.benchmarks.losses import run_losses
-from scripts.benchmarks.processes import SIDES
-from scripts.benchmarks.report import Report
+from scripts.benchmarks.processes import SIDES, Alone
+from scripts.benchmarks.scaling import run_scaling
 from scripts.benchmarks.scoring import run_coco, run_voc
 from scripts.benchmarks.step import run_step
 from scripts.benchmarks.weighting import run_weighting
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     result = options.run(options)
-    as_table = isinstance(result, Report) and not options.json
+    as_table = not isinstance(result, Alone) and not options.json
     print(result.as_markdown() if as_table else result.as_json())
     return 0
 
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scoring(coco, run_coco, 5000, 80, 36_000, 500_000, 1)
     _add_weighting(commands.add_parser("weighting", help="ALWA's share of a step"))
     _add_inference(commands.add_parser("inference", help="detection"))
+    _add_scaling(commands.add_parser("scaling", help="a step on more and more ranks"))
     for command in commands.choices.values():
         command.add_argument("--device", default="cpu", help="cpu or cuda")
         command.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")
@@ -165,6 +168,15 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.set_defaults(run=run_inference)
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, (400, 400), 91)
+    _add_batch(parser)
+    parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2), help="processes")
+    parser.add_argument("--repeats", type=int, default=7, help="steps in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="launches of each number of ranks")
+    parser.set_defaults(run=run_scaling)
 
 
 if __name__ == "__main__":

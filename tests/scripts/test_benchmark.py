@@ -15,9 +15,11 @@ from scripts import benchmark
 from scripts.benchmarks.inference import compare
 from scripts.benchmarks.random_split import random_annotations, random_detections
 from scripts.benchmarks.report import Report, Row
+from scripts.benchmarks.scaling import Point, Scaling
 from scripts.benchmarks.step import check_losses
 from scripts.benchmarks.timing import alternate, ratio
 from scripts.benchmarks.training import build_trainee, build_work
+from scripts.benchmarks.twins import build_ours
 from scripts.benchmarks.voc_eval import by_image, voc_eval
 
 CPU = torch.device("cpu")
@@ -123,3 +125,28 @@ def test_a_benchmark_runs_and_says_what_it_checked(
     assert result["checks"]
     assert all(row["ratio"] > 0 for row in result["rows"])
     assert result["rows"]
+
+
+def test_a_step_of_two_ranks_exchanges_its_gradients_and_a_window_of_losses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["scaling", *TINY, "--batch", "1", "--boxes", "2", "--ranks", "2"]
+    (point,) = run([*command, "--repeats", "1", "--rounds", "1"], capsys)["points"]
+    detector = build_ours("retinanet", "resnet18", 3, CPU)
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    assert trained < sum(p.numel() for p in detector.parameters())  # two stages rest
+    assert point["trained"] == trained
+    assert point["step_bytes"] == 4 * trained
+    # one exchange of each iteration's two losses, summed in float64
+    assert point["window_bytes"] == 8 * 2 * point["interval"]
+
+
+def test_ranks_that_take_as_long_as_one_are_fully_efficient() -> None:
+    points = [Point(1, [2.0, 4.0], 10, 0, 0, 0, 100), Point(4, [2.0, 5.0], 10, 40, 1, 1600, 100)]
+    scaling = Scaling("Title", {"processor": "any"}, batch=2, points=points)
+    assert scaling.efficiency(points[0]) == 1
+    assert scaling.efficiency(points[1]) == pytest.approx((1 + 0.8) / 2)  # round by round
+    assert scaling.images_per_second(points[1]) == pytest.approx(4 * 2 / 3.5)
+    lines = scaling.as_markdown().splitlines()
+    assert lines[-1].endswith("| 2.29 | 90% | 40 B in 1 | 1,600 B / 100 = 16 B |")
+    assert json.loads(scaling.as_json())["points"][1]["step_bytes"] == 40
