@@ -154,9 +154,15 @@ def evaluation_shard(
 ) -> list[Positions]:
     """This rank's batches of images, each image on exactly one rank and none twice.
 
-    Images are sorted by aspect ratio and size, so that a batch needs little padding. The numbers
-    of batches of two ranks differ by one at most.
+    Images are sorted by aspect ratio and size, and no batch holds both of the training's aspect
+    groups: it needs little padding, as in training, where a group norm has got used to it. The
+    numbers of batches of two ranks differ by one at most.
     """
     order = np.lexsort((sizes_hw[:, 0], sizes_hw[:, 1] / sizes_hw[:, 0]))
-    starts = range(rank * batch_size, len(order), batch_size * world_size)
-    return [order[start : start + batch_size] for start in starts]
+    wide = aspect_groups(sizes_hw[order]).astype(bool)
+    batches = [
+        group[start : start + batch_size]
+        for group in (order[~wide], order[wide])
+        for start in range(0, len(group), batch_size)
+    ]
+    return batches[rank::world_size]

@@ -129,6 +129,8 @@ def test_evaluation_batches_hold_images_of_like_shape() -> None:
     sizes_hw = np.array([[60, 90], [90, 60], [61, 90], [90, 61]], np.int32)
     batches = [sorted(batch.tolist()) for batch in evaluation_shard(sizes_hw, 2, 0, 1)]
     assert batches == [[1, 3], [0, 2]]
+    batches = [batch.tolist() for batch in evaluation_shard(sizes_hw, 3, 0, 1)]
+    assert [len(batch) for batch in batches] == [2, 2]  # neither is filled from the other group
 
 
 def test_a_million_showings_are_ordered_within_seconds() -> None:
