@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+FEWEST_SLOTS = 8  # of an image, where shapes are to be few
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class Targets:
     def labels_of(self, image: int) -> Tensor:
         """``(counts[image],)``: the labels of one image, without padding."""
         return self.labels[image, : self.counts[image]]
+
+    def with_few_shapes(self) -> Targets:
+        """The same objects, padded to a power of two: as many shapes as sizes, not as counts."""
+        slots = FEWEST_SLOTS
+        while slots < self.labels.shape[1]:
+            slots *= 2
+        padding = slots - self.labels.shape[1]
+        boxes = F.pad(self.boxes, (0, 0, 0, padding))
+        return replace(self, boxes=boxes, labels=F.pad(self.labels, (0, padding), value=-1))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Targets:
         masks = self.masks

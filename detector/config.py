@@ -262,6 +262,11 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         description="keep images and convolutions in channels-last memory order: the same numbers "
         "up to rounding, sooner",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="on a GPU, record RetinaNet's training pass for each image size and launch it "
+        "as one: the same numbers, sooner for small batches",
+    )
 
     @property
     def pyramid_levels(self) -> tuple[int, ...]:

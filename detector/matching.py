@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.target import Targets
 from detector.host_matching import match_on_host
+from losses.gpu import has_kernels
 
 BACKGROUND = -1  # as losses.focal_sums writes labels
 IGNORED = -2
@@ -39,7 +40,11 @@ def match_anchors(
         ``(B, A)`` int64: index of the matched box in its image, -1 background, -2 ignored. Of equal
         overlaps the first box wins.
     """
-    match = match_on_host if anchors.device.type == "cpu" else match_batch
+    match = match_batch
+    if anchors.device.type == "cpu":
+        match = match_on_host
+    elif has_kernels(anchors.device):
+        from detector.matching_kernels import match_on_gpu as match
     return match(anchors, targets, high, low, allow_low_quality)
 
 
@@ -144,7 +149,7 @@ class Samples:
 
     Attributes:
         indices: ``(B, S)`` int64 into the image's anchors or proposals.
-        positive: ``(B, S)`` bool: the slot holds a sampled positive.
+        positive: ``(B, S)`` bool: the slot holds a sampled positive; they come first.
         valid: ``(B, S)`` bool: the slot holds a sampled positive or negative; the others are empty.
     """
 

@@ -31,7 +31,7 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
     folded = False  # whether the convolution before it does its work: detector.folded
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.folded and x.device.type == "cpu" else super().forward(x)
+        return x if self.folded else super().forward(x)
 
 
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
@@ -46,7 +46,7 @@ class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
         self.train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.folded and x.device.type == "cpu" else super().forward(x)
+        return x if self.folded else super().forward(x)
 
     def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:  # noqa: ARG002
         return super().train(False)

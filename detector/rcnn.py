@@ -15,11 +15,13 @@ from detector.anchors import build_anchors
 from detector.backbone import Backbone
 from detector.box_head import BoxHead
 from detector.config import DetectorConfig, MaskConfig
+from detector.cuda_graphs import CUDAGraphs
 from detector.preprocessing import Preprocessing
 from detector.roi_heads import RoIHeads
 from detector.roi_pooling import RoIPooler
-from detector.rpn import RegionProposalNetwork, RPNHead
+from detector.rpn import Predictions, RegionProposalNetwork, RPNHead
 from losses.config import LossConfig
+from losses.gpu import has_kernels
 
 RPN_OCTAVE_BASE = 8.0  # an anchor's size in strides
 RPN_SCALES_PER_OCTAVE = 1
@@ -60,6 +62,7 @@ class FasterRCNN(GeneralizedRCNN):
             Preprocessing(channels_last=config.channels_last),
         )
         self.num_classes = num_classes
+        self.graphs = CUDAGraphs(self, self._trunk) if config.cuda_graphs else None
 
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
@@ -81,12 +84,31 @@ class FasterRCNN(GeneralizedRCNN):
         if self.training and targets is None:
             raise ValueError("a detector in training mode needs targets")
         batch = self.transform(images)
-        features = self.backbone(batch.tensors)
         targets = targets if self.training else None
         padded_size = (batch.tensors.shape[-2], batch.tensors.shape[-1])
-        proposals, rpn_losses = self.rpn(features, padded_size, batch.image_sizes, targets)
+        features, predictions = self._features(batch.tensors)
+        proposals, rpn_losses = self.rpn(
+            features, padded_size, batch.image_sizes, targets, predictions
+        )
         detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**rpn_losses, **roi_losses} if self.training else detections
+
+    def _features(self, images: Tensor) -> tuple[dict[str, Tensor], Predictions | None]:
+        """``(B, 3, H, W)`` -> the pyramid; what the RPN's head sees there too, where recorded."""
+        if self.graphs is None or not self.training or not has_kernels(images.device):
+            return self.backbone(images), None
+        levels = len(self.backbone.levels)
+        outputs = self.graphs(images)
+        maps, logits, deltas = (list(outputs[n * levels : (n + 1) * levels]) for n in range(3))
+        return dict(zip(self._names, maps, strict=True)), (logits, deltas)
+
+    def _trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps, objectness and deltas of each level: all that comes before proposals."""
+        features = self.backbone(images)
+        self._names = tuple(features)
+        maps = list(features.values())
+        logits, deltas = self.rpn.head(maps)
+        return (*maps, *logits, *deltas)
 
 
 class MaskRCNN(FasterRCNN):

@@ -15,13 +15,15 @@ from detector.anchors import PyramidAnchors, build_anchors
 from detector.backbone import Backbone
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import DetectorConfig
+from detector.cuda_graphs import CUDAGraphs
 from detector.matching import gather_matched, match_anchors, match_batch
 from detector.norm import norm_layer
 from detector.preprocessing import Preprocessing
 from detector.retinanet_head import RetinaNetHead
 from detector.windows import Wanted
 from losses.config import LossConfig
-from losses.focal_sums import fast_focal_sums, focal_sums
+from losses.focal_sums import fastest_focal_sums, focal_sums
+from losses.gpu import has_kernels
 
 OCTAVE_BASE = 4.0  # the smallest anchor's size in strides
 SCALES_PER_OCTAVE = 3
@@ -71,6 +73,7 @@ class RetinaNet(retinanet.RetinaNet):
         self.num_classes = num_classes
         self.normalizer = loss.normalizer
         self.plain = False
+        self.graphs = CUDAGraphs(self, self._losses_of) if config.cuda_graphs else None
         self.box_coder = BoxCoder()
         self.box_loss = BoxLoss(loss.box, self.box_coder)
 
@@ -88,14 +91,28 @@ class RetinaNet(retinanet.RetinaNet):
             ``boxes (D, 4)`` float32 xyxy, ``scores (D,)`` float32, falling, ``labels (D,)`` int64.
         """
         batch = self.transform(images)
-        maps = list(self.backbone(batch.tensors).values())
-        height, width = batch.tensors.shape[-2:]
-        anchors = self.anchor_generator.of_pyramid((height, width), maps)
         if not self.training:
+            maps, anchors = self._maps_and_anchors(batch.tensors)
             return self.select_detections(self.head(maps), anchors, batch.image_sizes)
         if targets is None:
             raise ValueError("targets are needed in training mode")
-        return self.training_losses(maps, anchors, targets)
+        if self.graphs is None or self.plain or not has_kernels(batch.tensors.device):
+            return self.training_losses(*self._maps_and_anchors(batch.tensors), targets)
+        targets = targets.with_few_shapes()
+        losses = self.graphs(batch.tensors, targets.boxes, targets.labels)
+        # copies: the next batch's are written to the same memory
+        return {name: loss.clone() for name, loss in zip(self.loss_names, losses, strict=True)}
+
+    def _maps_and_anchors(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        maps = list(self.backbone(images).values())
+        height, width = images.shape[-2:]
+        return maps, self.anchor_generator.of_pyramid((height, width), maps)
+
+    def _losses_of(self, images: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """``training_losses`` as a function of tensors: of shapes alone, whatever they hold."""
+        targets = Targets(boxes, labels, (labels.shape[1],) * len(labels))
+        losses = self.training_losses(*self._maps_and_anchors(images), targets)
+        return tuple(losses[name] for name in self.loss_names)
 
     def training_losses(
         self, maps: Sequence[Tensor], anchors: Sequence[Tensor], targets: Targets
@@ -130,7 +147,7 @@ class RetinaNet(retinanet.RetinaNet):
         """``(B, A)`` matches -> ``(B,)``: the focal loss of each image's anchors."""
         labels = gather_matched(targets.labels, matches).where(matches >= 0, matches)
         levels = self.head.classify(maps)
-        focal = fast_focal_sums if self._on_host(labels) else focal_sums
+        focal = focal_sums if self.plain else fastest_focal_sums(labels.device)
         sums = [
             focal(logits, level_labels, self.config.focal_alpha, self.config.focal_gamma)
             for logits, level_labels in zip(

@@ -38,7 +38,7 @@ class SampledRoIs:
         classes: ``(B, S)`` int64, 0 for background.
         objects: ``(B, S)`` int64: the matched object, without meaning for background.
         object_boxes: ``(B, S, 4)``: its box.
-        positive: ``(B, S)`` bool: not background.
+        positive: ``(B, S)`` bool: not background; they come before all others.
         valid: ``(B, S)`` bool: the slot is not empty.
     """
 
@@ -176,9 +176,12 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
                 "detector.type: mask_rcnn trains on masks and the data has none; "
                 "choose faster_rcnn or data with masks"
             )
-        boxes = [b[keep] for b, keep in zip(rois.boxes, rois.positive, strict=True)]
-        objects = [o[keep] for o, keep in zip(rois.objects, rois.positive, strict=True)]
-        logits = self.mask_logits(features, to_rois(boxes), rois.classes[rois.positive])
+        counts = rois.positive.sum(dim=1).tolist()  # they stand in the first slots
+        boxes, objects, classes = (
+            [image[:count] for image, count in zip(values, counts, strict=True)]
+            for values in (rois.boxes, rois.objects, rois.classes)
+        )
+        logits = self.mask_logits(features, to_rois(boxes), torch.cat(classes))
         crops = crop_masks(targets.masks, boxes, objects, logits.shape[-1])
         return binary_cross_entropy_with_logits(logits, crops)
 

@@ -68,8 +68,12 @@ class RoIPooler(MultiScaleRoIAlign):
     def pool_each_map(self, maps: Sequence[Tensor], map_of_roi: Tensor, rois: Tensor) -> Tensor:
         """torchvision's RoIAlign, map by map: ``(R, C, output_size, output_size)``."""
         pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], *self.output_size))
-        for index, (feature_map, scale) in enumerate(zip(maps, self.scales_of_maps, strict=True)):
-            rows = torch.where(map_of_roi == index)[0]
+        # RoIs ordered by their map: the host reads the counts, and waits once for all maps.
+        order = map_of_roi.argsort(stable=True)
+        indices = torch.arange(len(maps), device=rois.device)
+        counts = (map_of_roi == indices.unsqueeze(1)).sum(dim=1).tolist()
+        parts = zip(maps, self.scales_of_maps, order.split(counts), strict=True)
+        for feature_map, scale, rows in parts:
             aligned = roi_align(
                 feature_map,
                 rois[rows],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import rpn as torchvision_rpn
 from torchvision.ops import batched_nms, clip_boxes_to_image
@@ -19,8 +20,10 @@ from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match
 from detector.rpn_at_anchors import is_one_layer, predictions_at
 from losses.classification import binary_cross_entropy_with_logits
 from losses.config import BoxLossConfig
+from losses.gpu import has_kernels
 
 Size = tuple[int, int]
+Predictions = tuple[list[Tensor], list[Tensor]]  # objectness and deltas of each level
 
 
 class RPNHead(torchvision_rpn.RPNHead):
@@ -108,6 +111,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         padded_size_hw: Size,
         sizes_hw: Sequence[Size],
         targets: Targets | None = None,
+        predictions: Predictions | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Propose boxes and, given targets, compute the losses.
 
@@ -116,6 +120,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             padded_size_hw: the size of the batch the maps were made from.
             sizes_hw: the size of each image without padding.
             targets: the ground truth, in training.
+            predictions: what the head gives for these features, if that is known.
 
         Returns:
             ``(P_b, 4)`` float32 boxes of each image, best first and without gradient; the losses.
@@ -125,7 +130,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         # A fast path: proposals need no gradient, and the losses read few anchors.
         sparse = targets is not None and maps[0].device.type == "cpu" and is_one_layer(self.head)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
-            logits, level_deltas = self.head(maps)
+            logits, level_deltas = self.head(maps) if predictions is None else predictions
         objectness = [_per_anchor(level, 1).squeeze(2) for level in logits]
         deltas = [_per_anchor(level, 4) for level in level_deltas]
         proposals = self.propose(objectness, deltas, anchors, sizes_hw)
@@ -133,8 +138,8 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             return proposals, {}
         if sparse:
             sampled = self.sample(torch.cat(anchors), targets)
-            predictions = predictions_at(self.head, maps, sampled.indices)
-            return proposals, self.losses_at(sampled, *predictions)
+            at_sampled = predictions_at(self.head, maps, sampled.indices)
+            return proposals, self.losses_at(sampled, *at_sampled)
         losses = self.losses(
             torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), targets
         )
@@ -218,10 +223,37 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             boxes.append(self.box_coder.decode(chosen, level_anchors[best.indices]))
             scores.append(best.values.sigmoid())
             levels.append(torch.full_like(best.indices, level))
+        if has_kernels(boxes[0].device):
+            return self._suppress_on_gpu(boxes, scores, sizes_hw)
         candidates = zip(
             torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes_hw, strict=True
         )
         return [self._suppress(*candidate) for candidate in candidates]
+
+    def _suppress_on_gpu(
+        self, boxes: list[Tensor], scores: list[Tensor], sizes_hw: Sequence[Size]
+    ) -> list[Tensor]:
+        """``_suppress`` for the levels of all images at once; the host waits once, for the counts.
+
+        ``(B, k_l, 4)`` boxes and ``(B, k_l)`` falling scores of each level.
+        """
+        from detector.nms_kernels import keep_best
+
+        longest = max(level.shape[1] for level in scores)
+        padded = [_pad_rows(level, longest) for level in boxes]
+        candidates = torch.stack(padded, 1)  # (B, levels, k, 4)
+        clipped = torch.stack(
+            [clip_boxes_to_image(*image) for image in zip(candidates, sizes_hw, strict=True)]
+        )
+        score = torch.stack([_pad_rows(level, longest, -1.0) for level in scores], 1)
+        large = (clipped[..., 2:] - clipped[..., :2] >= self.min_size).all(dim=-1)
+        valid = large & (score >= max(self.score_thresh, 0.0))
+        keep = keep_best(clipped.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh)
+        score = torch.where(keep.view_as(score), score, -1.0).flatten(1)
+        best = score.topk(min(self.post_nms_top_n(), score.shape[1]), dim=1)
+        chosen = clipped.flatten(1, 2).gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
+        counts = (best.values >= 0).sum(dim=1).tolist()
+        return [image[:count] for image, count in zip(chosen, counts, strict=True)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
         """Clip the candidates of one image, drop the tiny and the bad, then NMS within a level."""
@@ -231,6 +263,12 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         keep = batched_nms(boxes, scores, levels, self.nms_thresh)
         return boxes[keep[: self.post_nms_top_n()]]
+
+
+def _pad_rows(values: Tensor, length: int, value: float = 0.0) -> Tensor:
+    """``(B, k)`` or ``(B, k, 4)`` -> with ``length`` rows."""
+    missing = length - values.shape[1]
+    return F.pad(values, (0, missing) if values.dim() == 2 else (0, 0, 0, missing), value=value)
 
 
 def _per_anchor(output: Tensor, values: int) -> Tensor:

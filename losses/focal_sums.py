@@ -7,6 +7,7 @@ elementary operation on it is a trip through memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from losses.classification import sigmoid_focal_loss
+from losses.gpu import has_kernels
 
 BACKGROUND = -1
 IGNORED = -2
@@ -23,6 +25,17 @@ CHUNK = 1 << 18
 
 # From here on softplus(x) is x and the sigmoid 1 in float32, and the exponential is still finite.
 LARGEST_EXPONENT = 80.0
+
+
+def fastest_focal_sums(device: torch.device) -> Callable[[Tensor, Tensor, float, float], Tensor]:
+    """``focal_sums`` in the form that is the fastest on a device."""
+    if device.type == "cpu":
+        return fast_focal_sums
+    if has_kernels(device):
+        from losses.focal_kernels import focal_sums_on_gpu
+
+        return focal_sums_on_gpu
+    return focal_sums
 
 
 def focal_sums(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.cuda_graphs import FIRST_RECORDED
 from detector.matching import match_anchors
 from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.memory import peak_memory
@@ -22,7 +23,7 @@ from scripts.benchmarks.training import (
     build_work,
     count_synchronizations,
 )
-from scripts.benchmarks.twins import DrawnLikeOurs, Reseeded, Work
+from scripts.benchmarks.twins import DrawnLikeOurs, Reseeded, Work, float32_products
 
 LARGEST_DIFFERENCE = 1e-3  # of a loss, relative
 WINDOW = 5  # locations around a positive that RetinaNet's box tower of five layers looks at
@@ -51,7 +52,10 @@ def run_step(options: argparse.Namespace) -> Report | Alone:
         report.rows.append(Row("step, a process each", *times, options.batch, notes))
         return report
     seconds = alternate(
-        {side: trainee.step for side, trainee in trainees.items()}, options.repeats, device
+        {side: trainee.step for side, trainee in trainees.items()},
+        options.repeats,
+        device,
+        warm_up=FIRST_RECORDED + 1 if device.type == "cuda" else 1,
     )
     report.rows.append(
         Row("step, one process", seconds["ours"], seconds["theirs"], options.batch, notes)
@@ -102,7 +106,8 @@ def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[st
     own = {part: module.fg_bg_sampler for part, module in parts.items()}
     for part, module in parts.items():
         module.fg_bg_sampler = samplers[part]
-    losses = {name: loss.item() for name, loss in trainee.run().items()}
+    with float32_products():
+        losses = {name: loss.item() for name, loss in trainee.run().items()}
     for part, module in parts.items():
         module.fg_bg_sampler = own[part]
     return losses

@@ -8,7 +8,8 @@ three trainable stages.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,3 +208,14 @@ class DrawnLikeOurs:
             [row[:length] for row, length in zip(positive, lengths, strict=True)],
             [row[:length] for row, length in zip(negative, lengths, strict=True)],
         )
+
+
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """Without TensorFloat-32, which cuDNN's convolutions otherwise use for float32."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed

@@ -1,0 +1,113 @@
+"""A forward and a backward pass as one launch each: CUDA graphs, one for each shape of the input.
+
+A step of a small batch is some thousand kernels, each shorter than Python takes to ask for it: the
+GPU waits for the host. Recorded once, the same kernels with the same memory run again without it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+FIRST_RECORDED = 3  # a shape is recorded when it comes for the third time: what comes once is not
+MOST_GRAPHS = 32
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class CUDAGraphs:
+    """``function``, with its passes recorded: the same kernels, so the same results.
+
+    The function is called as ever for shapes that are new, when all graphs are taken, and where
+    gradients of another batch are kept: a recorded backward pass writes to the same memory again.
+    So do results: they hold until the next call.
+
+    Args:
+        module: whose parameters the function reads.
+        function: tensors -> tensors, on one GPU, without a look at their values.
+    """
+
+    def __init__(self, module: nn.Module, function: Function) -> None:
+        self.module = module
+        self.function = function
+        self._sightings: Counter[Any] = Counter()
+        self._graphs: dict[Any, Function] = {}
+        self._memory: Any = None
+
+    @property
+    def recorded(self) -> int:
+        """How many shapes have a graph."""
+        return len(self._graphs)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        keeps_gradients = any(parameter.grad is not None for parameter in trained.values())
+        if keeps_gradients or not torch.is_grad_enabled():
+            return self.function(*inputs)
+        key = (_describe(inputs), tuple(trained))
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._sightings[key] += 1
+            if self._sightings[key] < FIRST_RECORDED or len(self._graphs) == MOST_GRAPHS:
+                return self.function(*inputs)
+            graph = self._graphs[key] = self._record(inputs, trained)
+        return graph(*inputs, *trained.values())
+
+    def _record(self, inputs: tuple[Tensor, ...], trained: dict[str, nn.Parameter]) -> Function:
+        if self._memory is None:
+            self._memory = torch.cuda.graph_pool_handle()
+        # The same memory under names of their own: what autograd keeps for the parameters belongs
+        # to another stream, which must not be waited for while a graph is recorded.
+        twins = [parameter.detach().requires_grad_() for parameter in trained.values()]
+        module = _Recorded(self.module, self.function)
+        names = [f"module.{name}" for name in trained]
+
+        def run(*values: Tensor) -> tuple[Tensor, ...]:
+            images, parameters = values[: len(inputs)], values[len(inputs) :]
+            outputs: tuple[Tensor, ...] = functional_call(
+                module, dict(zip(names, parameters, strict=True)), images
+            )
+            return outputs
+
+        samples = (*(value.clone() for value in inputs), *twins)
+        with _uncached_autocast():
+            graph: Function = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
+                run, samples, allow_unused_input=True, pool=self._memory
+            )
+        return graph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied module records nothing: graphs hold the memory of this one."""
+
+
+class _Recorded(nn.Module):
+    """A function as a module: then it can be called with other parameters."""
+
+    def __init__(self, module: nn.Module, function: Function) -> None:
+        super().__init__()
+        self.module = module
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.function(*inputs)
+
+
+def _uncached_autocast() -> torch.autocast:
+    """The autocast in force, each cast done where its result is read: a graph has to do them."""
+    return torch.autocast(
+        "cuda",
+        torch.get_autocast_dtype("cuda"),
+        enabled=torch.is_autocast_enabled("cuda"),
+        cache_enabled=False,
+    )
+
+
+def _describe(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """What a recorded launch cannot change."""
+    precision = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+    return (precision, *((tuple(value.shape), value.dtype) for value in inputs))

@@ -1,0 +1,154 @@
+"""Check on a CUDA GPU what cannot be checked without one, and measure it.
+
+    python scripts/check_gpu.py                      # all, some three minutes on an H200
+    python scripts/check_gpu.py --only kernels waits
+    python scripts/check_gpu.py --config configs/bccd/retinanet.yaml --only training
+
+kernels: each against the plain mathematics, on random input. parity: a detector on the GPU against
+itself on the CPU: losses, gradients, detections. recorded: a pass as a CUDA graph against the pass
+as it is written. bf16: losses and gradients are finite. exchange: NCCL with one rank. waits: a
+RetinaNet step with ALWA never makes the host wait. benchmarks: steps against torchvision's.
+training: train.py and evaluate.py on --config. A line for each check; the exit status is 1 where
+one failed, 2 where there is no GPU.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import argparse
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from scripts import benchmark
+from scripts.benchmarks.machine import describe_machine
+from scripts.gpu_checks.parity import check_parity
+from scripts.gpu_checks.steps import (
+    check_bf16,
+    check_exchange,
+    check_no_waits,
+    check_recorded,
+)
+
+DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
+CUDA = torch.device("cuda")
+
+STEP = "step --device cuda --size 800 800 --boxes 8 --repeats 15"
+BENCHMARKS = (
+    *(
+        f"{STEP} --detector {detector} --batch {batch} {precision}"
+        for detector in DETECTORS
+        for batch in (2, 4)
+        for precision in ("", "--amp bf16")
+    ),
+    f"{STEP} --amp bf16 --peer-amp bf16 --separate",
+    f"{STEP} --batch 32 --amp bf16 --peer-amp bf16",
+    "losses --device cuda --boxes-list 8 100 300 --batches 2 16",
+    "weighting --device cuda --size 800 800 --amp bf16",
+    "inference --device cuda --images 0",
+    "inference --device cuda --images 0 --detector faster_rcnn",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the checks that were asked for."""
+    checks = _checks()
+    options = _parser(list(checks)).parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing was checked", file=sys.stderr)
+        return 2
+    print(describe_machine(CUDA), flush=True)
+    failed = [name for name in options.only if not _run(name, checks[name](options))]
+    print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+def _run(name: str, lines: Iterator[str]) -> bool:
+    """Print what a check says; False where it fails."""
+    try:
+        for line in lines:
+            print(f"{name}: {line}", flush=True)
+    except (Exception, SystemExit):
+        traceback.print_exc(file=sys.stdout)
+        print(f"{name}: FAILED", flush=True)
+        return False
+    return True
+
+
+def _checks() -> dict[str, Callable[[argparse.Namespace], Iterator[str]]]:
+    return {
+        "kernels": lambda _: _kernels(),
+        "parity": lambda o: (f"{d}: {check_parity(d, o.backbone, CUDA)}" for d in DETECTORS),
+        "recorded": lambda o: (f"{d}: {check_recorded(d, o.backbone, CUDA)}" for d in DETECTORS),
+        "bf16": lambda o: (f"{d}: {check_bf16(d, o.backbone, CUDA)}" for d in DETECTORS),
+        "exchange": lambda o: iter([check_exchange(o.backbone, CUDA)]),
+        "waits": lambda o: iter([check_no_waits(o.backbone, CUDA)]),
+        "benchmarks": lambda _: _benchmarks(),
+        "training": _training,
+    }
+
+
+def _kernels() -> Iterator[str]:
+    from scripts.gpu_checks.kernels import check_kernels  # it needs Triton
+
+    yield from check_kernels(CUDA)
+
+
+def _benchmarks() -> Iterator[str]:
+    for command in BENCHMARKS:
+        yield f"python scripts/benchmark.py {command}"
+        benchmark.main(command.split())
+        torch.cuda.empty_cache()
+
+
+def _training(options: argparse.Namespace) -> Iterator[str]:
+    """A whole run and its score, as a user types it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for config in options.config:
+            overrides = [f"train.output={folder}", "train.name=run", *options.overrides]
+            _python("train.py", "--config", str(config), *overrides)
+            log = Path(folder, "run", "train.log").read_text(encoding="utf-8")
+            yield f"{config}: {log.strip().splitlines()[-1]}"
+            yield _python("evaluate.py", str(Path(folder, "run", "last.pt")))
+
+
+def _python(*command: str) -> str:
+    """What a program of this project prints.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    result = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return result.stdout
+
+
+def _parser(names: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--backbone", default="resnet50", help="of torchvision's ResNets")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        default=[ROOT / "configs/bccd/retinanet.yaml"],
+        help="what training runs",
+    )
+    parser.add_argument("--overrides", nargs="+", default=[], help="of the config, key.path=value")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

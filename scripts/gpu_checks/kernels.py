@@ -1,0 +1,127 @@
+"""The kernels of a GPU against the plain mathematics, on random input.
+
+``python -m scripts.gpu_checks.kernels cpu`` runs them without a GPU, in Triton's interpreter
+(``TRITON_INTERPRET=1``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from data.target import pad_targets
+from detector.matching import match_batch
+from detector.matching_kernels import match_on_gpu
+from detector.nms_kernels import keep_best
+from losses.focal_kernels import focal_sums_on_gpu
+from losses.focal_sums import IGNORED, focal_sums
+
+CLASSES = 13
+LARGEST_DIFFERENCE = 1e-5  # relative: sums in another order
+FOCAL_OPTIONS = ((0.25, 2.0), (-1.0, 2.0), (0.5, 1.5), (0.25, 0.0))  # alpha, gamma
+BOXES = ((0, 0), (1, 0, 7), (5, 5), (40,))  # an image
+LISTS = ((1, 1), (2, 31), (3, 100), (2, 300))  # of boxes to suppress: how many, how long
+SPREAD, SIDE = 200.0, 80.0  # of boxes, pixels
+
+
+def check_focal(device: torch.device, anchors: int) -> str:
+    """Values and gradients for several alphas and gammas, in float32 and bf16.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    worst = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        for alpha, gamma in FOCAL_OPTIONS:
+            logits = (6 * torch.randn(3, anchors, CLASSES, device=device)).to(dtype)
+            labels = torch.randint(IGNORED, CLASSES, (3, anchors + 20), device=device)[:, 10:-10]
+            scale = torch.rand(3, device=device)
+            results = []
+            for compute, x in ((focal_sums, logits.float()), (focal_sums_on_gpu, logits)):
+                leaf = x.clone().requires_grad_()
+                sums = compute(leaf, labels, alpha, gamma)
+                (sums * scale).sum().backward()
+                results.append((sums.detach(), leaf.grad))
+            (plain, plain_gradient), (fast, gradient) = results
+            worst = max(worst, _difference(fast, plain))
+            rounding = torch.finfo(dtype).eps if dtype != torch.float32 else 0
+            if _difference(gradient, plain_gradient) > LARGEST_DIFFERENCE + rounding:
+                raise SystemExit(f"focal loss, {dtype}: the gradient differs")
+    if not worst <= LARGEST_DIFFERENCE:
+        raise SystemExit(f"focal loss: differs by {worst:.2g} (relative)")
+    return f"focal loss: largest relative difference {worst:.1g}"
+
+
+def check_matching(device: torch.device, anchors: int) -> str:
+    """All matches, ties included; anchors of all images or of each.
+
+    Raises:
+        SystemExit: one differs.
+    """
+    compared = 0
+    for counts in BOXES:
+        boxes = [_boxes((count,), device) for count in counts]
+        if counts[-1] > 1:
+            boxes[-1][1] = boxes[-1][0]
+        targets = pad_targets(boxes, [torch.zeros(n, dtype=torch.int64) for n in counts])
+        for shape in ((anchors,), (len(counts), anchors)):
+            candidates = _boxes(shape, device)
+            if counts[-1] > 0:
+                candidates[..., :3, :] = boxes[-1][0]
+            for low_quality in (True, False):
+                options = (candidates, targets, 0.5, 0.4, low_quality)
+                if not torch.equal(match_on_gpu(*options), match_batch(*options)):
+                    raise SystemExit(f"matching differs: {counts} boxes, {shape} anchors")
+                compared += len(counts) * anchors
+    return f"matching: {compared:,} matches are the same"
+
+
+def check_suppression(device: torch.device) -> str:
+    """The boxes that stay are torchvision's.
+
+    Raises:
+        SystemExit: others stay.
+    """
+    kept = 0
+    for lists, length in LISTS:
+        boxes = _boxes((lists, length), device)
+        valid = torch.rand(lists, length, device=device) < 0.9
+        keep = keep_best(boxes, valid, 0.3)
+        for row in range(lists):
+            candidates = valid[row].nonzero().squeeze(1)
+            scores = -torch.arange(len(candidates), device=device, dtype=torch.float32)
+            expected = candidates[nms(boxes[row][candidates], scores, 0.3)].sort().values
+            if not torch.equal(keep[row].nonzero().squeeze(1), expected):
+                raise SystemExit(f"suppression differs: {length} boxes")
+        kept += int(keep.sum())
+    return f"suppression: the same {kept} boxes stay"
+
+
+def _boxes(shape: Sequence[int], device: torch.device) -> Tensor:
+    """``(*shape, 4)``."""
+    corners = torch.rand(*shape, 2, device=device) * SPREAD
+    return torch.cat([corners, corners + 1 + torch.rand_like(corners) * SIDE], dim=-1)
+
+
+def _difference(value: Tensor | None, expected: Tensor | None) -> float:
+    if value is None or expected is None:
+        raise SystemExit("there is no gradient")
+    return float((value.float() - expected).norm() / expected.norm())
+
+
+def check_kernels(device: torch.device, anchors: int = 100_000) -> list[str]:
+    """A line for each kernel; see them for what they raise."""
+    torch.manual_seed(0)
+    return [
+        check_focal(device, anchors),
+        check_matching(device, anchors),
+        check_suppression(device),
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(check_kernels(torch.device(sys.argv[1]), anchors=600)))

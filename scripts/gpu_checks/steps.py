@@ -1,0 +1,168 @@
+"""A training step on a GPU: recorded or not the same, finite in bf16, exchanged, never waiting."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+
+from detector.cuda_graphs import FIRST_RECORDED
+from losses import ALWA
+from scripts.benchmarks.scaling import Collectives
+from scripts.benchmarks.training import Trainee, build_trainee, build_work
+
+INTERVAL = 2  # of ALWA: every second step closes a window
+STEPS = 6  # the passes are recorded within
+BACKENDS = "cpu:gloo,cuda:nccl"  # as engine.distributed
+LARGEST_DIFFERENCE = 1e-3  # of a gradient, relative: sums on a GPU have no fixed order
+
+
+def check_bf16(kind: str, backbone: str, device: torch.device) -> str:
+    """Some steps under autocast: losses and gradients are finite.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    trainee = _build(kind, backbone, device, "bf16")
+    for _ in range(STEPS):
+        trainee.step()
+    losses = {name: float(loss) for name, loss in trainee.losses().items()}
+    gradient = _gradient(trainee)
+    if not bool(gradient.isfinite().all()) or not all(map(_is_finite, losses.values())):
+        raise SystemExit(f"not finite in bf16: losses {losses}, gradient {gradient.norm():.3g}")
+    listed = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+    return f"finite losses ({listed}) and gradients"
+
+
+def check_exchange(backbone: str, device: torch.device, backends: str = BACKENDS) -> str:
+    """A RetinaNet step under DDP with one rank: the gradients of the plain step.
+
+    Raises:
+        SystemExit: others, or not all were exchanged.
+    """
+    alone = _build("retinanet", backbone, device, "none")
+    alone.step()
+    expected = _gradient(alone)
+    del alone
+    with process_group(backends):
+        trainee = _build("retinanet", backbone, device, "none", wrapped=True)
+        with Collectives() as exchanged:
+            trainee.step()
+        difference = float((_gradient(trainee) - expected).norm() / expected.norm())
+        if not difference <= LARGEST_DIFFERENCE or exchanged.bytes < 4 * len(expected):
+            raise SystemExit(
+                f"{exchanged.bytes:,} B exchanged of {len(expected):,} gradients, which differ by "
+                f"{difference:.2g} (relative)"
+            )
+    return (
+        f"{exchanged.bytes:,} B in {exchanged.calls} all-reduces; gradients of the plain step "
+        f"(relative difference {difference:.1g})"
+    )
+
+
+def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
+    """Losses and gradients of a recorded pass against those of the pass as it is written.
+
+    Raises:
+        SystemExit: they differ, or nothing was recorded.
+    """
+    lines = []
+    for amp in ("none", "bf16"):
+        trainee = _build(kind, backbone, device, amp)
+        trainee.optimizer = SGD(trainee.model.parameters(), lr=0.0)  # the weights stay
+        for _ in range(FIRST_RECORDED):
+            trainee.step()
+        results = []
+        model: Any = trainee.model
+        graphs = model.graphs
+        for model.graphs in (graphs, None):
+            torch.manual_seed(0)  # of the sampled anchors and proposals
+            trainee.step()
+            torch.manual_seed(0)
+            losses = torch.stack([loss.detach() for loss in trainee.losses().values()])
+            results.append((losses, _gradient(trainee).clone()))
+        if not graphs.recorded:
+            raise SystemExit(f"{kind}: nothing was recorded")
+        worst = max(
+            float((ours - theirs).norm() / theirs.norm())
+            for ours, theirs in zip(*results, strict=True)
+        )
+        if not worst <= LARGEST_DIFFERENCE:
+            raise SystemExit(f"{kind}, {amp}: the recorded pass differs by {worst:.2g} (relative)")
+        lines.append(f"{amp} {worst:.1g}")
+    return f"relative difference {', '.join(lines)}"
+
+
+def check_no_waits(backbone: str, device: torch.device) -> str:
+    """RetinaNet steps with ALWA, a window closed in every second, in float32 and in bf16.
+
+    Raises:
+        RuntimeError: PyTorch's, where the host waits for the GPU.
+    """
+    for amp in ("none", "bf16"):
+        trainee = _build("retinanet", backbone, device, amp)
+        for _ in range(STEPS):  # anchors, momentum and other things that are made once
+            trainee.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(STEPS):
+                trainee.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return f"{STEPS} steps with {STEPS // INTERVAL} windows, in float32 and in bf16, without a wait"
+
+
+@contextmanager
+def process_group(backends: str) -> Iterator[None]:
+    """Of this process alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting_place = f"file://{Path(folder, 'meeting')}"
+        dist.init_process_group(backends, init_method=meeting_place, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def _build(
+    kind: str, backbone: str, device: torch.device, amp: str, wrapped: bool = False
+) -> Trainee:
+    """Our detector with ALWA on random pixels; ``wrapped``: under DDP."""
+    options = argparse.Namespace(
+        detector=kind, backbone=backbone, classes=20, size=(256, 320), device=str(device),
+        boxes=5, batch=2, box_sides=(0.1, 0.5), amp=amp,
+    )  # fmt: skip
+    work = build_work(options)
+    trainee = build_trainee("ours", options, work)
+    detector: Any = trainee.model
+    trainee.weighting = ALWA(detector.weighting_pairs, interval=INTERVAL).to(device)
+    if wrapped:
+        model = DistributedDataParallel(trainee.model, gradient_as_bucket_view=True)
+        trainee.run = lambda: model(work.images, work.targets)
+    return trainee
+
+
+def _gradient(trainee: Trainee) -> Tensor:
+    """All gradients in one row.
+
+    Raises:
+        SystemExit: a parameter has none.
+    """
+    parameters = [p for p in trainee.model.parameters() if p.requires_grad]
+    gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+    if len(gradients) < len(parameters):
+        raise SystemExit(f"{len(parameters) - len(gradients)} parameters have no gradient")
+    return torch.cat(gradients)
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0
