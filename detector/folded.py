@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from detector.norm import FrozenBatchNorm2d, FrozenStatsBatchNorm2d
+from losses.gpu import has_kernels
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -33,7 +34,14 @@ class FoldedConv2d(nn.Conv2d):
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight, bias = self.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if not has_kernels(x.device):
+            return self._conv_forward(x, weight, bias)
+        maps = self._conv_forward(x, weight, None)
+        if not maps.is_contiguous(memory_format=torch.channels_last):
+            return maps + bias.to(maps.dtype).view(-1, 1, 1)
+        from detector.channel_kernels import add_channels
+
+        return add_channels(maps, bias)
 
 
 def fold_norms(network: nn.Module) -> None:

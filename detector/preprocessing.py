@@ -47,16 +47,18 @@ class Preprocessing(nn.Module):
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=self.mean.device, memory_format=order)
+        scale, offset = 1 / self.std, -self.mean / self.std
         for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-            self._normalize_into(slot[:, :h, :w], image)
-            slot[:, h:] = 0
-            slot[:, :h, w:] = 0
+            largest = 1.0 if image.is_floating_point() else 255.0
+            self._normalize_into(slot[:, :h, :w], image, scale / largest, offset)
+            if h < height:
+                slot[:, h:] = 0
+            if w < width:
+                slot[:, :h, w:] = 0
         return ImageList(batch, sizes)
 
-    def _normalize_into(self, slot: Tensor, image: Tensor) -> None:
+    def _normalize_into(self, slot: Tensor, image: Tensor, scale: Tensor, offset: Tensor) -> None:
         """``(3, h, w)`` of the batch := ``image * scale + offset``."""
-        largest = 1.0 if image.is_floating_point() else 255.0
-        scale, offset = 1 / (largest * self.std), -self.mean / self.std
         if slot.device.type != "cpu":  # one kernel, which converts uint8 on the way
             torch.addcmul(offset, image, scale, out=slot)
             return

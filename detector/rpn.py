@@ -248,7 +248,11 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         score = torch.stack([_pad_rows(level, longest, -1.0) for level in scores], 1)
         large = (clipped[..., 2:] - clipped[..., :2] >= self.min_size).all(dim=-1)
         valid = large & (score >= max(self.score_thresh, 0.0))
-        keep = keep_best(clipped.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh)
+        # Levels far apart, as batched_nms has them: for the rounding of near overlaps.
+        span = torch.where(valid.unsqueeze(3), clipped, 0.0).amax(dim=(1, 2, 3)) + 1
+        level = torch.arange(len(boxes), device=span.device)
+        shifted = clipped + (span[:, None] * level)[..., None, None]
+        keep = keep_best(shifted.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh)
         score = torch.where(keep.view_as(score), score, -1.0).flatten(1)
         best = score.topk(min(self.post_nms_top_n(), score.shape[1]), dim=1)
         chosen = clipped.flatten(1, 2).gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))

@@ -50,7 +50,7 @@ BENCHMARKS = (
         for batch in (2, 4)
         for precision in ("", "--amp bf16")
     ),
-    f"{STEP} --amp bf16 --peer-amp bf16 --separate",
+    f"{STEP} --amp bf16 --peer-amp bf16",
     f"{STEP} --batch 32 --amp bf16 --peer-amp bf16",
     "losses --device cuda --boxes-list 8 100 300 --batches 2 16",
     "weighting --device cuda --size 800 800 --amp bf16",

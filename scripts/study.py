@@ -231,7 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.add_argument("--jobs", type=_positive, default=1, help="runs side by side (1)")
     running.add_argument(
-        "--gpus", type=_numbers, metavar="0,1,…", help="GPUs to share out among the jobs (all)"
+        "--gpus",
+        type=_numbers,
+        metavar="0,1,…",
+        help="GPUs to share out among the jobs (all); one named n times takes n small runs at once",
     )
     running.add_argument(
         "--processes", type=_positive, help="processes a run (a GPU each; CPU: the study's number)"

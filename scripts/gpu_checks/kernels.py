@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from data.target import pad_targets
+from detector.channel_kernels import add_channels
 from detector.matching import match_batch
 from detector.matching_kernels import match_on_gpu
 from detector.nms_kernels import keep_best
@@ -101,6 +102,29 @@ def check_suppression(device: torch.device) -> str:
     return f"suppression: the same {kept} boxes stay"
 
 
+def check_channels(device: torch.device) -> str:
+    """A value added to each channel of a map, and its gradient.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    for dtype in (torch.float32, torch.bfloat16):
+        source = torch.randn(2, 24, 17, 19, device=device).to(dtype)
+        results = []
+        for add in (lambda maps, shift: maps + shift.view(-1, 1, 1), add_channels):
+            leaf = source.clone().requires_grad_()
+            shift = torch.linspace(-1, 1, 24, device=device, requires_grad=True)
+            maps = (2 * leaf).contiguous(memory_format=torch.channels_last)
+            total = add(maps, shift).float()
+            (total * source.float()).sum().backward()
+            results.append((total.detach(), leaf.grad, shift.grad))
+        limit = LARGEST_DIFFERENCE + (torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
+        for fast, plain in zip(results[1], results[0], strict=True):
+            if not _difference(fast, plain) <= limit:
+                raise SystemExit(f"channels: differ in {dtype}")
+    return "channels: the same sums and gradients"
+
+
 def _boxes(shape: Sequence[int], device: torch.device) -> Tensor:
     """``(*shape, 4)``."""
     corners = torch.rand(*shape, 2, device=device) * SPREAD
@@ -110,7 +134,7 @@ def _boxes(shape: Sequence[int], device: torch.device) -> Tensor:
 def _difference(value: Tensor | None, expected: Tensor | None) -> float:
     if value is None or expected is None:
         raise SystemExit("there is no gradient")
-    return float((value.float() - expected).norm() / expected.norm())
+    return float((value.float() - expected.float()).norm() / expected.float().norm())
 
 
 def check_kernels(device: torch.device, anchors: int = 100_000) -> list[str]:
@@ -120,6 +144,7 @@ def check_kernels(device: torch.device, anchors: int = 100_000) -> list[str]:
         check_focal(device, anchors),
         check_matching(device, anchors),
         check_suppression(device),
+        check_channels(device),
     ]
 
 

@@ -23,7 +23,8 @@ from scripts.benchmarks.training import Trainee, build_trainee, build_work
 INTERVAL = 2  # of ALWA: every second step closes a window
 STEPS = 6  # the passes are recorded within
 BACKENDS = "cpu:gloo,cuda:nccl"  # as engine.distributed
-LARGEST_DIFFERENCE = 1e-3  # of a gradient, relative: sums on a GPU have no fixed order
+# Of losses and gradients, relative: sums on a GPU have no fixed order.
+LARGEST_DIFFERENCES = {"none": 1e-3, "bf16": 1e-2}
 
 
 def check_bf16(kind: str, backbone: str, device: torch.device) -> str:
@@ -58,7 +59,7 @@ def check_exchange(backbone: str, device: torch.device, backends: str = BACKENDS
         with Collectives() as exchanged:
             trainee.step()
         difference = float((_gradient(trainee) - expected).norm() / expected.norm())
-        if not difference <= LARGEST_DIFFERENCE or exchanged.bytes < 4 * len(expected):
+        if not difference <= LARGEST_DIFFERENCES["none"] or exchanged.bytes < 4 * len(expected):
             raise SystemExit(
                 f"{exchanged.bytes:,} B exchanged of {len(expected):,} gradients, which differ by "
                 f"{difference:.2g} (relative)"
@@ -96,7 +97,7 @@ def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
             float((ours - theirs).norm() / theirs.norm())
             for ours, theirs in zip(*results, strict=True)
         )
-        if not worst <= LARGEST_DIFFERENCE:
+        if not worst <= LARGEST_DIFFERENCES[amp]:
             raise SystemExit(f"{kind}, {amp}: the recorded pass differs by {worst:.2g} (relative)")
         lines.append(f"{amp} {worst:.1g}")
     return f"relative difference {', '.join(lines)}"

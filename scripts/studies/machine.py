@@ -70,18 +70,23 @@ def share_out(
             f"{processes or 1} processes each; lower --jobs"
         )
     threads = _threads(jobs * each)
-    return [Place(tuple(gpus[job * each : (job + 1) * each]), threads, each) for job in range(jobs)]
+    shares = [tuple(gpus[job * each : (job + 1) * each]) for job in range(jobs)]
+    if any(len(set(share)) < each for share in shares):
+        raise InputError(
+            f"--gpus {','.join(map(str, gpus))}: two processes of a run would be on one GPU; name "
+            "it for several runs side by side alone, with --processes 1"
+        )
+    return [Place(share, threads, each) for share in shares]
 
 
 def check_gpus(gpus: Sequence[int]) -> None:
-    """Raise InputError for numbers that no GPU has, or that are named twice."""
+    """Raise InputError for numbers that no GPU has."""
     count = torch.cuda.device_count()
-    for gpu in gpus:
-        if gpu >= count or list(gpus).count(gpu) > 1:
-            raise InputError(
-                f"--gpus {','.join(map(str, gpus))}: there are {count} GPUs, numbered from 0; name "
-                "each once, or leave it out to use them all"
-            )
+    if any(gpu >= count for gpu in gpus):
+        raise InputError(
+            f"--gpus {','.join(map(str, gpus))}: there are {count} GPUs, numbered from 0; name "
+            "those, or leave it out to use them all"
+        )
 
 
 def describe_machine(place: Place) -> str:
