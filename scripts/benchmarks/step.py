@@ -23,7 +23,13 @@ from scripts.benchmarks.training import (
     build_work,
     count_synchronizations,
 )
-from scripts.benchmarks.twins import DrawnLikeOurs, Reseeded, Work, float32_products
+from scripts.benchmarks.twins import (
+    DrawnLikeOurs,
+    Reseeded,
+    Work,
+    few_proposals,
+    float32_products,
+)
 
 LARGEST_DIFFERENCE = 1e-3  # of a loss, relative
 WINDOW = 5  # locations around a positive that RetinaNet's box tower of five layers looks at
@@ -101,12 +107,15 @@ def _sampling_parts(trainee: Trainee) -> list[str]:
 
 @torch.no_grad()
 def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[str, float]:
-    """The losses with other samplers, which are taken out again."""
+    """The losses with other samplers and few proposals, which are taken out again.
+
+    Among thousands of proposals some differ by rounding, and all that is drawn after them.
+    """
     parts = {part: getattr(trainee.model, part) for part in samplers}
     own = {part: module.fg_bg_sampler for part, module in parts.items()}
     for part, module in parts.items():
         module.fg_bg_sampler = samplers[part]
-    with float32_products():
+    with float32_products(), few_proposals(trainee.model):
         losses = {name: loss.item() for name, loss in trainee.run().items()}
     for part, module in parts.items():
         module.fg_bg_sampler = own[part]

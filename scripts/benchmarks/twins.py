@@ -30,6 +30,7 @@ from losses.config import BoxLossConfig, LossConfig
 
 TRAINABLE_STAGES = 3
 CANDIDATES, SCORE_THRESHOLD = 500, 0.05  # of an image; both sides' default
+FEW_PROPOSALS = 150  # of a level
 DELTAS = 0.2  # standard deviation of a predicted box's deltas
 R_CNN_BOX_LOSS = BoxLossConfig(type="smooth_l1", beta=1 / 9)
 
@@ -219,3 +220,20 @@ def float32_products() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def few_proposals(detector: Any) -> Iterator[None]:
+    """Where there is an RPN: so few that two sides, or two devices, propose the same.
+
+    Among thousands of candidates rounding decides about some.
+    """
+    if not hasattr(detector, "rpn"):
+        yield
+        return
+    own = detector.rpn._pre_nms_top_n
+    detector.rpn._pre_nms_top_n = dict.fromkeys(own, FEW_PROPOSALS)
+    try:
+        yield
+    finally:
+        detector.rpn._pre_nms_top_n = own

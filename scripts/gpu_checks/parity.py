@@ -5,6 +5,7 @@ The CPU takes its fast paths and the GPU the plain ones, so this compares both a
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from scripts.benchmarks.inference import compare
 from scripts.benchmarks.twins import (
     Work,
     build_ours,
+    few_proposals,
     float32_products,
     make_detections_likely,
     make_work,
@@ -31,7 +33,6 @@ LARGEST_DIFFERENCE = 1e-3  # of a loss, relative
 LARGEST_ROUNDED_CHOICE = 2e-2
 EXACT = {"classification", "bbox_regression", "loss_objectness", "loss_rpn_box_reg"}
 EVERYTHING = 10**6
-FEW_PROPOSALS = 150  # of a level
 
 
 def check_parity(kind: str, backbone: str, device: torch.device) -> str:
@@ -40,9 +41,10 @@ def check_parity(kind: str, backbone: str, device: torch.device) -> str:
     Raises:
         SystemExit: not near enough.
     """
-    with float32_products():
+    with float32_products(), ExitStack() as few:
         here = build_ours(kind, backbone, CLASSES, CPU)
         there = build_ours(kind, backbone, CLASSES, device)
+        few.enter_context(few_proposals(here)), few.enter_context(few_proposals(there))
         probe = make_work(kind, SIZE_HW, [0], SIDES, CLASSES, CPU)
         make_detections_likely(here, kind, probe.images[0])
         there.load_state_dict(here.state_dict())
@@ -88,12 +90,7 @@ def losses_and_gradient(kind: str, detector: Detector) -> tuple[dict[str, Tensor
 
 
 def sample_everything(detector: Any) -> None:
-    """Two devices draw different numbers from one seed: so nothing is drawn.
-
-    And proposals are few: among many, torchvision suppresses by other roundings on a CPU.
-    """
-    if hasattr(detector, "rpn"):
-        detector.rpn._pre_nms_top_n = dict.fromkeys(("training", "testing"), FEW_PROPOSALS)
+    """Two devices draw different numbers from one seed: so nothing is drawn."""
     for part in ("rpn", "roi_heads"):
         if hasattr(detector, part):
             getattr(detector, part).fg_bg_sampler = BalancedSampler(EVERYTHING, 0.5)
