@@ -7,7 +7,8 @@ GPU waits for the host. Recorded once, the same kernels with the same memory run
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class CUDAGraphs:
             return outputs
 
         samples = (*(value.clone() for value in inputs), *twins)
-        with _uncached_autocast():
+        with _kept(self.module.buffers()), _uncached_autocast():
             graph: Function = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
                 run, samples, allow_unused_input=True, pool=self._memory
             )
@@ -95,6 +96,16 @@ class _Recorded(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.function(*inputs)
+
+
+@contextmanager
+def _kept(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """The warm-up before a recording runs the passes: statistics of batch norm must not see it."""
+    buffers = list(buffers)
+    values = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
 
 
 def _uncached_autocast() -> torch.autocast:

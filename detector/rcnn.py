@@ -100,13 +100,12 @@ class FasterRCNN(GeneralizedRCNN):
         levels = len(self.backbone.levels)
         outputs = self.graphs(images)
         maps, logits, deltas = (list(outputs[n * levels : (n + 1) * levels]) for n in range(3))
-        return dict(zip(self._names, maps, strict=True)), (logits, deltas)
+        names = (*self.backbone.lateral_names, "pool")[:levels]
+        return dict(zip(names, maps, strict=True)), (logits, deltas)
 
     def _trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps, objectness and deltas of each level: all that comes before proposals."""
-        features = self.backbone(images)
-        self._names = tuple(features)
-        maps = list(features.values())
+        maps = list(self.backbone(images).values())
         logits, deltas = self.rpn.head(maps)
         return (*maps, *logits, *deltas)
 

@@ -1,0 +1,87 @@
+"""What of recorded passes can be seen without a GPU; scripts/check_gpu.py compares them on one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from data.target import Targets, pad_targets
+from detector.build import build_detector
+from detector.config import DetectorConfig
+from detector.cuda_graphs import FIRST_RECORDED, CUDAGraphs
+from detector.rcnn import FasterRCNN
+from detector.retinanet import RetinaNet
+from losses.config import LossConfig
+
+SIZE = (2, 3, 96, 128)
+
+
+def build(kind: str) -> RetinaNet | FasterRCNN:
+    torch.manual_seed(0)
+    options = {"type": kind, "backbone": "resnet18", "weights": "none", "fpn_channels": 16}
+    detector = build_detector(DetectorConfig.model_validate(options), LossConfig(), 3)
+    return detector.to("meta")
+
+
+def make_targets() -> Targets:
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 44.0], [10.0, 8.0, 90.0, 90.0], [60.0, 60.0, 70, 72]])
+    return pad_targets([boxes, torch.zeros(0, 4)], [torch.tensor([0, 1, 2]), torch.zeros(0)])
+
+
+def test_what_retinanet_records_looks_at_no_value() -> None:
+    """On PyTorch's device without values, where a look at one raises."""
+    detector = build("retinanet")
+    targets = make_targets().with_few_shapes().to(torch.device("meta"))
+    images = torch.empty(SIZE, device="meta")
+    losses = detector._losses_of(images, targets.boxes, targets.labels)
+    assert [loss.shape for loss in losses] == [(), ()]
+    torch.stack(losses).sum().backward()
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+
+
+def test_what_faster_rcnn_records_looks_at_no_value() -> None:
+    detector = build("faster_rcnn")
+    outputs = detector._trunk(torch.empty(SIZE, device="meta"))
+    levels = len(detector.backbone.levels)
+    maps, logits, deltas = (outputs[n * levels : (n + 1) * levels] for n in range(3))
+    for features, objectness, boxes in zip(maps, logits, deltas, strict=True):
+        assert features.shape[2:] == objectness.shape[2:] == boxes.shape[2:]
+        assert boxes.shape[1] == 4 * objectness.shape[1]
+
+
+def test_padding_to_few_shapes_adds_no_object() -> None:
+    targets = make_targets()
+    padded = targets.with_few_shapes()
+    assert padded.labels.shape == (2, 8)
+    assert padded.counts == targets.counts
+    assert torch.equal(padded.boxes[:, :3], targets.boxes)
+    assert (padded.labels[:, 3:] == -1).all()
+    assert (padded.boxes[:, 3:] == 0).all()
+
+
+def test_a_pass_is_not_recorded_where_gradients_are_kept_or_not_asked_for() -> None:
+    layer = torch.nn.Linear(2, 1)
+    calls: list[Tensor] = []
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(x)
+        return (layer(x).sum(),)
+
+    graphs = CUDAGraphs(layer, function)
+    x = torch.ones(3, 2)
+    with torch.no_grad():
+        for _ in range(FIRST_RECORDED):
+            graphs(x)
+    graphs(x)[0].backward()
+    for _ in range(FIRST_RECORDED):  # the gradient of the first pass is still there
+        graphs(x)[0].backward()
+    assert len(calls) == 2 * FIRST_RECORDED + 1
+    assert graphs.recorded == 0
+
+
+def test_a_copy_of_a_detector_has_no_graphs() -> None:
+    detector = build("retinanet")
+    assert detector.graphs is not None
+    assert copy.deepcopy(detector).graphs is None
