@@ -53,7 +53,7 @@ BENCHMARKS = (
     f"{STEP} --amp bf16 --peer-amp bf16",
     f"{STEP} --batch 32 --amp bf16 --peer-amp bf16",
     "losses --device cuda --boxes-list 8 100 300 --batches 2 16",
-    "weighting --device cuda --size 800 800 --amp bf16",
+    "weighting --device cuda --size 800 800 --amp bf16 --step-repeats 11",
     "inference --device cuda --images 0",
     "inference --device cuda --images 0 --detector faster_rcnn",
 )
