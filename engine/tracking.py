@@ -77,6 +77,7 @@ class Tracker:
         enabled: bool = True,
     ) -> None:
         self.enabled = enabled
+        self.score_tags = score_tags(config.detector.type)
         self.bar: tqdm[Any] | None = None
         self.since = time.perf_counter()
         self.images = 0
@@ -90,8 +91,9 @@ class Tracker:
         kept = [record for record in records if resumed and _was_before(record, resumed)]
         write_atomically(metrics, "".join(map(_line, kept)).encode())
         self.file = metrics.open("a", encoding="utf-8")
-        chosen, scores = hyperparameters(config), score_tags(config.detector.type)
-        tensorboard = TensorBoard(folder, pairs, chosen, scores, purge_step)
+        tensorboard = TensorBoard(
+            folder, pairs, hyperparameters(config), self.score_tags, purge_step
+        )
         self.last_window = _last_window(records, before=purge_step)
         self.boards: list[Board] = [tensorboard]
         for record in kept:
@@ -170,6 +172,9 @@ class Tracker:
         self._write_line(record)
         numbers = {f"val/{tag}": value for tag, value in headline_scores(scores).items()}
         known = {tag: value for tag, value in numbers.items() if value is not None}
+        shown = [f"{tag} {known[tag]:.4f}" for tag in self.score_tags if tag in known]
+        text = ", ".join(shown) or "no objects to score against"
+        log.info("epoch %d scored: %s", progress.epoch, text)
         for board in self.boards:
             board.evaluation(progress.step, known, pictures, curves)
 

@@ -282,6 +282,18 @@ def test_a_log_line_says_losses_weights_lr_speed_and_time_left(finished: Path) -
     )
 
 
+def test_the_log_tells_the_scores_of_every_evaluation(finished: Path) -> None:
+    told = re.findall(
+        r"epoch (\d+) scored: val/voc_mAP ([\d.]+)", (finished / "train.log").read_text()
+    )
+    evaluations = [record for record in metrics(finished) if record["kind"] == "evaluation"]
+    assert [(int(epoch), float(score)) for epoch, score in told] == [
+        (record["epoch"], pytest.approx(record["scores"]["voc"]["area"]["mAP"], abs=5e-5))
+        for record in evaluations
+    ]
+    assert evaluations
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"lr": 1e30, "warmup_iterations": 0, "checkpoint_every": 1})
     with pytest.raises(DivergenceError) as error:
