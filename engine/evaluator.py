@@ -197,16 +197,19 @@ def _strict(value: Any) -> Any:
 def format_table(scores: dict[str, Any], annotations: Annotations | None = None) -> str:
     """Scores as text: a row for each class, its mean, and COCO's numbers.
 
-    With annotations there is a column with the number of objects that count.
+    With annotations it says what was scored, and there is a column with the number of objects that
+    count.
     """
     area, eleven = scores["voc"]["area"], scores["voc"]["11point"]
     columns = [["class", *area["AP"], "mean"]]
+    scored = f"{scores['images']} images"
     if annotations is not None:
+        scored = f"{annotations.source}: {scored}"
         counts = count_objects(annotations).tolist()
         columns.append(["objects", *map(str, counts), str(sum(counts))])
     for title, form in (("AP area", area), ("AP 11-point", eleven)):
         columns.append([title, *map(_percent, form["AP"].values()), _percent(form["mAP"])])
-    lines = [f"{scores['images']} images; VOC average precision in %", "", *_aligned(columns)]
+    lines = [f"{scored}; VOC average precision in %", "", *_aligned(columns)]
     kinds = scores["coco"]
     columns = [["COCO, %", *kinds]]
     for name in NAMES:

@@ -253,7 +253,7 @@ def test_the_table_has_a_row_for_each_class_and_columns_that_line_up() -> None:
     detections = detect(RectangleDetector(), batches([0, 1, 2, 3]), annotations, CPU)
     lines = format_table(score(detections, annotations), annotations).splitlines()
     assert lines == [
-        "4 images; VOC average precision in %",
+        "made by hand: 4 images; VOC average precision in %",
         "",
         "class  objects  AP area  AP 11-point",
         "cat          3    100.0        100.0",
