@@ -110,18 +110,23 @@ def keep(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Name
     """``keep``: write the finished runs of the runs folder into the ledger."""
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     _, wrong = plan(jobs)
-    _keep([job for job in jobs if job.folder not in wrong], options)
+    if not _keep([job for job in jobs if job.folder not in wrong], options):
+        print("nothing new to keep: a run can be kept once it is trained and scored")
     for folder, reason in wrong.items():
         print(f"not kept: {folder}: {reason}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _keep(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+def _keep(jobs: Sequence[Job], options: argparse.Namespace) -> int:
+    """Note the results of finished jobs; how many of them were not in the ledger."""
     if options.ledger is None:
         raise InputError("--no-ledger leaves no place to keep runs in; leave it out")
+    number = 0
     for job in jobs:
         if job.keep():
             print(f"kept {job.run.folder(options.ledger)}")
+            number += 1
+    return number
 
 
 def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:

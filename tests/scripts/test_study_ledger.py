@@ -61,6 +61,18 @@ def test_a_table_of_kept_runs_is_the_table_of_the_runs(tiny: Study, tmp_path: Pa
     assert "0.8" not in markdown(collect(tiny, tmp_path / "runs", {}))
 
 
+def test_keeping_tells_what_it_kept_and_that_there_is_nothing_new(
+    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finish(tiny, tmp_path / "runs", LABELS, 0, 0.8)
+    (folder / "metrics.jsonl").write_text(log_of(PAIR, 100))
+    command = ["keep", str(tmp_path / "tiny.yaml"), *places(tmp_path)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("kept ")
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("nothing new to keep")
+
+
 def places(tmp_path: Path) -> list[str]:
     return ["--runs", str(tmp_path / "runs"), "--ledger", str(tmp_path / "ledger")]
 
