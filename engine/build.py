@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from data.annotations import Annotations
 from data.build import build_annotations
-from data.errors import InputError
+from data.errors import InputError, some_of
 from data.loading import TrainLoader, build_train_loader
 from detector.build import Detector, build_detector
 from detector.weights import load_pretrained
@@ -37,9 +37,15 @@ def build_splits(
         classes = config.data.classes if saved is None else saved["classes"]
         training = build_annotations(config.data, config.data.train, classes)
         held_out = build_annotations(config.data, config.data.val, training.classes)
-    for split in (training, held_out):
-        log.info("%s", split.summary())
+    for line in describe_splits(training, held_out):
+        log.info("%s", line)
     return training, held_out
+
+
+def describe_splits(training: Annotations, held_out: Annotations) -> list[str]:
+    """What a run learns from and is scored on, and the names that its labels stand for."""
+    classes = some_of(training.classes, most=100)
+    return [training.summary(), held_out.summary(), f"classes: {classes}"]
 
 
 def build_loader(config: Config, training: Annotations, ranks: Ranks) -> TrainLoader:

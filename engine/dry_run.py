@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.loading import build_eval_loader
 from data.target import Batch
-from engine.build import build_loader, build_splits, build_state
+from engine.build import build_loader, build_splits, build_state, describe_splits
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.evaluator import detect
@@ -43,8 +43,7 @@ def dry_run(config: Config, ranks: Ranks) -> str:
         first = list(islice(evaluation, 1))
         found = detect(state.evaluated, first, held_out, ranks.device, config.train.amp)
     lines = [
-        training.summary(),
-        held_out.summary(),
+        *describe_splits(training, held_out),
         f"one batch of {len(batch)} images: "
         + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()),
         f"evaluation of {sum(map(len, first))} images: {len(found)} detections",

@@ -24,6 +24,7 @@ def test_a_dry_run_describes_the_model_and_writes_nothing(kind: str, tmp_path: P
     assert "evaluation of 2 images: " in text
     assert f"{kind} on resnet18: " in text
     assert "GFLOP" in text
+    assert "\nclasses: circle, square, triangle\n" in text
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 

@@ -282,6 +282,11 @@ def test_a_log_line_says_losses_weights_lr_speed_and_time_left(finished: Path) -
     )
 
 
+def test_the_log_names_the_classes_in_the_order_of_their_labels(finished: Path) -> None:
+    classes = load_checkpoint(finished / "last.pt")["classes"]
+    assert f"classes: {', '.join(classes)}\n" in (finished / "train.log").read_text()
+
+
 def test_the_log_tells_the_scores_of_every_evaluation(finished: Path) -> None:
     told = re.findall(
         r"epoch (\d+) scored: val/voc_mAP ([\d.]+)", (finished / "train.log").read_text()
