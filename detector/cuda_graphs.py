@@ -24,9 +24,10 @@ Function = Callable[..., tuple[Tensor, ...]]
 class CUDAGraphs:
     """``function``, with its passes recorded: the same kernels, so the same results.
 
-    The function is called as ever for shapes that are new, when all graphs are taken, and where
-    gradients of another batch are kept: a recorded backward pass writes to the same memory again.
-    So do results: they hold until the next call.
+    The function is called as ever for shapes that are new, when all graphs are taken, where a norm
+    talks to other ranks (which may have no new shape to record), and where gradients of another
+    batch are kept: a recorded backward pass writes to the same memory again. So do results: they
+    hold until the next call.
 
     Args:
         module: whose parameters the function reads.
@@ -48,7 +49,7 @@ class CUDAGraphs:
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         keeps_gradients = any(parameter.grad is not None for parameter in trained.values())
-        if keeps_gradients or not torch.is_grad_enabled():
+        if keeps_gradients or not torch.is_grad_enabled() or self._talks():
             return self.function(*inputs)
         key = (_describe(inputs), tuple(trained))
         graph = self._graphs.get(key)
@@ -58,6 +59,9 @@ class CUDAGraphs:
                 return self.function(*inputs)
             graph = self._graphs[key] = self._record(inputs, trained)
         return graph(*inputs, *trained.values())
+
+    def _talks(self) -> bool:
+        return any(isinstance(layer, nn.SyncBatchNorm) for layer in self.module.modules())
 
     def _record(self, inputs: tuple[Tensor, ...], trained: dict[str, nn.Parameter]) -> Function:
         if self._memory is None:

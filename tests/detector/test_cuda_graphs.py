@@ -81,6 +81,14 @@ def test_a_pass_is_not_recorded_where_gradients_are_kept_or_not_asked_for() -> N
     assert graphs.recorded == 0
 
 
+def test_a_pass_whose_norms_talk_to_other_ranks_is_not_recorded() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.SyncBatchNorm(1))
+    graphs = CUDAGraphs(module, lambda x: (x,))
+    for _ in range(FIRST_RECORDED):  # without a GPU a recording would raise
+        graphs(torch.ones(1))
+    assert graphs.recorded == 0
+
+
 def test_a_copy_of_a_detector_has_no_graphs() -> None:
     detector = build("retinanet")
     assert detector.graphs is not None
