@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,15 +42,24 @@ class CUDAGraphs:
         self._graphs: dict[Any, Function] = {}
         self._memory: Any = None
 
+    @cached_property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """To look them up takes longer than to launch a graph."""
+        return dict(self.module.named_parameters())
+
+    @cached_property
+    def _talks(self) -> bool:
+        return any(isinstance(layer, nn.SyncBatchNorm) for layer in self.module.modules())
+
     @property
     def recorded(self) -> int:
         """How many shapes have a graph."""
         return len(self._graphs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
         keeps_gradients = any(parameter.grad is not None for parameter in trained.values())
-        if keeps_gradients or not torch.is_grad_enabled() or self._talks():
+        if keeps_gradients or not torch.is_grad_enabled() or self._talks:
             return self.function(*inputs)
         key = (_describe(inputs), tuple(trained))
         graph = self._graphs.get(key)
@@ -59,9 +69,6 @@ class CUDAGraphs:
                 return self.function(*inputs)
             graph = self._graphs[key] = self._record(inputs, trained)
         return graph(*inputs, *trained.values())
-
-    def _talks(self) -> bool:
-        return any(isinstance(layer, nn.SyncBatchNorm) for layer in self.module.modules())
 
     def _record(self, inputs: tuple[Tensor, ...], trained: dict[str, nn.Parameter]) -> Function:
         if self._memory is None:
