@@ -29,10 +29,11 @@ from data.errors import InputError
 from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, parse_choice
 from scripts.studies.insertion import insert
+from scripts.studies.job import Job
 from scripts.studies.ledger import LEDGER
 from scripts.studies.machine import check_gpus, share_out
 from scripts.studies.results import collect
-from scripts.studies.running import Job, Shop, StoppedError, plan, still_locked
+from scripts.studies.running import Shop, StoppedError, plan, still_locked
 from scripts.studies.tables import comma_separated, latex, markdown
 
 RUNS = Path("runs/studies")

@@ -9,12 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
-
-if TYPE_CHECKING:
-    from scripts.studies.running import Job
 
 QUIET_SECONDS = 60.0  # between lines where the output is no terminal
 _printing = threading.Lock()

@@ -15,6 +15,7 @@ from tiny_studies import TINY, finish, tiny_study
 from data.errors import InputError
 from scripts.studies.definition import STUDIES, Study, flatten_cells, load_study, parse_choice
 from scripts.studies.insertion import insert
+from scripts.studies.job import Job
 from scripts.studies.machine import Place, check_gpus, share_out
 from scripts.studies.progress import describe
 from scripts.studies.results import Results, collect
@@ -26,7 +27,7 @@ from scripts.studies.run import (
     stage,
     write_record,
 )
-from scripts.studies.running import Job, plan
+from scripts.studies.running import plan
 from scripts.studies.statistics import compare, paired_t_test, sign_flip_test, student_t_mass
 from scripts.studies.tables import comma_separated, latex, markdown
 from scripts.study import main

@@ -15,11 +15,12 @@ from tiny_studies import finish, log_of, tiny_study
 from data.errors import InputError
 from scripts.curves import Curve, read_curves
 from scripts.studies.definition import Study
+from scripts.studies.job import Job
 from scripts.studies.ledger import keep, results_folder, thinned
 from scripts.studies.machine import code_version
 from scripts.studies.results import collect
 from scripts.studies.run import Run, check_config, read_record, write_record
-from scripts.studies.running import Job, plan
+from scripts.studies.running import plan
 from scripts.studies.tables import markdown
 from scripts.study import main
 

@@ -1,0 +1,53 @@
+"""A run that a study needs, and where it is or will be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.studies.ledger import keep, results_folder
+from scripts.studies.run import Run, Stage, stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that a study needs, its place, and the split that its last checkpoint is scored on.
+
+    Attributes:
+        runs: the folder of all runs.
+        ledger: where finished runs of other days and machines are looked up; None: nowhere.
+    """
+
+    run: Run
+    runs: Path
+    split: str
+    ledger: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is trained."""
+        return self.run.folder(self.runs)
+
+    @property
+    def results(self) -> Path:
+        """Where its results are, or will be."""
+        return results_folder(self.run, self.split, self.runs, self.ledger)
+
+    @property
+    def stage(self) -> Stage:
+        """How far it has come.
+
+        Raises:
+            InputError: its place holds a run under another config.
+        """
+        return stage(self.run, self.results, self.split)
+
+    def keep(self) -> bool:
+        """Note its results in the ledger if it was scored here; whether that changed it.
+
+        Raises:
+            InputError: its place holds a run under another config, or it cannot be read or written.
+        """
+        if self.ledger is None or stage(self.run, self.folder, self.split) != "scored":
+            return False
+        return keep(self.folder, self.split, self.run.folder(self.ledger))
