@@ -37,6 +37,7 @@ def start_logging(folder: Path | None) -> None:
     logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
     console = _ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
     handlers: list[logging.Handler] = [console]
     if folder is not None:
         file = logging.FileHandler(folder / "train.log", encoding="utf-8")
@@ -78,6 +79,7 @@ class Tracker:
     ) -> None:
         self.enabled = enabled
         self.score_tags = score_tags(config.detector.type)
+        self.pairs = pairs
         self.bar: tqdm[Any] | None = None
         self.since = time.perf_counter()
         self.images = 0
@@ -111,7 +113,10 @@ class Tracker:
         self.since, self.images = time.perf_counter(), 0
         if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(
-                total=batches, initial=done, desc=f"epoch {epoch + 1}/{epochs}", unit="batch"
+                total=batches,
+                initial=done,
+                desc=f"epoch {epoch + 1}/{epochs}",
+                bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}",
             )
 
     def advance(self, batches: int) -> None:
@@ -143,13 +148,20 @@ class Tracker:
         record = {"kind": "train", **record, "images_per_second": self.images_per_second}
         self._write_line(record)
         self._write_scalars(record)
-        text = f"{_describe(record)}, {self.images_per_second:.1f} images/s, {_clock(left)} left"
+        speed, clock = self.images_per_second, _clock(left)
         if self.bar is not None:
-            self.bar.set_postfix_str(text)
-        else:
-            log.info(
-                "epoch %d/%d step %d: %s", record["epoch"] + 1, self.epochs, record["step"], text
-            )
+            short = f"{self._in_short(record)}, {clock} left, {speed:.1f} img/s"
+            self.bar.set_postfix_str(short)
+        log.info(
+            "epoch %d/%d step %d: %s, %.1f images/s, %s left",
+            record["epoch"] + 1,
+            self.epochs,
+            record["step"],
+            _describe(record),
+            speed,
+            clock,
+            extra={"is_in_bar": self.bar is not None},
+        )
 
     def evaluation(
         self,
@@ -191,6 +203,13 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _in_short(self, record: Mapping[str, Any]) -> str:
+        """Total loss, λ of each pair and learning rate: what 80 columns have room for."""
+        weights = record["loss_weight"]
+        pairs = [":".join(f"{weights[name]:.2g}" for name in pair) for pair in self.pairs.values()]
+        total = sum(record["weighted_loss"].values())
+        return f"loss {total:.3g}, λ {' '.join(pairs)}, lr {record['lr']:.2g}"
 
     def _write_line(self, record: Mapping[str, Any]) -> None:
         self.file.write(_line(record))

@@ -1,0 +1,66 @@
+"""What a terminal and train.log show of a run."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.tracking import Tracker, start_logging
+
+PAIRS = {"head": ("classification", "bbox_regression")}
+RECORD = {
+    "step": 1100,
+    "epoch": 29,
+    "lr": 5.31e-07,
+    "loss": {"classification": 0.1362, "bbox_regression": 0.226},
+    "weighted_loss": {"classification": 0.0564, "bbox_regression": 0.226},
+    "loss_weight": {"classification": 0.414, "bbox_regression": 1.0},
+    "windows": [],
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What a terminal shows of one log line: 40 images in four seconds, ten batches of 8 left."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    before = logging.root.handlers[:]
+    start_logging(tmp_path)
+    with Tracker(tmp_path, PAIRS) as tracker:
+        tracker.start_epoch(29, 30, batches=37, done=26, images_per_batch=8)
+        tracker.advance(5)
+        tracker.since -= 4
+        tracker.train(RECORD, batches_left=10)
+    yield terminal.getvalue()
+    for handler in logging.root.handlers[:]:
+        logging.root.removeHandler(handler)
+        handler.close()
+    logging.root.handlers[:] = before
+
+
+def test_what_a_bar_says_fits_into_80_columns(shown: str) -> None:
+    line = [line for line in shown.split("\r") if "loss" in line][-1].rstrip("\n")
+    rest = re.sub(r"epoch 30/30 [# \d]+ 31/37, ", "", line)
+    assert re.fullmatch(
+        r"loss 0.282, λ 0.41:1, lr 5.3e-07, 0:00:0[78] left, (10.0|9.\d) img/s", rest
+    )
+    assert len("epoch 30/30 # 31/37, " + rest) <= 80
+
+
+def test_the_whole_line_goes_to_train_log_and_not_through_the_bar(
+    shown: str, tmp_path: Path
+) -> None:
+    whole = "loss 0.2824 (classification 0.1362 x 0.414, bbox_regression 0.2260 x 1), lr 5.31e-07"
+    assert f"epoch 30/30 step 1100: {whole}" in (tmp_path / "train.log").read_text()
+    assert "classification" not in shown
