@@ -13,7 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from data.target import Targets
+from detector.box_kernels import load_corners, overlap
+from losses.focal_sums import BACKGROUND, IGNORED
 
+NOTHING, UNDECIDED = tl.constexpr(BACKGROUND), tl.constexpr(IGNORED)
 BLOCK = 512  # anchors of a program
 
 
@@ -31,7 +34,6 @@ def match_on_gpu(
     highest = torch.zeros((images, slots), dtype=torch.int32, device=anchors.device)
     grid = (max(1, triton.cdiv(count, BLOCK)), images)
     arguments = (anchors, boxes, labels, highest, count, slots, of_image)
-    # A fused multiplication and addition would round differently: ties would be others.
     options = {"block": BLOCK, "num_warps": 4, "enable_fp_fusion": False}
     if allow_low_quality and slots:
         _highest_overlaps[grid](*arguments, **options)
@@ -46,11 +48,12 @@ def _highest_overlaps(  # type: ignore[no-untyped-def]
     """The highest overlap of each box with any anchor."""
     image = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * block + tl.arange(0, block)
-    left, top, right, bottom = _corners(anchors + image * of_image, rows, rows < count)
+    left, top, right, bottom = load_corners(anchors + image * of_image, rows, rows < count)
     for slot in range(slots):
         place = image * slots + slot
         if tl.load(labels + place) >= 0:
-            iou = _overlap(boxes + place * 4, left, top, right, bottom)
+            x1, y1, x2, y2 = load_corners(boxes, place, True)
+            iou = overlap(x1, y1, x2, y2, left, top, right, bottom)
             # rows beyond the last have no area and overlap nothing
             tl.atomic_max(highest + place, tl.max(iou.to(tl.int32, bitcast=True), axis=0))
 
@@ -63,40 +66,20 @@ def _best_boxes(  # type: ignore[no-untyped-def]
     """The box that each anchor overlaps most, where it overlaps it enough."""
     image = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * block + tl.arange(0, block)
-    left, top, right, bottom = _corners(anchors + image * of_image, rows, rows < count)
+    left, top, right, bottom = load_corners(anchors + image * of_image, rows, rows < count)
     best = tl.full((block,), -1.0, tl.float32)  # below every overlap, as in the plain path
     best_slot = tl.zeros((block,), tl.int64)
     matched = rows < 0
     for slot in range(slots):
         place = image * slots + slot
         if tl.load(labels + place) >= 0:
-            iou = _overlap(boxes + place * 4, left, top, right, bottom)
+            x1, y1, x2, y2 = load_corners(boxes, place, True)
+            iou = overlap(x1, y1, x2, y2, left, top, right, bottom)
             best_slot = tl.where(iou > best, slot, best_slot)
             best = tl.maximum(best, iou)
             if low_quality:
                 most = tl.load(highest + place)
                 matched |= (iou.to(tl.int32, bitcast=True) == most) & (most > 0)
     matched |= best >= high
-    unmatched = tl.where(best < low, -1, -2)
+    unmatched = tl.where(best < low, NOTHING, UNDECIDED)
     tl.store(matches + image * count + rows, tl.where(matched, best_slot, unmatched), rows < count)
-
-
-@triton.jit
-def _corners(anchors, rows, inside):  # type: ignore[no-untyped-def]
-    return (
-        tl.load(anchors + rows * 4, inside, 0.0),
-        tl.load(anchors + rows * 4 + 1, inside, 0.0),
-        tl.load(anchors + rows * 4 + 2, inside, 0.0),
-        tl.load(anchors + rows * 4 + 3, inside, 0.0),
-    )
-
-
-@triton.jit
-def _overlap(box, left, top, right, bottom):  # type: ignore[no-untyped-def]
-    """IoU by the operations of ``torchvision.ops.box_iou`` in its order."""
-    x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
-    width = tl.maximum(tl.minimum(x2, right) - tl.maximum(x1, left), 0.0)
-    height = tl.maximum(tl.minimum(y2, bottom) - tl.maximum(y1, top), 0.0)
-    inter = width * height
-    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - inter
-    return tl.div_rn(inter, union)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detector.box_kernels import load_corners, overlap
+
 WORD = tl.constexpr(32)  # boxes in a word of bits
 ROWS = 64  # boxes of a program of the first kernel
 
@@ -31,7 +33,6 @@ def keep_best(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     boxes, valid = boxes.float().contiguous(), valid.contiguous().view(torch.uint8)
     suppressors = torch.empty((lists, words * 32, words), dtype=torch.int32, device=boxes.device)
     kept = torch.empty((lists, words), dtype=torch.int32, device=boxes.device)
-    # A fused multiplication and addition would round differently.
     grid = (triton.cdiv(words * 32, ROWS), words, lists)
     options = {"words": words, "enable_fp_fusion": False}
     _find_suppressors[grid](boxes, suppressors, length, threshold, tile_rows=ROWS, **options)
@@ -48,14 +49,12 @@ def _find_suppressors(  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * WORD + tl.arange(0, WORD)
     one = tl.program_id(2).to(tl.int64)
-    x1, y1, x2, y2 = _corners(boxes + one * length * 4, row, row < length)
-    left, top, right, bottom = _corners(boxes + one * length * 4, column, column < length)
-    area = (x2 - x1) * (y2 - y1)
-    other_area = (right - left) * (bottom - top)
-    width = tl.minimum(x2[:, None], right[None, :]) - tl.maximum(x1[:, None], left[None, :])
-    height = tl.minimum(y2[:, None], bottom[None, :]) - tl.maximum(y1[:, None], top[None, :])
-    inter = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
-    iou = tl.div_rn(inter, area[:, None] + other_area[None, :] - inter)
+    x1, y1, x2, y2 = load_corners(boxes + one * length * 4, row, row < length)
+    left, top, right, bottom = load_corners(boxes + one * length * 4, column, column < length)
+    iou = overlap(
+        x1[:, None], y1[:, None], x2[:, None], y2[:, None],
+        left[None, :], top[None, :], right[None, :], bottom[None, :],
+    )  # fmt: skip
     suppresses = (iou > threshold) & (column[None, :] < row[:, None])
     bits = tl.sum(suppresses.to(tl.int32) << tl.arange(0, WORD)[None, :], axis=1)
     place = (one * words * WORD + row) * words + tl.program_id(1)
@@ -88,13 +87,3 @@ def _go_down(valid, suppressors, kept, length, words: tl.constexpr):  # type: ig
 @triton.jit
 def _pack(flags):  # type: ignore[no-untyped-def]
     return tl.sum(flags.to(tl.int32) << tl.arange(0, WORD), axis=0)
-
-
-@triton.jit
-def _corners(boxes, rows, inside):  # type: ignore[no-untyped-def]
-    return (
-        tl.load(boxes + rows * 4, inside, 0.0),
-        tl.load(boxes + rows * 4 + 1, inside, 0.0),
-        tl.load(boxes + rows * 4 + 2, inside, 0.0),
-        tl.load(boxes + rows * 4 + 3, inside, 0.0),
-    )

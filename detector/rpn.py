@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import rpn as torchvision_rpn
 from torchvision.ops import batched_nms, clip_boxes_to_image
@@ -224,40 +223,13 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             scores.append(best.values.sigmoid())
             levels.append(torch.full_like(best.indices, level))
         if has_kernels(boxes[0].device):
-            return self._suppress_on_gpu(boxes, scores, sizes_hw)
+            from detector.proposals_on_gpu import suppress_on_gpu
+
+            return suppress_on_gpu(self, boxes, scores, sizes_hw)
         candidates = zip(
             torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes_hw, strict=True
         )
         return [self._suppress(*candidate) for candidate in candidates]
-
-    def _suppress_on_gpu(
-        self, boxes: list[Tensor], scores: list[Tensor], sizes_hw: Sequence[Size]
-    ) -> list[Tensor]:
-        """``_suppress`` for the levels of all images at once; the host waits once, for the counts.
-
-        ``(B, k_l, 4)`` boxes and ``(B, k_l)`` falling scores of each level.
-        """
-        from detector.nms_kernels import keep_best
-
-        longest = max(level.shape[1] for level in scores)
-        padded = [_pad_rows(level, longest) for level in boxes]
-        candidates = torch.stack(padded, 1)  # (B, levels, k, 4)
-        clipped = torch.stack(
-            [clip_boxes_to_image(*image) for image in zip(candidates, sizes_hw, strict=True)]
-        )
-        score = torch.stack([_pad_rows(level, longest, -1.0) for level in scores], 1)
-        large = (clipped[..., 2:] - clipped[..., :2] >= self.min_size).all(dim=-1)
-        valid = large & (score >= max(self.score_thresh, 0.0))
-        # Levels far apart, as batched_nms has them: for the rounding of near overlaps.
-        span = torch.where(valid.unsqueeze(3), clipped, 0.0).amax(dim=(1, 2, 3)) + 1
-        level = torch.arange(len(boxes), device=span.device)
-        shifted = clipped + (span[:, None] * level)[..., None, None]
-        keep = keep_best(shifted.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh)
-        score = torch.where(keep.view_as(score), score, -1.0).flatten(1)
-        best = score.topk(min(self.post_nms_top_n(), score.shape[1]), dim=1)
-        chosen = clipped.flatten(1, 2).gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
-        counts = (best.values >= 0).sum(dim=1).tolist()
-        return [image[:count] for image, count in zip(chosen, counts, strict=True)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
         """Clip the candidates of one image, drop the tiny and the bad, then NMS within a level."""
@@ -267,12 +239,6 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         keep = batched_nms(boxes, scores, levels, self.nms_thresh)
         return boxes[keep[: self.post_nms_top_n()]]
-
-
-def _pad_rows(values: Tensor, length: int, value: float = 0.0) -> Tensor:
-    """``(B, k)`` or ``(B, k, 4)`` -> with ``length`` rows."""
-    missing = length - values.shape[1]
-    return F.pad(values, (0, missing) if values.dim() == 2 else (0, 0, 0, missing), value=value)
 
 
 def _per_anchor(output: Tensor, values: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The focal loss of ``losses.focal_sums`` as two GPU kernels: one pass over the logits each way.
 
-The plain path reads and writes the largest tensor of a training step some twenty times. Here the
+The plain path reads and writes the largest tensor of a training step again and again. Here the
 forward pass reads it once, and the backward pass reads it once more and writes its gradient.
 """
 
@@ -14,7 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = tl.constexpr(-2)  # as losses.focal_sums writes labels
+from losses import focal_sums
+
+IGNORED = tl.constexpr(focal_sums.IGNORED)
 SMALLEST = tl.constexpr(1e-37)  # of a probability, as in losses.classification
 
 BLOCK = 4096  # logits of a program
@@ -73,13 +75,11 @@ def _sum_blocks(  # type: ignore[no-untyped-def]
     classes: tl.constexpr, has_alpha: tl.constexpr, is_square: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """The loss of each block of each image."""
-    image = tl.program_id(1).to(tl.int64)
-    offsets = tl.program_id(0) * block + tl.arange(0, block)
-    inside = offsets < size
-    label = tl.load(labels + image * labels_stride + offsets // classes, inside, IGNORED)
-    x = tl.load(logits + image * size + offsets, inside, 0.0).to(tl.float32)
-    loss, _ = _focal(x, label, offsets % classes, alpha, gamma, has_alpha, is_square)
-    tl.store(sums + image * tl.num_programs(0) + tl.program_id(0), tl.sum(loss, axis=0))
+    loss, _ = _of_block(
+        logits, labels, size, labels_stride, alpha, gamma, classes, has_alpha, is_square, block
+    )
+    place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(sums + place, tl.sum(loss, axis=0))
 
 
 @triton.jit
@@ -88,14 +88,28 @@ def _slopes(  # type: ignore[no-untyped-def]
     classes: tl.constexpr, has_alpha: tl.constexpr, is_square: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """The derivative by each logit, times the scale of its image."""
+    _, slope = _of_block(
+        logits, labels, size, labels_stride, alpha, gamma, classes, has_alpha, is_square, block
+    )
+    image = tl.program_id(1).to(tl.int64)
+    offsets = tl.program_id(0) * block + tl.arange(0, block)
+    slope *= tl.load(scale + image)
+    values = slope.to(gradient.dtype.element_ty)
+    tl.store(gradient + image * size + offsets, values, offsets < size)
+
+
+@triton.jit
+def _of_block(  # type: ignore[no-untyped-def]
+    logits, labels, size, labels_stride, alpha, gamma,
+    classes: tl.constexpr, has_alpha: tl.constexpr, is_square: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Loss and derivative of the logits of this program."""
     image = tl.program_id(1).to(tl.int64)
     offsets = tl.program_id(0) * block + tl.arange(0, block)
     inside = offsets < size
     label = tl.load(labels + image * labels_stride + offsets // classes, inside, IGNORED)
     x = tl.load(logits + image * size + offsets, inside, 0.0).to(tl.float32)
-    _, slope = _focal(x, label, offsets % classes, alpha, gamma, has_alpha, is_square)
-    slope *= tl.load(scale + image)
-    tl.store(gradient + image * size + offsets, slope.to(gradient.dtype.element_ty), inside)
+    return _focal(x, label, offsets % classes, alpha, gamma, has_alpha, is_square)
 
 
 @triton.jit

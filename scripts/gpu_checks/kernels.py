@@ -14,10 +14,14 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from data.target import pad_targets
+from detector.build import build_detector
 from detector.channel_kernels import add_channels
+from detector.config import DetectorConfig, RPNConfig
 from detector.matching import match_batch
 from detector.matching_kernels import match_on_gpu
 from detector.nms_kernels import keep_best
+from detector.proposals_on_gpu import suppress_on_gpu
+from losses.config import LossConfig
 from losses.focal_kernels import focal_sums_on_gpu
 from losses.focal_sums import IGNORED, focal_sums
 
@@ -26,6 +30,8 @@ LARGEST_DIFFERENCE = 1e-5  # relative: sums in another order
 FOCAL_OPTIONS = ((0.25, 2.0), (-1.0, 2.0), (0.5, 1.5), (0.25, 0.0))  # alpha, gamma
 BOXES = ((0, 0), (1, 0, 7), (5, 5), (40,))  # an image
 LISTS = ((1, 1), (2, 31), (3, 100), (2, 300))  # of boxes to suppress: how many, how long
+MOST_PROPOSALS = 60  # of an image
+CANDIDATES = (120, 90, 7)  # of each level: on a CPU batched_nms works by shifts up to 1,000 in all
 SPREAD, SIDE = 200.0, 80.0  # of boxes, pixels
 
 
@@ -102,6 +108,34 @@ def check_suppression(device: torch.device) -> str:
     return f"suppression: the same {kept} boxes stay"
 
 
+def check_proposals(device: torch.device, candidates: Sequence[int]) -> str:
+    """The RPN's choice for all levels of all images at once, against image by image.
+
+    Raises:
+        SystemExit: one differs.
+    """
+    few = RPNConfig(post_nms_top_n_train=MOST_PROPOSALS)
+    config = DetectorConfig(type="faster_rcnn", backbone="resnet18", weights="none", rpn=few)
+    rpn = build_detector(config, LossConfig(), 1).rpn.train()
+    sizes = ((int(SPREAD), int(SPREAD) // 2), (int(SPREAD) // 2, int(SPREAD)))
+    boxes = [_boxes((len(sizes), count), device) for count in candidates]
+    boxes[0][:, 0, 2:] = boxes[0][:, 0, :2]  # without area
+    scores = [
+        torch.rand(len(sizes), count, device=device).sort(dim=1, descending=True).values
+        for count in candidates
+    ]
+    levels = torch.arange(len(candidates), device=device)
+    level = levels.repeat_interleave(torch.tensor(candidates, device=device))
+    expected = [
+        rpn._suppress(*candidate, level, size)
+        for *candidate, size in zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
+    ]
+    for found, wanted in zip(suppress_on_gpu(rpn, boxes, scores, sizes), expected, strict=True):
+        if not torch.equal(found, wanted):
+            raise SystemExit(f"proposals differ: {len(found)} and {len(wanted)}")
+    return f"proposals: the same {sum(map(len, expected))}"
+
+
 def check_channels(device: torch.device) -> str:
     """A value added to each channel of a map, and its gradient.
 
@@ -144,6 +178,7 @@ def check_kernels(device: torch.device, anchors: int = 100_000) -> list[str]:
         check_focal(device, anchors),
         check_matching(device, anchors),
         check_suppression(device),
+        check_proposals(device, CANDIDATES),
         check_channels(device),
     ]
 

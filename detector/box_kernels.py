@@ -1,0 +1,31 @@
+"""What the kernels that compare boxes share: reading corners, and the overlap of two boxes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_corners(boxes, rows, inside):  # type: ignore[no-untyped-def]
+    """x1, y1, x2, y2 of some rows of ``(N, 4)``; 0 outside: a box without area."""
+    return (
+        tl.load(boxes + rows * 4, inside, 0.0),
+        tl.load(boxes + rows * 4 + 1, inside, 0.0),
+        tl.load(boxes + rows * 4 + 2, inside, 0.0),
+        tl.load(boxes + rows * 4 + 3, inside, 0.0),
+    )
+
+
+@triton.jit
+def overlap(x1, y1, x2, y2, left, top, right, bottom):  # type: ignore[no-untyped-def]
+    """IoU by the operations of ``torchvision.ops.box_iou`` in its order, for its rounding.
+
+    It takes a launch with ``enable_fp_fusion=False``: a fused multiplication and addition would
+    round differently.
+    """
+    width = tl.maximum(tl.minimum(x2, right) - tl.maximum(x1, left), 0.0)
+    height = tl.maximum(tl.minimum(y2, bottom) - tl.maximum(y1, top), 0.0)
+    inter = width * height
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - inter
+    return tl.div_rn(inter, union)

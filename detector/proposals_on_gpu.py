@@ -1,0 +1,63 @@
+"""The RPN's choice among its candidates on a GPU: all levels of all images at once.
+
+The same proposals as image by image in ``detector.rpn``, where the host awaits each image; here it
+waits once, for how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+
+from detector.nms_kernels import keep_best
+
+if TYPE_CHECKING:
+    from detector.rpn import RegionProposalNetwork, Size
+
+
+def suppress_on_gpu(
+    rpn: RegionProposalNetwork,
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    sizes_hw: Sequence[Size],
+) -> list[Tensor]:
+    """Clip the candidates, drop the tiny and the bad, then NMS within a level.
+
+    Args:
+        rpn: says what is tiny, what is bad, and how many proposals an image may have.
+        boxes: ``(B, k_l, 4)`` xyxy of each level.
+        scores: ``(B, k_l)`` of each level, falling, not negative.
+        sizes_hw: the size of each image.
+
+    Returns:
+        ``(P_b, 4)`` of each image, best first.
+    """
+    longest = max(level.shape[1] for level in scores)
+    candidates = torch.stack([_pad_rows(level, longest, 0.0) for level in boxes], 1)
+    score = torch.stack([_pad_rows(level, longest, -1.0) for level in scores], 1)  # (B, levels, k)
+    clipped = torch.stack(
+        [clip_boxes_to_image(image, size) for image, size in zip(candidates, sizes_hw, strict=True)]
+    )
+    large = (clipped[..., 2:] - clipped[..., :2] >= rpn.min_size).all(dim=-1)
+    valid = large & (score >= max(rpn.score_thresh, 0.0))
+    # Levels far apart, as batched_nms has them: for the rounding of near overlaps.
+    span = torch.where(valid.unsqueeze(3), clipped, 0.0).amax(dim=(1, 2, 3)) + 1
+    shift = span[:, None] * torch.arange(len(boxes), device=span.device)
+    shifted = clipped + shift[..., None, None]
+    keep = keep_best(shifted.flatten(0, 1), valid.flatten(0, 1), rpn.nms_thresh)
+    score = torch.where(keep.view_as(score), score, -1.0).flatten(1)
+    best = score.topk(min(rpn.post_nms_top_n(), score.shape[1]), dim=1)
+    chosen = clipped.flatten(1, 2).gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
+    counts = (best.values >= 0).sum(dim=1).tolist()
+    return [image[:count] for image, count in zip(chosen, counts, strict=True)]
+
+
+def _pad_rows(values: Tensor, length: int, value: float) -> Tensor:
+    """``(B, k)`` or ``(B, k, 4)`` -> with ``length`` rows."""
+    missing = length - values.shape[1]
+    return F.pad(values, (0, missing) if values.dim() == 2 else (0, 0, 0, missing), value=value)
