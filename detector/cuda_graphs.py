@@ -1,7 +1,7 @@
 """A forward and a backward pass as one launch each: CUDA graphs, one for each shape of the input.
 
-A step of a small batch is some thousand kernels, each shorter than Python takes to ask for it: the
-GPU waits for the host. Recorded once, the same kernels with the same memory run again without it.
+In a step of a small batch the GPU waits for the host, which asks for short kernels one by one.
+Recorded once, the same kernels with the same memory run again without it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from scripts import benchmark
-from scripts.benchmarks.machine import describe_machine
+from scripts.benchmarks.machine import describe_machine, in_words
 from scripts.gpu_checks.parity import check_parity
 from scripts.gpu_checks.steps import (
     check_bf16,
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("no CUDA device: nothing was checked", file=sys.stderr)
         return 2
-    print(describe_machine(CUDA), flush=True)
+    print(in_words(describe_machine(CUDA)), flush=True)
     failed = [name for name in options.only if not _run(name, checks[name](options))]
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0

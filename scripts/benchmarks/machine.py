@@ -25,6 +25,11 @@ def describe_machine(device: torch.device, packages: tuple[str, ...] = PACKAGES)
     return described | {package: _version(package) for package in packages}
 
 
+def in_words(machine: dict[str, str]) -> str:
+    """What ``describe_machine`` says, in a line."""
+    return "; ".join(f"{name} {value}" for name, value in machine.items())
+
+
 def _cpu_information() -> dict[str, str]:
     """The fields of the first processor; empty where there is no /proc."""
     path = Path("/proc/cpuinfo")

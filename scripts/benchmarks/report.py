@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from scripts.benchmarks.machine import in_words
 from scripts.benchmarks.timing import median, ratio, spread
 
 
@@ -62,7 +63,7 @@ class Report:
 
     def as_markdown(self) -> str:
         """A caption, the checks, a table with medians, quartiles and ratios."""
-        machine = "; ".join(f"{name} {value}" for name, value in self.machine.items())
+        machine = in_words(self.machine)
         lines = [f"**{self.title}**", "", machine, "", *(f"* {check}" for check in self.checks)]
         notes = list(dict.fromkeys(name for row in self.rows for name in row.notes))
         header = ["", "ours", "theirs", "ratio", *notes]

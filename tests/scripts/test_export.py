@@ -33,14 +33,7 @@ def test_the_module_for_one_image_is_the_detector(tmp_path: Path, kind: str) -> 
 def test_torchscript_and_onnx_find_the_same(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    formats = ["torchscript", "safetensors"]
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-
-        formats.append("onnx")
-    except ImportError:
-        pass
+    formats = ["torchscript", "safetensors", "onnx"]
     checkpoint = write_checkpoint(tmp_path, kind)
     command = [str(checkpoint), "--formats", *formats, "--json"]
     assert main(command) == 0
