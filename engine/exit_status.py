@@ -15,6 +15,7 @@ from data.workers import says_that_a_worker_died, worker_death
 from engine.distributed import is_lost_rank, report_error
 from engine.divergence import DivergenceError
 from engine.signals import Stopped, StopRequest, catch_stop_signals
+from engine.standard_output import READER_LEFT, reader_left
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
 FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -31,11 +32,13 @@ def exit_status(command: Callable[[StopRequest], None], memory_cure: str) -> int
 
     Returns:
         0, or 1 for a fault of the program or of a loader process, 2 for wrong input, diverged
-        losses and want of room, 3 where another rank ended, 128 + its number after a signal.
+        losses and want of room, 3 where another rank ended, 128 + its number after a signal, and as
+        after SIGPIPE where nobody reads what is printed any more.
     """
     with catch_stop_signals() as stop:
         try:
             command(stop)
+            sys.stdout.flush()
         except Stopped as stopped:
             return _stopped(stopped)
         except (InputError, DivergenceError) as error:
@@ -50,6 +53,8 @@ def exit_status(command: Callable[[StopRequest], None], memory_cure: str) -> int
 
 
 def _status_of(error: Exception, stop: StopRequest, memory_cure: str) -> int:
+    if isinstance(error, BrokenPipeError) and reader_left():
+        return READER_LEFT
     if says_that_a_worker_died(error):
         report_error(worker_death(error))
         return FAILED

@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.standard_output import status_of_tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -302,4 +303,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.allocator import keep_freed_memory
+from engine.standard_output import status_of_tool
 from engine.threads import limit_spinning
 
 if "theirs" not in sys.argv:  # the peer in a process of its own runs as its users run it
@@ -180,4 +181,4 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(status_of_tool(main))

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from engine.standard_output import status_of_tool
 from scripts import benchmark
 from scripts.benchmarks.machine import describe_machine, in_words
 from scripts.gpu_checks.parity import check_parity
@@ -151,4 +152,4 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))

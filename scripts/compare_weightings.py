@@ -29,6 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, unreadable
+from engine.standard_output import status_of_tool
 from losses import (
     ALWA,
     DWA,
@@ -207,4 +208,4 @@ def _interval(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 # ruff: noqa: E402
 from engine.config_reference import reference_page, schema_text
+from engine.standard_output import status_of_tool
 
 
 def main() -> int:
@@ -38,4 +39,4 @@ def _content(path: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))

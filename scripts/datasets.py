@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
+from engine.standard_output import status_of_tool
 from scripts.dataset_tools.archives import DATASETS
 from scripts.dataset_tools.coco_checks import check_coco
 from scripts.dataset_tools.conversion import convert
@@ -275,4 +276,4 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))

@@ -27,6 +27,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, some_of
+from engine.standard_output import status_of_tool
 from scripts.curves import Curve, read_curves
 from scripts.figures import new_figure, save_figure
 
@@ -274,4 +275,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))

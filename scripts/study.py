@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
+from engine.standard_output import status_of_tool
 from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, parse_choice
 from scripts.studies.insertion import insert
@@ -284,4 +285,4 @@ COMMANDS: dict[str, Callable[[Sequence[Study], dict[str, Any], argparse.Namespac
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_tool(main))
