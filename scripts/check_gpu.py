@@ -38,6 +38,7 @@ from scripts.gpu_checks.steps import (
     check_exchange,
     check_no_waits,
     check_recorded,
+    check_statistics,
 )
 
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
@@ -89,7 +90,7 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], Iterator[str]]]:
     return {
         "kernels": lambda _: _kernels(),
         "parity": lambda o: (f"{d}: {check_parity(d, o.backbone, CUDA)}" for d in DETECTORS),
-        "recorded": lambda o: (f"{d}: {check_recorded(d, o.backbone, CUDA)}" for d in DETECTORS),
+        "recorded": lambda o: _recorded(o.backbone),
         "bf16": lambda o: (f"{d}: {check_bf16(d, o.backbone, CUDA)}" for d in DETECTORS),
         "exchange": lambda o: iter([check_exchange(o.backbone, CUDA)]),
         "waits": lambda o: iter([check_no_waits(o.backbone, CUDA)]),
@@ -102,6 +103,12 @@ def _kernels() -> Iterator[str]:
     from scripts.gpu_checks.kernels import check_kernels  # it needs Triton
 
     yield from check_kernels(CUDA)
+
+
+def _recorded(backbone: str) -> Iterator[str]:
+    for detector in DETECTORS:
+        yield f"{detector}: {check_recorded(detector, backbone, CUDA)}"
+    yield check_statistics(CUDA)
 
 
 def _benchmarks() -> Iterator[str]:

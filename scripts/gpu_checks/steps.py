@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from detector.build import build_detector
+from detector.config import DetectorConfig
 from detector.cuda_graphs import FIRST_RECORDED
 from losses import ALWA
+from losses.config import LossConfig
 from scripts.benchmarks.scaling import Collectives
 from scripts.benchmarks.training import Trainee, build_trainee, build_work
+from scripts.benchmarks.twins import make_work
 
+SIZE_HW, SIDES = (256, 320), (0.1, 0.5)  # of images; of boxes, by the image's shorter side
 INTERVAL = 2  # of ALWA: every second step closes a window
 STEPS = 6  # the passes are recorded within
 BACKENDS = "cpu:gloo,cuda:nccl"  # as engine.distributed
@@ -96,6 +102,31 @@ def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
     return f"relative difference {', '.join(lines)}"
 
 
+def check_statistics(device: torch.device) -> str:
+    """Batch norm's statistics after recorded passes: each pass counts once, the warm-up never.
+
+    Raises:
+        SystemExit: they differ from those of the written passes, or nothing was recorded.
+    """
+    options: dict[str, object] = {"type": "retinanet", "backbone": "resnet18", "weights": "none"}
+    options |= {"norm": "batch", "retinanet": {"head_norm": "batch"}, "trainable_stages": 5}
+    torch.manual_seed(0)
+    recorded = build_detector(DetectorConfig.model_validate(options), LossConfig(), 20).to(device)
+    written = copy.deepcopy(recorded)  # a copy records nothing
+    work = make_work("retinanet", SIZE_HW, [5, 5], SIDES, 20, device)
+    for _ in range(STEPS):
+        for detector in (recorded, written):
+            losses = detector(work.images, work.targets)
+            torch.stack(list(losses.values())).sum().backward()
+            detector.zero_grad(set_to_none=True)
+    if recorded.graphs is None or not recorded.graphs.recorded:
+        raise SystemExit("batch norm: nothing was recorded")
+    worst = _largest_difference(*([b.float() for b in d.buffers()] for d in (recorded, written)))
+    if not worst <= LARGEST_DIFFERENCE:
+        raise SystemExit(f"batch norm: statistics differ by {worst:.2g} (relative)")
+    return f"batch norm: statistics after {STEPS} passes differ by {worst:.1g} (relative)"
+
+
 def _pass(trainee: Trainee) -> tuple[Tensor, Tensor]:
     """Losses, and all gradients in one row, of the same sampled anchors and proposals each time."""
     torch.manual_seed(0)
@@ -146,8 +177,8 @@ def _build(
 ) -> Trainee:
     """Our detector with ALWA on random pixels; ``wrapped``: under DDP."""
     options = argparse.Namespace(
-        detector=kind, backbone=backbone, classes=20, size=(256, 320), device=str(device),
-        boxes=5, batch=2, box_sides=(0.1, 0.5), amp=amp,
+        detector=kind, backbone=backbone, classes=20, size=SIZE_HW, device=str(device),
+        boxes=5, batch=2, box_sides=SIDES, amp=amp,
     )  # fmt: skip
     work = build_work(options)
     trainee = build_trainee("ours", options, work)
