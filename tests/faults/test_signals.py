@@ -77,7 +77,12 @@ def send(program: Program, target: str, number: int) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     ("target", "number"),
-    [("process", signal.SIGTERM), ("group", signal.SIGTERM), ("group", signal.SIGINT)],
+    [
+        ("process", signal.SIGTERM),
+        ("process", signal.SIGINT),
+        ("group", signal.SIGTERM),
+        ("group", signal.SIGINT),
+    ],
 )
 def test_a_signal_saves_the_last_iteration_and_the_run_goes_on_as_if_undisturbed(
     ranks: int,
