@@ -24,7 +24,7 @@ def values_for(
     folder: Path, name: str, kind: str, ranks: int, workers: int, amp: str
 ) -> dict[str, Any]:
     """Everything that has a state of its own is on: augmentation, momentum, EMA, ALWA's window."""
-    values = small(
+    return small(
         folder,
         detector={"type": kind},
         data={
@@ -39,7 +39,6 @@ def values_for(
         },
         train={"name": name, "amp": amp, "momentum": 0.9, "ema": 0.9, "warmup_iterations": 4},
     )
-    return values
 
 
 def complete(folder: Path, values: dict[str, Any], ranks: int, *arguments: object) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -218,6 +219,11 @@ def archive_of(pickle: bytes) -> bytes:
 
 def pickle_of(archive: bytes) -> bytes:
     return zipfile.ZipFile(io.BytesIO(archive)).read("archive/data.pkl")
+
+
+def words_of(*texts: bytes) -> list[bytes]:
+    """The words and signs that texts of a format are made of."""
+    return sorted({word for text in texts for word in re.findall(rb"[\w.]{1,64}|[^\w\s]", text)})
 
 
 SEEDS: dict[str, list[bytes]] = {

@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import random
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from targets import SEEDS, Fuzzed, accepts, resume, tiny_checkpoint
+from targets import SEEDS, Fuzzed, accepts, resume, tiny_checkpoint, words_of
 
 from data.errors import InputError
 from engine.checkpoint import save_checkpoint
@@ -95,7 +94,7 @@ def edited(draw: st.DrawFn, value: Any) -> Any:
 @st.composite
 def spliced(draw: st.DrawFn, text: bytes) -> bytes:
     """Bytes with some of them replaced, doubled or cut out, also by words of their own."""
-    words = sorted(set(re.findall(rb"[\w.]+|[^\w\s]", text)))[:200]
+    words = words_of(text)[:200]
     part = st.one_of(st.binary(max_size=8), st.sampled_from(words), st.sampled_from([b"", b"\xff"]))
     for _ in range(draw(st.integers(1, 4))):
         first = draw(st.integers(0, len(text)))
