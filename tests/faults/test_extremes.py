@@ -51,7 +51,9 @@ def test_images_of_one_pixel_and_of_ten_thousand_by_thirty_are_trained_on(tmp_pa
 @pytest.mark.slow
 def test_five_thousand_classes_are_trained_and_scored(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", classes=5000)
-    lines = metrics(run(config_of(values_for(tmp_path, batch_size=2))))
+    values = values_for(tmp_path, batch_size=2)
+    values["train"]["lr"] = 1e-4  # the loss of so many classes diverges with more
+    lines = metrics(run(config_of(values)))
     assert len(lines[-1]["scores"]["voc"]["area"]["AP"]) == 5000
 
 

@@ -20,7 +20,7 @@ from data.errors import InputError
 from engine.checkpoint import load_checkpoint, load_latest
 
 KILLS = int(os.environ.get("KILLS", "50"))
-STEPS = 80  # of each of two epochs
+STEPS = 200  # of each of two epochs: enough that the kills come before the end
 
 
 def start(config: Path) -> int:
