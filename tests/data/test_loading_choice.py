@@ -1,0 +1,89 @@
+"""Which images and which of their objects are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rectangles import (
+    SIZES_HW,
+    training,
+)
+
+from data.annotations import Annotations
+from data.dataset import choose_images
+from data.errors import InputError
+
+
+def with_flags(annotations: Annotations, **flags: list[int]) -> Annotations:
+    arrays = {}
+    for name, rows in flags.items():
+        arrays[name] = np.zeros(len(annotations.boxes), np.bool_)
+        arrays[name][rows] = True
+    return replace(annotations, **arrays)
+
+
+def test_crowds_are_never_and_difficult_objects_on_request_trained_on(
+    dataset: tuple[Path, Annotations],
+) -> None:
+    root, annotations = dataset
+    row = 3  # of three objects
+    first = int(annotations.offsets[row])
+    flagged = with_flags(annotations, crowd=[first], difficult=[first + 1]).select([row])
+    for use_difficult, labels in ((False, [2]), (True, [1, 2])):
+        voc = {"use_difficult": use_difficult}
+        with training((root, flagged), augment=(), batch_size=1, voc=voc) as loader:
+            (batch,) = loader.epoch(0)
+            assert batch.targets.labels.tolist() == [labels]
+            assert batch.targets.masks is not None
+            assert len(batch.targets.masks[0]) == len(labels)
+
+
+def test_boxes_are_clipped_to_the_image_and_slivers_left_out(
+    dataset: tuple[Path, Annotations],
+) -> None:
+    root, annotations = dataset
+    first = int(annotations.offsets[3])
+    boxes = annotations.boxes.copy()
+    boxes[first] = [-9, -1, 200, 20.5]
+    boxes[first + 1] = [5, 5, 5.9, 30]
+    changed = replace(annotations, boxes=boxes).select([3])
+    size_hw = SIZES_HW[3]
+    with training((root, changed), augment=(), image_size=size_hw, batch_size=1) as loader:
+        (batch,) = loader.epoch(0)
+    assert batch.targets.boxes[0, 0].tolist() == [0, 0, size_hw[1], 20.5]
+    assert batch.targets.labels.tolist() == [[0, 2]]
+
+
+def test_empty_and_small_images_are_left_out_on_request(
+    dataset: tuple[Path, Annotations],
+) -> None:
+    _, annotations = dataset
+    assert choose_images(annotations, False, False, 0).tolist() == list(range(9))
+    assert choose_images(annotations, False, True, 0).tolist() == [1, 2, 3, 5, 6, 7]
+    assert choose_images(annotations, False, False, 40).tolist() == [0, 1, 2, 5, 6, 7, 8]
+    with pytest.raises(InputError, match=r"none of its 9 images .* data\.min_image_side"):
+        choose_images(annotations, False, False, 1000)
+
+
+def test_classes_cannot_be_balanced_where_there_are_no_objects(
+    dataset: tuple[Path, Annotations],
+) -> None:
+    root, annotations = dataset
+    without_objects = (root, annotations.select([0, 4, 8]))
+    with (
+        pytest.raises(InputError, match="no image has an object to train on, and data"),
+        training(without_objects, sampling={"type": "class_balanced"}),
+    ):
+        pass
+
+
+def test_a_detector_of_masks_needs_masks(dataset: tuple[Path, Annotations]) -> None:
+    root, annotations = dataset
+    with (
+        pytest.raises(InputError, match="has no segmentations"),
+        training((root, replace(annotations, masks=None))),
+    ):
+        pass
