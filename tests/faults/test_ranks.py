@@ -90,9 +90,10 @@ def test_a_loss_that_is_not_finite_ends_both_with_the_files(tmp_path: Path) -> N
 def test_fewer_ranks_go_on_with_the_same_order_of_the_data(tmp_path: Path) -> None:
     """Two ranks of one image, then one of two: the losses go on as those of one rank alone."""
     values = small(tmp_path, data={"batch_size": 1}, train={"name": "cut", "epochs": 6})
-    # The order is tested by losses, which tell the images apart. At a rate of 0.01 a difference of
-    # rounding grows tenfold an iteration (1e-7 in the third, 1e-2 in the ninth) and would hide it.
-    values["train"]["lr"] = 1e-5
+    # At a rate of 0.01 a difference of rounding grows tenfold an iteration (1e-7 in the third, 1e-2
+    # in the ninth). At this one it stays below 1e-4, while the iterations move the box loss by up
+    # to 40% and no two batches in a row have box losses closer than 0.17%.
+    values["train"]["lr"] = 1e-4
     values["detector"]["norm"], values["loss"]["normalizer"] = "group", "image"
     config = write_config(tmp_path, values)
     with started(*training(config, ranks=2)) as program:
