@@ -32,19 +32,22 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=10, help="rows of the table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            training(Path(folder), arguments.iterations),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )
+        messages = Path(folder) / "messages"
+        with messages.open("w") as file:
+            process = subprocess.Popen(
+                training(Path(folder), arguments.iterations),
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )
         try:
             watch(process, Path(folder) / "run", arguments.iterations, arguments.parts)
         finally:
             process.terminate()
             process.wait()
-    print(f"exit status {process.returncode}")
+        if process.returncode:
+            sys.exit(f"{messages.read_text()}exit status {process.returncode}")
 
 
 def training(folder: Path, iterations: int) -> list[str]:
@@ -52,7 +55,7 @@ def training(folder: Path, iterations: int) -> list[str]:
     small = [
         "detector.backbone=resnet18",
         "detector.fpn_channels=16",
-        "detector.levels=[3, 4]",
+        "detector.levels=[4, 5]",
         "detector.anchors.sizes=[8, 16]",
         "detector.retinanet.tower_depth=1",
         "data.image_size=[32, 32]",
