@@ -6,7 +6,9 @@
 Trains a tiny RetinaNet on drawn pictures of 32 x 32 pixels with two loader processes and watches it
 from outside: 10,000 iterations (an hour's worth of a large detector at 2.8 iterations a second) of
 40 epochs, evaluated and saved after each, with ALWA's windows, TensorBoard and metrics.jsonl.
-Prints a row for each tenth of the run. Reads /proc, so Linux only.
+Prints a row for each tenth of the run: the median time of an iteration, and the time of all cores
+that the training process has used for each, evaluations and saves included, which other programs
+disturb less. Reads /proc, so Linux only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, BATCH = 40, 2
-ROW = "{:>11} {:>12} {:>12} {:>10} {:>10} {:>12} {:>10}"
+ROW = "{:>11} {:>12} {:>12} {:>10} {:>10} {:>12} {:>10} {:>12}"
+TITLES = (
+    "iterations", "main MB", "loaders MB", "files", "threads", "shared MB", "ms each", "CPU ms each"
+)  # fmt: skip
 
 
 def main() -> None:
@@ -77,9 +82,19 @@ def training(folder: Path, iterations: int) -> list[str]:
 
 def watch(process: subprocess.Popen[bytes], run: Path, iterations: int, parts: int) -> None:
     """Print a row whenever another part of the iterations is done."""
-    titles = ("iterations", "main MB", "loaders MB", "files", "threads", "shared MB", "ms each")
+    titles = (
+        "iterations",
+        "main MB",
+        "loaders MB",
+        "files",
+        "threads",
+        "shared MB",
+        "ms each",
+        "CPU ms each",
+    )
     print(ROW.format(*titles), flush=True)
     log, done, offset, rates = run / "metrics.jsonl", 0, 0, list[float]()
+    counted, spent = 0, 0.0
     for part in range(1, parts + 1):
         while done < part * iterations // parts - 1 and process.poll() is None:
             time.sleep(0.2)
@@ -90,7 +105,10 @@ def watch(process: subprocess.Popen[bytes], run: Path, iterations: int, parts: i
             done = trained[-1]["step"] if trained else done
         if process.poll() is not None:
             return
-        print(ROW.format(done, *sizes_of(process.pid), f"{1000 * statistics.median(rates):.1f}"))
+        spent_before, spent = spent, cpu_seconds(process.pid)
+        times = (statistics.median(rates), (spent - spent_before) / (done - counted))
+        counted = done
+        print(ROW.format(done, *sizes_of(process.pid), *(f"{1000 * t:.1f}" for t in times)))
         sys.stdout.flush()
         rates.clear()
     process.wait()
@@ -122,6 +140,12 @@ def sizes_of(pid: int) -> tuple[str, ...]:
         str(len(list(Path(f"/proc/{pid}/task").iterdir()))),
         f"{(shared.f_blocks - shared.f_bfree) * shared.f_frsize / 1e6:.1f}",
     )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Time of all cores that the process has used, without its loaders."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def own_mb(pid: int) -> float:

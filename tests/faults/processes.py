@@ -100,6 +100,13 @@ def training(config: Path, *arguments: object, ranks: int = 1, launcher: Any = (
     return [*words, ROOT / "train.py", "--config", config, *arguments]
 
 
+def complete(config: Path, *arguments: object, ranks: int = 1) -> None:
+    """Train to the end, which has to be a good one."""
+    with started(*training(config, *arguments, ranks=ranks)) as program:
+        code, _, errors = program.end(limit=200)
+    assert code == 0, errors
+
+
 def small(folder: Path, **blocks: dict[str, Any]) -> dict[str, Any]:
     """A tiny run whose checkpoints take 13 MB, so that many of them fit on a disk."""
     values = tiny(folder, **blocks)

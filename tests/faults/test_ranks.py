@@ -13,6 +13,7 @@ import pytest
 from processes import (
     Program,
     children_of,
+    complete,
     lines_of,
     small,
     started,
@@ -105,8 +106,7 @@ def test_fewer_ranks_go_on_with_the_same_order_of_the_data(tmp_path: Path) -> No
         with started(*training(config, "--resume", f"data.batch_size={batch}")) as program:
             assert program.end()[0] == code
     values["train"]["name"], values["data"]["batch_size"] = "whole", 2
-    with started(*training(write_config(tmp_path, values))) as program:
-        assert program.end()[0] == 0
+    complete(write_config(tmp_path, values))
     whole, cut = (
         [line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "train"]
         for name in ("whole", "cut")

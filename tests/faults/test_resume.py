@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import lines_of, small, started, training, wait_until, write_config
+from processes import complete, lines_of, small, started, training, wait_until, write_config
 from runs import differences, metrics
 
 from engine.checkpoint import load_checkpoint
@@ -41,16 +41,11 @@ def values_for(
     )
 
 
-def complete(folder: Path, values: dict[str, Any], ranks: int, *arguments: object) -> None:
-    with started(*training(write_config(folder, values), *arguments, ranks=ranks)) as program:
-        code, _, errors = program.end(limit=200)
-        assert code == 0, errors
-
-
 def cut(folder: Path, values: dict[str, Any], ranks: int, place: int) -> int:
     """Train up to an iteration, or a few more; return which was the last."""
     if place == STEPS:
-        complete(folder, {**values, "train": {**values["train"], "epochs": 1}}, ranks)
+        first = {**values, "train": {**values["train"], "epochs": 1}}
+        complete(write_config(folder, first), ranks=ranks)
     else:
         run = folder / values["train"]["name"]
         with started(*training(write_config(folder, values), ranks=ranks)) as program:
@@ -68,13 +63,14 @@ def cut(folder: Path, values: dict[str, Any], ranks: int, place: int) -> int:
 def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(
     kind: str, ranks: int, workers: int, amp: str, tmp_path: Path
 ) -> None:
-    complete(tmp_path, values_for(tmp_path, "whole", kind, ranks, workers, amp), ranks)
+    values = values_for(tmp_path, "whole", kind, ranks, workers, amp)
+    complete(write_config(tmp_path, values), ranks=ranks)
     whole = load_checkpoint(tmp_path / "whole" / "last.pt")
     for number, (what, place) in enumerate(PLACES.items()):
         values = values_for(tmp_path, f"cut{number}", kind, ranks, workers, amp)
         stopped_at = cut(tmp_path, values, ranks, place)
         assert place <= stopped_at < 2 * STEPS, what
-        complete(tmp_path, values, ranks, "--resume")
+        complete(write_config(tmp_path, values), "--resume", ranks=ranks)
         saved = load_checkpoint(tmp_path / f"cut{number}" / "last.pt")
         assert differences(whole, saved) == ["/config/train/name"], (what, stopped_at)
         assert metrics(tmp_path / "whole") == metrics(tmp_path / f"cut{number}"), (what, stopped_at)

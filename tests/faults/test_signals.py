@@ -13,6 +13,7 @@ from processes import (
     GRACE,
     Program,
     children_of,
+    complete,
     kill,
     lines_of,
     small,
@@ -50,8 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("undisturbed")
     for ranks in (1, 2):
         config = write_config(folder, values_for(folder, f"whole{ranks}", ranks))
-        with started(*training(config, ranks=ranks)) as program:
-            assert program.end(limit=200)[0] == 0
+        complete(config, ranks=ranks)
     return {ranks: folder / f"whole{ranks}" for ranks in (1, 2)}
 
 
@@ -107,9 +107,7 @@ def test_a_signal_saves_the_last_iteration_and_the_run_goes_on_as_if_undisturbed
     logged = [line["step"] for line in metrics(folder) if line["kind"] == "train"]
     assert step == logged[-1]
     assert f"stopped by {signal.Signals(number).name}" in errors
-    with started(*training(config, "--resume", ranks=ranks)) as program:
-        code, _, errors = program.end(limit=200)
-        assert code == 0, errors
+    complete(config, "--resume", ranks=ranks)
     whole, cut = (load_checkpoint(path / "last.pt") for path in (undisturbed[ranks], folder))
     assert set(differences(whole, cut)) <= {"/config/train/name", "/config/train/output"}
     assert metrics(undisturbed[ranks]) == metrics(folder)
