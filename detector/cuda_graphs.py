@@ -87,7 +87,7 @@ class CUDAGraphs:
             return outputs
 
         samples = (*(value.clone() for value in inputs), *twins)
-        with _kept(self.module.buffers()), _uncached_autocast():
+        with _kept(self.module.buffers()), uncached_autocast():
             graph: Function = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
                 run, samples, allow_unused_input=True, pool=self._memory
             )
@@ -119,8 +119,12 @@ def _kept(buffers: Iterable[Tensor]) -> Iterator[None]:
         buffer.copy_(value)
 
 
-def _uncached_autocast() -> torch.autocast:
-    """The autocast in force, each cast done where its result is read: a graph has to do them."""
+def uncached_autocast() -> torch.autocast:
+    """The autocast in force, each cast done where its result is read: a graph has to do them.
+
+    A layer that reads several levels then has its gradients of bf16 added in float32, not in bf16,
+    which moves them by less than bf16 itself does (0.0018 and 0.21 of RetinaNet's, on a CPU).
+    """
     return torch.autocast(
         "cuda",
         torch.get_autocast_dtype("cuda"),

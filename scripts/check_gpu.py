@@ -6,10 +6,11 @@
 
 kernels: each against the plain mathematics, on random input. parity: a detector on the GPU against
 itself on the CPU: losses, gradients, detections. recorded: a pass as a CUDA graph against the pass
-as it is written. bf16: losses and gradients are finite. exchange: NCCL with one rank. waits: a
-RetinaNet step with ALWA never makes the host wait. benchmarks: steps against torchvision's.
-training: train.py and evaluate.py on --config. A line for each check; the exit status is 1 where
-one failed, 2 where there is no GPU.
+as it is written. statistics: batch norm's, after recorded passes. bf16: losses and gradients are
+finite. exchange: NCCL with one rank. waits: a RetinaNet step with ALWA never makes the host wait.
+benchmarks: steps against torchvision's. training: train.py on --config, what it trained scored by
+evaluate.py on the GPU and on the CPU. A line for each check; the exit status is 1 where one failed,
+2 where there is no GPU.
 """
 
 # ruff: noqa: E402
@@ -90,7 +91,8 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], Iterator[str]]]:
     return {
         "kernels": lambda _: _kernels(),
         "parity": lambda o: (f"{d}: {check_parity(d, o.backbone, CUDA)}" for d in DETECTORS),
-        "recorded": lambda o: _recorded(o.backbone),
+        "recorded": lambda o: (f"{d}: {check_recorded(d, o.backbone, CUDA)}" for d in DETECTORS),
+        "statistics": lambda _: iter([check_statistics(CUDA)]),
         "bf16": lambda o: (f"{d}: {check_bf16(d, o.backbone, CUDA)}" for d in DETECTORS),
         "exchange": lambda o: iter([check_exchange(o.backbone, CUDA)]),
         "waits": lambda o: iter([check_no_waits(o.backbone, CUDA)]),
@@ -105,12 +107,6 @@ def _kernels() -> Iterator[str]:
     yield from check_kernels(CUDA)
 
 
-def _recorded(backbone: str) -> Iterator[str]:
-    for detector in DETECTORS:
-        yield f"{detector}: {check_recorded(detector, backbone, CUDA)}"
-    yield check_statistics(CUDA)
-
-
 def _benchmarks() -> Iterator[str]:
     for command in BENCHMARKS:
         yield f"python scripts/benchmark.py {command}"
@@ -119,14 +115,16 @@ def _benchmarks() -> Iterator[str]:
 
 
 def _training(options: argparse.Namespace) -> Iterator[str]:
-    """A whole run and its score, as a user types it."""
+    """A whole run and its score on either device, as a user types it."""
     with tempfile.TemporaryDirectory() as folder:
         for config in options.config:
             overrides = [f"train.output={folder}", "train.name=run", *options.overrides]
             _python("train.py", "--config", str(config), *overrides)
             log = Path(folder, "run", "train.log").read_text(encoding="utf-8")
             yield f"{config}: {log.strip().splitlines()[-1]}"
-            yield _python("evaluate.py", str(Path(folder, "run", "last.pt")))
+            for device in ("cuda", "cpu"):
+                scores = _python("evaluate.py", f"{folder}/run/last.pt", f"train.device={device}")
+                yield f"{config} on {device}: {scores}"
 
 
 def _python(*command: str) -> str:
