@@ -17,11 +17,11 @@ environments=${ENVIRONMENTS:-$(mktemp -d)}
 results=()
 status=0
 
-# The interpreter of a version: on the PATH, or one that pyenv keeps.
+# The interpreter of a version: on the PATH, or one that pyenv keeps. It has to run: pyenv puts names
+# on the PATH that do not.
 find_python() {
-    command -v "python$1" && return
-    for found in "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
-        [ -x "$found" ] && { echo "$found"; return; }
+    for found in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        "$found" -c '' 2>/dev/null && { echo "$found"; return; }
     done
     return 1
 }
