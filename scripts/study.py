@@ -169,9 +169,13 @@ def plot(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Name
                 missing += 1
                 continue
             folder = options.output or options.runs / "figures"
-            for file in write_figure(picture, folder / f"figure{number}-{study.name}"):
+            for file in write_figure(picture, folder / f"{_file_name(number)}-{study.name}"):
                 print(file)
     return 1 if missing else 0
+
+
+def _file_name(number: str) -> str:
+    return f"figure{number}" if number.isdigit() else number
 
 
 def chosen_figures(study: Study, number: str | None) -> dict[str, Figure]:
@@ -254,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         "--into", type=Path, help="a Markdown file: the table goes between its marks in it"
     )
     plots = parser.add_argument_group("plot")
-    plots.add_argument("--figure", help="this one alone: 1, 2, 3, 5, 6 or 7")
+    plots.add_argument("--figure", help="this one alone: 1, 2, 3, 5, 6, 7 or scores")
     plots.add_argument(
         "--show",
         action="append",

@@ -82,11 +82,14 @@ class Paper(BaseModel, extra="forbid", frozen=True):
 
 
 class Figure(BaseModel, extra="forbid", frozen=True):
-    """One of the paper's figures, of runs of this study."""
+    """A figure of runs of this study: the paper's, or (weights) scores over weights."""
 
-    kind: Literal["losses", "shift", "windows", "detections"] = Field(description="what is drawn")
+    kind: Literal["losses", "shift", "windows", "detections", "weights"] = Field(
+        description="what is drawn"
+    )
     cells: tuple[dict[str, str], ...] = Field(
-        default=(), description="labels of each run that is shown; those not named: the first"
+        default=(),
+        description="labels of each run that is shown; those not named: the first (weights: all)",
     )
     caption: str = Field(default="", description="heading of the picture")
 

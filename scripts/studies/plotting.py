@@ -12,9 +12,10 @@ from data.errors import InputError
 from scripts.studies.definition import Figure, Labels, Study
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows
 from scripts.studies.ledger import results_folder
-from scripts.studies.run import check_config
+from scripts.studies.run import check_config, stage
 from scripts.studies.shifting_box import draw_shift
 from scripts.studies.side_by_side import draw_detections
+from scripts.studies.weight_and_score import draw_weights
 
 
 def shown_runs(
@@ -27,16 +28,20 @@ def shown_runs(
 ) -> list[ShownRun]:
     """The runs that a figure shows: of each of its cells the first seed that was begun.
 
+    Of scores over weights it is every run of the study that is scored.
+
     Args:
         show: ``TITLE=FOLDER`` words, any runs instead of the study's.
         ledger: has curves of runs that are not here; for detections a checkpoint is needed.
 
     Raises:
-        InputError: a run has not begun, was made under another config, or a word is not of that
-            form.
+        InputError: a run has not begun or none is scored, one was made under another config, or a
+            word is not of that form.
     """
     if show is not None:
         return [_named_run(word) for word in show]
+    if figure.kind == "weights":
+        return _scored_runs(study, runs, extra, ledger)
     kept = None if figure.kind == "detections" else ledger
     cells = [first_cell(study, labels) for labels in figure.cells]
     return [_begun_run(study, labels, runs, extra, kept) for labels in cells]
@@ -73,8 +78,27 @@ def draw(
         return draw_losses(runs, heading)
     if figure.kind == "windows":
         return draw_windows(runs, heading)
+    if figure.kind == "weights":
+        return draw_weights(runs, figure.caption or study.title, study.score)
     root = Path(extra["data.root"]) if "data.root" in extra else None
     return draw_detections(runs, heading, study.score.split, root)
+
+
+def _scored_runs(
+    study: Study, runs: Path, extra: Mapping[str, Any], ledger: Path | None
+) -> list[ShownRun]:
+    split, shown = study.score.split, []
+    varied = {axis.name for axis in study.axes if len(axis.values) > 1}
+    for labels in study.cells():
+        title = ", ".join(label for name, label in labels.items() if name in varied)
+        for seed in study.seeds:
+            run = study.run(labels, seed, extra)
+            folder = results_folder(run, split, runs, ledger)
+            if stage(run, folder, split) == "scored":
+                shown.append(ShownRun(title, folder))
+    if not shown:
+        raise InputError(f"no run of {study.name} is scored yet")
+    return shown
 
 
 def _begun_run(

@@ -100,7 +100,7 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         return
     scores = read_scores(folder, study.score.split)
     for metric, path in study.score.metrics.items():
-        value = _at_path(scores, path)
+        value = score_at(scores, path)
         if value is not None:
             cell.scores[metric][seed] = value
     interval = run.config.loss.weighting.interval
@@ -128,7 +128,8 @@ def _published(
     return {**unnamed, **values}, {**unnamed, **changes}
 
 
-def _at_path(scores: Mapping[str, Any], path: str) -> float | None:
+def score_at(scores: Mapping[str, Any], path: str) -> float | None:
+    """The number at a dotted path of ``metrics.json``, None where there is none."""
     value: Any = scores
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from tiny_studies import recorded_run
+from tiny_studies import finish, log_of, recorded_run, tiny_study
 
 from data.errors import InputError
+from scripts.studies.definition import Figure
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows, write_figure
+from scripts.studies.plotting import draw, shown_runs
 from scripts.studies.shifting_box import BACKGROUND, FOREGROUND, draw_shift, slide
 from scripts.study import main
 
@@ -75,6 +78,32 @@ def test_a_run_without_curves_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         draw_windows([ShownRun("empty", tmp_path / "empty")], "")
+
+
+def test_scores_stand_over_the_weight_of_the_second_half(tmp_path: Path) -> None:
+    study, points = tiny_study(tmp_path), {0: (0.2, 0.5), 1: (0.4, 0.7)}
+    for weights in ("fixed", "alwa_2"):
+        labels = {"weights": weights, "box loss": "l1"}
+        for seed, (weight, score) in points.items():
+            folder = finish(study, tmp_path / "runs", labels, seed, score)
+            log = log_of(NAMES["head"], 20, weight if weights == "alwa_2" else 1.0)
+            (folder / "metrics.jsonl").write_text(log)
+    figure = Figure(kind="weights")
+    runs = shown_runs(study, figure, tmp_path / "runs", {}, None)
+    assert [run.title for run in runs] == ["fixed, l1"] * 2 + ["alwa_2, l1"] * 2
+    axes: Any = draw(study, "scores", figure, runs, {}).axes[0]
+    fixed, alwa = (container.lines[0] for container in axes.containers)
+    assert fixed.get_xydata().tolist() == [pytest.approx([1.0, 0.6])]
+    assert alwa.get_xydata().tolist() == [pytest.approx([0.3, 0.6])]
+    deviations = axes.containers[1].lines[2][1].get_segments()[0]
+    assert np.ptp(deviations[:, 1]) == pytest.approx(2 * np.std([0.5, 0.7], ddof=1))
+    assert "2  alwa_2, l1" in axes.get_legend().texts[1].get_text()
+
+
+def test_scores_over_weights_need_a_scored_run(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    with pytest.raises(InputError, match="no run of tiny is scored"):
+        shown_runs(study, Figure(kind="weights"), tmp_path / "runs", {}, None)
 
 
 def test_any_run_can_be_shown_and_a_study_without_runs_says_so(

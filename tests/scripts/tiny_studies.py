@@ -51,11 +51,16 @@ def recorded_run(folder: Path, pair: tuple[str, str], lines: int = 20) -> Path:
     return folder
 
 
-def log_of(pair: tuple[str, str], lines: int) -> str:
-    """The log of losses that fall, a line and a window every four iterations."""
+def log_of(pair: tuple[str, str], lines: int, late_weight: float = 1.0) -> str:
+    """The log of losses that fall, a line and a window every four iterations.
+
+    Args:
+        late_weight: of the first loss in the second half of the lines; all others are 1.
+    """
     text = ""
     for line in range(1, lines + 1):
         values = dict(zip(pair, (2.0 / line, 1.0 / line), strict=True))
+        weights = {pair[0]: late_weight if 2 * line > lines else 1.0, pair[1]: 1.0}
         window = {"step": 4 * line, "loss_mean": values, "loss_std": values}
         record = {
             "kind": "train",
@@ -64,7 +69,7 @@ def log_of(pair: tuple[str, str], lines: int) -> str:
             "lr": 0.1,
             "loss": values,
             "weighted_loss": values,
-            "loss_weight": dict.fromkeys(pair, 1.0),
+            "loss_weight": weights,
             "windows": [window],
             "images_per_second": 1.0,
         }

@@ -1,0 +1,100 @@
+"""What a study's runs score, over the weight that their classification loss had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data.errors import InputError
+from engine.config import parse_config
+from engine.strict_yaml import read_yaml
+from scripts.curves import read_curves
+from scripts.studies.definition import Score
+from scripts.studies.figures import ShownRun, finished, label_panel, pair_of
+from scripts.studies.results import score_at
+from scripts.studies.run import read_scores
+
+# By the type of the weighting; a rule without a color of its own shares the last.
+COLORS = {"fixed": "tab:gray", "alwa": "tab:red"}
+OTHER = "tab:blue"
+
+
+@dataclass(frozen=True)
+class WeighedRun:
+    """What one run adds to the figure.
+
+    Attributes:
+        title: of its cell; runs of one title are one point.
+        rule: type of its weighting.
+        weight: of the classification loss, mean of the second half of the log lines.
+        score: of the study's first metric.
+    """
+
+    title: str
+    rule: str
+    weight: float
+    score: float
+
+
+def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figure:
+    """A point for each title: mean score and mean weight, with the deviations of both.
+
+    Raises:
+        InputError: a run has no curves or no scores.
+    """
+    metric, path = next(iter(scored.metrics.items()))
+    weighed = [weigh(run, scored.split, path) for run in runs]
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    for number, title in enumerate(dict.fromkeys(run.title for run in weighed), start=1):
+        _draw_point(axes, number, [run for run in weighed if run.title == title])
+    axes.set_xscale("log")
+    label_panel(axes, "", "weight of the classification loss, mean of the second half")
+    axes.set_ylabel(metric, fontsize=9)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return finished(figure, heading)
+
+
+def weigh(run: ShownRun, split: str, path: str) -> WeighedRun:
+    """Read a run's mean weight and its score.
+
+    Args:
+        path: dotted, of the score in metrics.json.
+
+    Raises:
+        InputError: the run has no curves, or no such score.
+    """
+    curves = read_curves(run.folder)
+    weights = curves[f"loss_weight/{pair_of(curves, run.folder)[0]}"].values
+    score = score_at(read_scores(run.folder, split), path)
+    if score is None:
+        raise InputError(f"{run.folder}: was not scored by {path}")
+    rule = parse_config(read_yaml(run.folder / "config.yaml"), str(run.folder)).loss.weighting.type
+    return WeighedRun(run.title, rule, float(weights[len(weights) // 2 :].mean()), score)
+
+
+def _draw_point(axes: Axes, number: int, runs: Sequence[WeighedRun]) -> None:
+    """The point of one title, numbered as in the legend."""
+    weights, scores = (np.array(v) for v in ([r.weight for r in runs], [r.score for r in runs]))
+    axes.errorbar(
+        weights.mean(),
+        scores.mean(),
+        yerr=_deviation(scores),
+        xerr=_deviation(weights),
+        fmt="o",
+        color=COLORS.get(runs[0].rule, OTHER),
+        markersize=4,
+        elinewidth=0.6,
+        label=f"{number}  {runs[0].title}",
+    )
+    axes.annotate(
+        str(number), (weights.mean(), scores.mean()), (4, 3), textcoords="offset points", fontsize=7
+    )
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
