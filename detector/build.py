@@ -8,6 +8,7 @@ from detector.backbone import build_backbone
 from detector.config import DetectorConfig
 from detector.rcnn import FasterRCNN, MaskRCNN
 from detector.retinanet import RetinaNet
+from detector.winograd import use_winograd
 from losses.config import LossConfig
 
 Detector = RetinaNet | FasterRCNN | MaskRCNN
@@ -45,6 +46,7 @@ def build_detector(config: DetectorConfig, loss: LossConfig, num_classes: int) -
         relu_before_p7=config.retinanet.relu_before_p7,
     )
     detector = DETECTORS[config.type](backbone, config, loss, num_classes)
+    use_winograd(detector)
     if config.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     return detector.train()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from detector.norm import FrozenBatchNorm2d, FrozenStatsBatchNorm2d
+from detector.winograd import WinogradConv2d
 from losses.gpu import has_kernels
 
 
-class FoldedConv2d(nn.Conv2d):
+class FoldedConv2d(WinogradConv2d):
     """Takes the place of a convolution without bias, with its weight, and does the norm's work."""
 
     norm: FrozenBatchNorm2d | FrozenStatsBatchNorm2d
@@ -25,8 +26,7 @@ class FoldedConv2d(nn.Conv2d):
     def __init__(
         self, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | FrozenStatsBatchNorm2d
     ) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(convolution.__dict__)
+        super().__init__(convolution)
         self.__dict__["norm"] = norm  # not a child: it has its own place in the network
         norm.folded = True
 

@@ -12,6 +12,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from detector.initialization import init_hidden, init_output
 from detector.windows import Wanted, deltas_at
+from detector.winograd import WinogradConv2d
 
 NormLayer = Callable[[int], nn.Module]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -35,7 +36,7 @@ class Tower(nn.Sequential):
         maps = list(maps)
         for block in self.children():
             convolution, *pointwise = block.children()
-            maps = [convolution(level) for level in maps]
+            maps = _convolved(convolution, maps)
             if isinstance(pointwise[0], BATCH_NORMS) and pointwise[0].training:
                 maps = _split_like(maps, nn.Sequential(*pointwise)(_join(maps)))
             else:
@@ -88,12 +89,13 @@ class RetinaNetHead(retinanet.RetinaNetHead):
     def classify(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """``(B, C, H_l, W_l)`` of each level -> its logits ``(B, A_l, classes)``."""
         head = self.classification_head
-        return [_per_anchor(head.cls_logits(level), head.num_classes) for level in head.conv(maps)]
+        logits = _convolved(head.cls_logits, head.conv(maps))
+        return [_per_anchor(level, head.num_classes) for level in logits]
 
     def regress(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """``(B, C, H_l, W_l)`` of each level -> its deltas ``(B, A_l, 4)``."""
         head = self.regression_head
-        return [_per_anchor(head.bbox_reg(level), 4) for level in head.conv(maps)]
+        return [_per_anchor(level, 4) for level in _convolved(head.bbox_reg, head.conv(maps))]
 
     @property
     def looks_locally(self) -> bool:
@@ -105,6 +107,13 @@ class RetinaNetHead(retinanet.RetinaNetHead):
         """``regress``, at some anchors alone: ``(P, 4)``; for heads that look locally."""
         head = self.regression_head
         return deltas_at(head, maps, head.bbox_reg.out_channels // 4, wanted)
+
+
+def _convolved(convolution: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+    """A layer on each level."""
+    if isinstance(convolution, WinogradConv2d):
+        return convolution.of_maps(maps)
+    return [convolution(level) for level in maps]
 
 
 def _join(maps: Sequence[Tensor]) -> Tensor:

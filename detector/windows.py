@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetRegressionHead
 
+from detector.winograd import convolve, pays
+
 VALUES = 4  # of an anchor: dx, dy, dw, dh
 
 
@@ -141,11 +143,18 @@ def _run_on_windows(head: RetinaNetRegressionHead, level: Tensor, windows: _Wind
     margin = len(layers)
     values, inside = _cut(level, windows, margin)
     for convolution, *pointwise in layers:
-        values = F.conv2d(values, convolution.weight, convolution.bias)
+        values = _inner_convolution(values, convolution)
         values = nn.Sequential(*pointwise)(values)
         inside = inside[:, :, 1:-1, 1:-1]
         values = values * inside  # what lies beyond the map is zero for every layer
     return values
+
+
+def _inner_convolution(values: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """Without padding: a location less on each side."""
+    if pays([values], convolution.weight, padding=0):
+        return convolve([values], convolution.weight, convolution.bias, padding=0)[0]
+    return F.conv2d(values, convolution.weight, convolution.bias)
 
 
 def _cut(level: Tensor, windows: _Windows, margin: int) -> tuple[Tensor, Tensor]:

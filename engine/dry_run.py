@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.loading import build_eval_loader
 from data.target import Batch
+from detector.winograd import plain_convolutions
 from engine.build import build_loader, build_splits, build_state, describe_splits
 from engine.config import Config
 from engine.distributed import Ranks
@@ -89,9 +90,9 @@ def _summary(state: TrainState, batch: Batch, config: Config, device: torch.devi
 
 
 def count_flops(detector: nn.Module, image: Tensor) -> int:
-    """Floating-point operations of detecting in one ``(3, H, W)`` image."""
+    """Floating-point operations of detecting in one ``(3, H, W)`` image, as models are compared."""
     detector.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_convolutions(), FlopCounterMode(display=False) as counter:
         detector([image])
     detector.train()
     return counter.get_total_flops()

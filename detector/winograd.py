@@ -1,0 +1,285 @@
+"""3 x 3 convolutions with fewer products, on the CPU: Winograd's minimal filtering F(4 x 4, 3 x 3).
+
+Lavin and Gray, https://arxiv.org/abs/1509.09308, equation 8: a 6 x 6 tile ``d`` and a 3 x 3
+filter ``g`` give the 4 x 4 outputs ``A' [(G g G') * (B' d B)] A``. A pair of channels then costs
+36 products a tile instead of 144, and those of all tiles and channels are 36 products of matrices.
+The gradients are computed in the same way.
+
+The results are those of PyTorch's convolution up to rounding, which is larger here: 2e-6 of the
+norm of the output, where PyTorch's is 1e-6 (``tests/detector/test_winograd.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+OUTPUT, TILE = 4, 6  # sides of what a tile gives, and of the tile
+VALUES_AT_ONCE = 2**22  # of transformed tiles: larger blocks leave the cache, and glibc's heap
+
+# Below these the transforms cost more than they save: measured with 64 to 819 channels and maps of
+# 13 x 13 to 100 x 100 (docs/performance.md).
+LEAST_CHANNELS = 192
+LEAST_TILES = 128
+LARGEST_WASTE = 1.4  # values of all tiles over values of the maps
+
+# Section 4.2 of the paper: for the points 0, 1, -1, 2, -2 and infinity.
+_B = (  # transposed
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_G = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+_A = (  # transposed
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+
+
+class WinogradConv2d(nn.Conv2d):
+    """Takes the place of a convolution, with its weights: as fast where this does not pay."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(convolution.__dict__)
+
+    def of_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several maps: what is done with the weights is done once."""
+        if _is_3x3(self) and pays(maps, self.weight):
+            return convolve(maps, self.weight, self.bias)
+        return [self(values) for values in maps]
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if _is_3x3(self) and pays([x], weight):
+            return convolve([x], weight, bias)[0]
+        return super()._conv_forward(x, weight, bias)
+
+
+def use_winograd(network: nn.Module) -> None:
+    """Replace all convolutions of a network that are wide enough."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d and _is_3x3(child) and _is_wide(child.weight):
+                setattr(module, name, WinogradConv2d(child))
+
+
+@contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """All convolutions of this process as PyTorch computes them."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+_switched_off = False
+
+
+def pays(maps: Sequence[Tensor], weight: Tensor, padding: int = 1) -> bool:
+    """Whether ``convolve`` is the faster way: float32 on the CPU, wide, large maps, few odd sides.
+
+    Autocast and exported programs keep the operation that they know.
+    """
+    return (
+        not _switched_off
+        and maps[0].device.type == weight.device.type == "cpu"
+        and maps[0].dtype == weight.dtype == torch.float32
+        and torch.backends.mkl.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch.onnx.is_in_onnx_export()
+        and _is_wide(weight)
+        and _has_many_tiles(maps, padding)
+    )
+
+
+def _is_3x3(convolution: nn.Conv2d) -> bool:
+    return (
+        convolution.kernel_size == (3, 3)
+        and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+    )
+
+
+def _is_wide(weight: Tensor) -> bool:
+    return min(weight.shape[:2]) >= LEAST_CHANNELS
+
+
+def _has_many_tiles(maps: Sequence[Tensor], padding: int) -> bool:
+    tiles = values = 0
+    for each in maps:
+        height, width = (side + 2 * padding - 2 for side in each.shape[2:])
+        tiles += len(each) * -(-height // OUTPUT) * -(-width // OUTPUT)
+        values += len(each) * height * width
+    return tiles >= LEAST_TILES and tiles * OUTPUT * OUTPUT <= LARGEST_WASTE * values
+
+
+def convolve(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int = 1
+) -> list[Tensor]:
+    """``F.conv2d(map, weight, bias, padding=padding)`` of each map; not differentiable twice.
+
+    Args:
+        maps: ``(B_l, C, H_l, W_l)`` float32 on the CPU, of at least one value.
+        weight: ``(K, C, 3, 3)``.
+        bias: ``(K,)``.
+        padding: 0, 1 or 2 zeros on each side.
+
+    Returns:
+        ``(B_l, K, H_l + 2 * padding - 2, W_l + 2 * padding - 2)``, in channels-last order.
+    """
+    outputs: tuple[Tensor, ...] = _Convolution.apply(weight, bias, padding, *maps)
+    return list(outputs)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor | None, padding: int, *maps: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight, *maps)
+        ctx.padding = padding
+        return tuple(_forward(maps, _filters(weight, False).transpose(1, 2), bias, padding))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *maps = ctx.saved_tensors
+        for_weight, for_bias, _, *for_maps = ctx.needs_input_grad
+        of_maps: list[Tensor | None] = [None] * len(maps)
+        if any(for_maps):  # of all of them: the levels of a pyramid are trained together
+            of_maps = list(_forward(gradients, _filters(weight, True), None, 2 - ctx.padding))
+        of_bias = torch.stack([each.sum(dim=(0, 2, 3)) for each in gradients]) if for_bias else None
+        return (
+            _weight_gradient(maps, gradients, ctx.padding) if for_weight else None,
+            None if of_bias is None else of_bias.sum(dim=0),
+            None,
+            *of_maps,
+        )
+
+
+def _forward(
+    maps: Sequence[Tensor], filters: Tensor, bias: Tensor | None, padding: int
+) -> Iterator[Tensor]:
+    """With transformed filters ``(36, C, K)``."""
+    for values in maps:
+        height, width = (side + 2 * padding - 2 for side in values.shape[2:])
+        shape = (len(values), filters.shape[2], height, width)
+        output = torch.empty(shape, dtype=values.dtype, memory_format=torch.channels_last)
+        for images in _chunks(output, max(filters.shape)):
+            tiles = _input_tiles(values[images], _grid(output), padding)
+            products = torch.bmm(tiles.transpose(0, 1), filters)
+            _put_tiles(_matrix(_A) @ products.view(TILE * TILE, -1), output[images], bias)
+        yield output
+
+
+def _filters(weight: Tensor, turned: bool) -> Tensor:
+    """``(K, C, 3, 3)`` -> transformed ``(36, K, C)``; ``turned``: of the filters upside down."""
+    taps = weight.permute(2, 3, 0, 1).reshape(9, -1)
+    return (_matrix(_G) @ (taps.flip(0) if turned else taps)).view(-1, *weight.shape[:2])
+
+
+def _weight_gradient(maps: Sequence[Tensor], gradients: Sequence[Tensor], padding: int) -> Tensor:
+    """``(K, C, 3, 3)``: the transposed transforms, in the opposite order."""
+    channels, filters = maps[0].shape[1], gradients[0].shape[1]
+    total = maps[0].new_zeros(TILE * TILE, filters, channels)
+    for values, gradient in zip(maps, gradients, strict=True):
+        for images in _chunks(gradient, max(channels, filters)):
+            tiles = _input_tiles(values[images], _grid(gradient), padding)
+            theirs = torch.matmul(_matrix(_A).t(), _output_tiles(gradient[images]))
+            total.baddbmm_(theirs.permute(1, 2, 0), tiles.transpose(0, 1))
+    taps = _matrix(_G).t() @ total.view(TILE * TILE, -1)
+    return taps.view(3, 3, filters, channels).permute(2, 3, 0, 1)
+
+
+@cache
+def _matrix(factor: tuple[tuple[float, ...], ...]) -> Tensor:
+    """What a factor does on both sides of a tile, as a matrix on its values row by row."""
+    one_side = torch.tensor(factor, dtype=torch.float64)
+    return torch.kron(one_side, one_side).float()
+
+
+def _chunks(output: Tensor, channels: int) -> Iterator[slice]:
+    """The images in parts whose transforms, of up to so many channels, are not too large."""
+    rows, columns = _grid(output)
+    step = max(1, VALUES_AT_ONCE // (rows * columns * TILE * TILE * channels))
+    for first in range(0, len(output), step):
+        yield slice(first, first + step)
+
+
+def _grid(output: Tensor) -> tuple[int, int]:
+    """Rows and columns of the tiles of ``(B, K, H, W)``."""
+    return -(-output.shape[2] // OUTPUT), -(-output.shape[3] // OUTPUT)
+
+
+def _input_tiles(values: Tensor, grid: tuple[int, int], padding: int) -> Tensor:
+    """``(B, C, H, W)`` -> ``(T, 36, C)``: overlapping tiles, zero beyond the map, transformed."""
+    (rows, columns), (height, width) = grid, values.shape[2:]
+    bottom = OUTPUT * rows + TILE - OUTPUT - padding - height
+    right = OUTPUT * columns + TILE - OUTPUT - padding - width
+    sides = (0, 0, padding, right, padding, bottom)
+    padded = F.pad(values.permute(0, 2, 3, 1), sides).contiguous()
+    image, row, column, channel = padded.stride()
+    tiles = padded.as_strided(
+        (len(values), rows, columns, TILE, TILE, values.shape[1]),
+        (image, OUTPUT * row, OUTPUT * column, row, column, channel),
+    )
+    return torch.matmul(_matrix(_B), tiles.reshape(-1, TILE * TILE, values.shape[1]))
+
+
+def _output_tiles(values: Tensor) -> Tensor:
+    """``(B, K, H, W)`` -> ``(T, 16, K)``: tiles side by side, zero beyond the map."""
+    rows, columns = _grid(values)
+    bottom, right = OUTPUT * rows - values.shape[2], OUTPUT * columns - values.shape[3]
+    padded = F.pad(values.permute(0, 2, 3, 1), (0, 0, 0, right, 0, bottom))
+    tiles = padded.reshape(len(values), rows, OUTPUT, columns, OUTPUT, -1)
+    return tiles.transpose(2, 3).reshape(-1, OUTPUT * OUTPUT, values.shape[1])
+
+
+def _put_tiles(tiles: Tensor, output: Tensor, bias: Tensor | None) -> None:
+    """``(16, T * K)`` -> into ``output (B, K, H, W)``, plus the bias; what is beyond it is left."""
+    grid = tiles.view(OUTPUT, OUTPUT, len(output), *_grid(output), -1).permute(2, 3, 0, 4, 1, 5)
+    pixels = output.permute(0, 2, 3, 1)
+    for rows, height in _whole_and_rest(output.shape[2]):
+        for columns, width in _whole_and_rest(output.shape[3]):
+            part = grid[:, rows, :height, columns, :width]
+            image, row, column, channel = pixels.stride()
+            strides = (image, OUTPUT * row, row, OUTPUT * column, column, channel)
+            start = (rows.start * row + columns.start * column) * OUTPUT + pixels.storage_offset()
+            place = pixels.as_strided(part.shape, strides, start)
+            if bias is None:
+                place.copy_(part)
+            else:
+                torch.add(part, bias, out=place)
+
+
+def _whole_and_rest(side: int) -> Iterator[tuple[slice, int]]:
+    """Which tiles of a side give how many values: all four, and the last one maybe fewer."""
+    whole, rest = divmod(side, OUTPUT)
+    if whole:
+        yield slice(0, whole), OUTPUT
+    if rest:
+        yield slice(whole, whole + 1), rest
