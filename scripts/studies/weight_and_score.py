@@ -18,6 +18,7 @@ from scripts.studies.definition import Score
 from scripts.studies.figures import ShownRun, finished, label_panel, pair_of
 from scripts.studies.results import score_at
 from scripts.studies.run import read_scores
+from scripts.studies.statistics import rank_correlation
 
 # By the type of the weighting; a rule without a color of its own shares the last.
 COLORS = {"fixed": "tab:gray", "alwa": "tab:red"}
@@ -53,7 +54,9 @@ def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figur
     for number, title in enumerate(dict.fromkeys(run.title for run in weighed), start=1):
         _draw_point(axes, number, [run for run in weighed if run.title == title])
     axes.set_xscale("log")
-    label_panel(axes, "", "weight of the classification loss, mean of the second half")
+    correlation = rank_correlation(*zip(*((run.weight, run.score) for run in weighed), strict=True))
+    title = f"{len(weighed)} runs, rank correlation {correlation:.2f}"
+    label_panel(axes, title, "weight of the classification loss, mean of the second half")
     axes.set_ylabel(metric, fontsize=9)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return finished(figure, heading)

@@ -28,7 +28,13 @@ from scripts.studies.run import (
     write_record,
 )
 from scripts.studies.running import plan
-from scripts.studies.statistics import compare, paired_t_test, sign_flip_test, student_t_mass
+from scripts.studies.statistics import (
+    compare,
+    paired_t_test,
+    rank_correlation,
+    sign_flip_test,
+    student_t_mass,
+)
 from scripts.studies.tables import comma_separated, latex, markdown
 from scripts.study import main
 
@@ -176,6 +182,13 @@ def test_the_t_test_agrees_with_scipy_where_it_is_installed() -> None:
         first, second = generator.normal(size=(2, count))
         ours = paired_t_test((first - second).tolist())
         assert ours == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
+
+
+def test_the_rank_correlation_sees_order_alone_and_shares_ranks_of_ties() -> None:
+    assert rank_correlation([1, 2, 3], [0.1, 0.2, 100]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
+    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5)
+    assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9**0.5)
 
 
 def test_five_seeds_that_agree_cannot_go_below_one_sixteenth() -> None:

@@ -97,6 +97,7 @@ def test_scores_stand_over_the_weight_of_the_second_half(tmp_path: Path) -> None
     assert alwa.get_xydata().tolist() == [pytest.approx([0.3, 0.6])]
     deviations = axes.containers[1].lines[2][1].get_segments()[0]
     assert np.ptp(deviations[:, 1]) == pytest.approx(2 * np.std([0.5, 0.7], ddof=1))
+    assert axes.get_title() == "4 runs, rank correlation 0.24"
     assert "2  alwa_2, l1" in axes.get_legend().texts[1].get_text()
 
 
