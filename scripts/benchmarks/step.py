@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -108,16 +107,15 @@ def _sampling_parts(trainee: Trainee) -> list[str]:
 
 @torch.no_grad()
 def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[str, float]:
-    """The losses with other samplers, which are taken out again; on a GPU of few proposals.
+    """The losses with other samplers, which are taken out again, and with few proposals.
 
-    There some of thousands of proposals differ by rounding, and all that is drawn after them.
+    Of thousands some differ by rounding, and all that is drawn after them.
     """
     parts = {part: getattr(trainee.model, part) for part in samplers}
     own = {part: module.fg_bg_sampler for part, module in parts.items()}
     for part, module in parts.items():
         module.fg_bg_sampler = samplers[part]
-    few = few_proposals(trainee.model) if trainee.device.type == "cuda" else nullcontext()
-    with float32_products(), few:
+    with float32_products(), few_proposals(trainee.model):
         losses = {name: loss.item() for name, loss in trainee.run().items()}
     for part, module in parts.items():
         module.fg_bg_sampler = own[part]
