@@ -1,7 +1,8 @@
 """A forward and a backward pass as one launch each: CUDA graphs, one for each shape of the input.
 
-In a step of a small batch the GPU waits for the host, which asks for short kernels one by one.
-Recorded once, the same kernels with the same memory run again without it.
+In a step of a small batch, and in the detection of one image, the GPU waits for the host, which
+asks for short kernels one by one. Recorded once, the same kernels with the same memory run again
+without it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class CUDAGraphs:
     """``function``, with its passes recorded: the same kernels, so the same results.
 
     The function is called as ever for shapes that are new, when all graphs are taken, where a norm
-    talks to other ranks (which may have no new shape to record), and where gradients of another
-    batch are kept: a recorded backward pass writes to the same memory again. So do results: they
-    hold until the next call.
+    talks to other ranks (which may have no new shape to record), where gradients of another batch
+    are kept (a recorded backward pass writes to the same memory again), and in training mode
+    without gradients. Results are written to the same memory too: they hold until the next call.
 
     Args:
         module: whose parameters the function reads.
@@ -57,22 +58,49 @@ class CUDAGraphs:
         return len(self._graphs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self._talks or torch.is_grad_enabled() != self.module.training:
+            return self.function(*inputs)
+        if not self.module.training:
+            # A graph reads the parameters where they were when it was recorded.
+            places = tuple(parameter.data_ptr() for parameter in self._parameters.values())
+            graph = self._find((_describe(inputs), places), lambda: self._record_forward(inputs))
+            return self.function(*inputs) if graph is None else graph(*inputs)
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        keeps_gradients = any(parameter.grad is not None for parameter in trained.values())
-        if keeps_gradients or not torch.is_grad_enabled() or self._talks:
+        if any(parameter.grad is not None for parameter in trained.values()):
             return self.function(*inputs)
         key = (_describe(inputs), tuple(trained))
+        graph = self._find(key, lambda: self._record(inputs, trained))
+        return self.function(*inputs) if graph is None else graph(*inputs, *trained.values())
+
+    def _find(self, key: Any, record: Callable[[], Function]) -> Function | None:
+        """The graph of a shape, recorded when it is time; None before that."""
         graph = self._graphs.get(key)
         if graph is None:
             self._sightings[key] += 1
             if self._sightings[key] < FIRST_RECORDED or len(self._graphs) == MOST_GRAPHS:
-                return self.function(*inputs)
-            graph = self._graphs[key] = self._record(inputs, trained)
-        return graph(*inputs, *trained.values())
+                return None
+            if self._memory is None:
+                self._memory = torch.cuda.graph_pool_handle()
+            graph = self._graphs[key] = record()
+        return graph
+
+    def _record_forward(self, inputs: tuple[Tensor, ...]) -> Function:
+        """Without a backward pass, for detection."""
+        samples = tuple(value.clone() for value in inputs)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, pool=self._memory), uncached_autocast():
+            outputs = self.function(*samples)
+
+        def replay(*values: Tensor) -> tuple[Tensor, ...]:
+            for sample, value in zip(samples, values, strict=True):
+                sample.copy_(value)
+            graph.replay()
+            return outputs
+
+        return replay
 
     def _record(self, inputs: tuple[Tensor, ...], trained: dict[str, nn.Parameter]) -> Function:
-        if self._memory is None:
-            self._memory = torch.cuda.graph_pool_handle()
         # The same memory under names of their own: what autograd keeps for the parameters belongs
         # to another stream, which must not be waited for while a graph is recorded.
         twins = [parameter.detach().requires_grad_() for parameter in trained.values()]
@@ -86,8 +114,8 @@ class CUDAGraphs:
             )
             return outputs
 
-        samples = (*(value.clone() for value in inputs), *twins)
-        with _kept(self.module.buffers()), uncached_autocast():
+        samples = (*(_copy_of(value) for value in inputs), *twins)
+        with _as_if_nothing_ran(self.module.buffers()), uncached_autocast():
             graph: Function = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
                 run, samples, allow_unused_input=True, pool=self._memory
             )
@@ -110,11 +138,14 @@ class _Recorded(nn.Module):
 
 
 @contextmanager
-def _kept(buffers: Iterable[Tensor]) -> Iterator[None]:
-    """The warm-up before a recording runs the passes: statistics of batch norm must not see it."""
+def _as_if_nothing_ran(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """The warm-up before a recording runs the passes: neither statistics of batch norm nor what is
+    drawn at random afterwards may tell."""
     buffers = list(buffers)
     values = [buffer.clone() for buffer in buffers]
+    random = torch.cuda.get_rng_state()
     yield
+    torch.cuda.set_rng_state(random)
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
 
@@ -133,7 +164,12 @@ def uncached_autocast() -> torch.autocast:
     )
 
 
+def _copy_of(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
 def _describe(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """What a recorded launch cannot change."""
     precision = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
-    return (precision, *((tuple(value.shape), value.dtype) for value in inputs))
+    shapes = ((tuple(value.shape), value.dtype, value.requires_grad) for value in inputs)
+    return (precision, *shapes)

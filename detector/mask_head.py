@@ -16,7 +16,7 @@ def crop_masks(
     """What the mask head should say of each box: its object's mask, cropped and resampled.
 
     Args:
-        masks: ``(N_b, H_b, W_b)`` uint8 of 0 and 1, of each image.
+        masks: ``(N_b, H_b, W_b)`` uint8 of 0 and 1, of each image; without one its crops are 0.
         boxes: ``(R_b, 4)`` float32 xyxy in pixels.
         objects: ``(R_b,)`` int64: the object of each box.
         size: bins a side.
@@ -26,7 +26,9 @@ def crop_masks(
     """
     crops = [boxes[0].new_zeros((0, size, size))]
     for image_masks, image_boxes, image_objects in zip(masks, boxes, objects, strict=True):
-        if len(image_boxes):
+        if len(image_masks) == 0:
+            crops.append(image_boxes.new_zeros((len(image_boxes), size, size)))
+        elif len(image_boxes):
             rois = torch.cat([image_objects[:, None].to(image_boxes), image_boxes], dim=1)
             crops.append(roi_align(image_masks[:, None].float(), rois, (size, size))[:, 0])
     return torch.cat(crops)

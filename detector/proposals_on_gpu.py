@@ -1,7 +1,7 @@
 """The RPN's choice among its candidates on a GPU: all levels of all images at once.
 
 The same proposals as image by image in ``detector.rpn``, where the host awaits each image; here it
-waits once, for how many there are.
+never waits: how many an image has is known to the GPU alone.
 """
 
 from __future__ import annotations
@@ -12,37 +12,35 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from detector.nms_kernels import keep_best
+from detector.proposals import Proposals
 
 if TYPE_CHECKING:
-    from detector.rpn import RegionProposalNetwork, Size
+    from detector.rpn import RegionProposalNetwork
 
 
 def suppress_on_gpu(
     rpn: RegionProposalNetwork,
     boxes: Sequence[Tensor],
     scores: Sequence[Tensor],
-    sizes_hw: Sequence[Size],
-) -> list[Tensor]:
+    corners: Tensor,
+) -> Proposals:
     """Clip the candidates, drop the tiny and the bad, then NMS within a level.
 
     Args:
         rpn: says what is tiny, what is bad, and how many proposals an image may have.
         boxes: ``(B, k_l, 4)`` xyxy of each level.
         scores: ``(B, k_l)`` of each level, falling, not negative.
-        sizes_hw: the size of each image.
+        corners: ``(B, 2)``: width and height of each image.
 
     Returns:
-        ``(P_b, 4)`` of each image, best first.
+        The proposals of each image, best first.
     """
     longest = max(level.shape[1] for level in scores)
     candidates = torch.stack([_pad_rows(level, longest, 0.0) for level in boxes], 1)
     score = torch.stack([_pad_rows(level, longest, -1.0) for level in scores], 1)  # (B, levels, k)
-    clipped = torch.stack(
-        [clip_boxes_to_image(image, size) for image, size in zip(candidates, sizes_hw, strict=True)]
-    )
+    clipped = torch.minimum(candidates.clamp(min=0), corners.repeat(1, 2)[:, None, None])
     large = (clipped[..., 2:] - clipped[..., :2] >= rpn.min_size).all(dim=-1)
     valid = large & (score >= max(rpn.score_thresh, 0.0))
     # Levels far apart, as batched_nms has them: for the rounding of near overlaps.
@@ -53,8 +51,7 @@ def suppress_on_gpu(
     score = torch.where(keep.view_as(score), score, -1.0).flatten(1)
     best = score.topk(min(rpn.post_nms_top_n(), score.shape[1]), dim=1)
     chosen = clipped.flatten(1, 2).gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
-    counts = (best.values >= 0).sum(dim=1).tolist()
-    return [image[:count] for image, count in zip(chosen, counts, strict=True)]
+    return Proposals(chosen, best.values >= 0)
 
 
 def _pad_rows(values: Tensor, length: int, value: float) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -17,9 +18,9 @@ from detector.box_head import BoxHead
 from detector.config import DetectorConfig, MaskConfig
 from detector.cuda_graphs import CUDAGraphs
 from detector.preprocessing import Preprocessing
-from detector.roi_heads import RoIHeads
-from detector.roi_pooling import RoIPooler
-from detector.rpn import Predictions, RegionProposalNetwork, RPNHead
+from detector.roi_heads import RoIHeads, SampledRoIs
+from detector.roi_pooling import RoIPooler, to_rois
+from detector.rpn import RegionProposalNetwork, RPNHead
 from losses.config import LossConfig
 from losses.gpu import has_kernels
 
@@ -62,7 +63,8 @@ class FasterRCNN(GeneralizedRCNN):
             Preprocessing(channels_last=config.channels_last),
         )
         self.num_classes = num_classes
-        self.graphs = CUDAGraphs(self, self._trunk) if config.cuda_graphs else None
+        self.mask_graphs: CUDAGraphs | None = None
+        self.graphs = CUDAGraphs(self, self._pass_in_slots) if config.cuda_graphs else None
 
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
@@ -85,29 +87,83 @@ class FasterRCNN(GeneralizedRCNN):
             raise ValueError("a detector in training mode needs targets")
         batch = self.transform(images)
         targets = targets if self.training else None
+        if has_kernels(batch.tensors.device):
+            return self._forward_in_slots(batch.tensors, batch.image_sizes, targets)
         padded_size = (batch.tensors.shape[-2], batch.tensors.shape[-1])
-        features, predictions = self._features(batch.tensors)
-        proposals, rpn_losses = self.rpn(
-            features, padded_size, batch.image_sizes, targets, predictions
-        )
+        features = self.backbone(batch.tensors)
+        proposals, rpn_losses = self.rpn(features, padded_size, batch.image_sizes, targets)
         detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**rpn_losses, **roi_losses} if self.training else detections
 
-    def _features(self, images: Tensor) -> tuple[dict[str, Tensor], Predictions | None]:
-        """``(B, 3, H, W)`` -> the pyramid; what the RPN's head sees there too, where recorded."""
-        if self.graphs is None or not self.training or not has_kernels(images.device):
-            return self.backbone(images), None
-        levels = len(self.backbone.levels)
-        outputs = self.graphs(images)
-        maps, logits, deltas = (list(outputs[n * levels : (n + 1) * levels]) for n in range(3))
-        names = (*self.backbone.lateral_names, "pool")[:levels]
-        return dict(zip(names, maps, strict=True)), (logits, deltas)
+    def _forward_in_slots(
+        self, images: Tensor, sizes_hw: Sequence[tuple[int, int]], targets: Targets | None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """``forward`` on a GPU, which the host does not await before it selects detections."""
+        # Masks are read from the maps, and a graph would keep those of its shape for ever.
+        records = self.training or not self.roi_heads.has_mask()
+        run = self.graphs if self.graphs is not None and records else self._pass_in_slots
+        corners = torch.tensor([(width, height) for height, width in sizes_hw]).float()
+        corners = corners.pin_memory().to(images.device, non_blocking=True)
+        if targets is None:
+            rois, scores, deltas, *maps = run(images, corners)
+            features = dict(zip(self.backbone.lateral_names, maps, strict=False))
+            return self.roi_heads.select(features, rois, scores, deltas, sizes_hw)
+        few = targets.with_few_shapes()
+        outputs = run(images, corners, few.boxes, few.labels)
+        names = FasterRCNN.loss_names
+        # copies: the next batch's are written to the same memory
+        losses = {name: loss.clone() for name, loss in zip(names, outputs, strict=False)}
+        if self.roi_heads.has_mask():
+            losses["loss_mask"] = self._mask_loss_in_slots(outputs[len(names) :], targets)
+        return losses
 
-    def _trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps, objectness and deltas of each level: all that comes before proposals."""
-        maps = list(self.backbone(images).values())
-        logits, deltas = self.rpn.head(maps)
-        return (*maps, *logits, *deltas)
+    def _pass_in_slots(
+        self,
+        images: Tensor,
+        corners: Tensor,
+        boxes: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """All of a batch as a function of tensors: of shapes alone, whatever they hold.
+
+        Returns:
+            Given boxes and labels the losses by ``FasterRCNN.loss_names`` and what the mask branch
+            reads; else RoIs ``(R, 5)``, scores and deltas of all classes, and
+            the maps where there is a mask branch.
+        """
+        features = self.backbone(images)
+        padded_size = (images.shape[-2], images.shape[-1])
+        if boxes is None or labels is None:
+            proposals, _ = self.rpn.forward_in_slots(features, padded_size, corners)
+            rois = to_rois(proposals.boxes.unbind())
+            logits, deltas = self.roi_heads.predict(features, rois)
+            scores = logits.float().softmax(dim=1)
+            scores = torch.where(proposals.valid.flatten()[:, None], scores, -1.0)
+            if not self.roi_heads.has_mask():
+                return rois, scores, deltas
+            maps = [features[name] for name in self.backbone.lateral_names]
+            return rois, scores, deltas, *maps
+        targets = Targets(boxes, labels, (labels.shape[1],) * len(labels))
+        proposals, losses = self.rpn.forward_in_slots(features, padded_size, corners, targets)
+        sampled = self.roi_heads.sample(proposals.with_objects(targets), targets)
+        losses |= self.roi_heads.box_losses(features, sampled)
+        ordered = [losses[name] for name in FasterRCNN.loss_names]
+        if not self.roi_heads.has_mask():
+            return tuple(ordered)
+        return (*ordered, *self.roi_heads.mask_inputs(features, sampled))
+
+    def _mask_loss_in_slots(self, inputs: Sequence[Tensor], targets: Targets) -> Tensor:
+        """Masks are of as many sizes as images: they are cropped between two recorded passes."""
+        pooled, rois = inputs[0], SampledRoIs(*inputs[1:])
+        run = self.mask_graphs or self._mask_pass
+        crops = self.roi_heads.mask_targets(rois, targets)
+        (loss,) = run(pooled, rois.classes.flatten(), rois.positive.flatten(), crops)
+        return loss.clone()
+
+    def _mask_pass(
+        self, pooled: Tensor, classes: Tensor, positive: Tensor, crops: Tensor
+    ) -> tuple[Tensor, ...]:
+        return (self.roi_heads.mask_loss_in_slots(pooled, classes, positive, crops),)
 
 
 class MaskRCNN(FasterRCNN):
@@ -126,6 +182,9 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_predictor = MaskRCNNPredictor(
             width, mask.predictor_channels, num_classes + 1
         )
+        if config.cuda_graphs:
+            branch = nn.ModuleList([self.roi_heads.mask_head, self.roi_heads.mask_predictor])
+            self.mask_graphs = CUDAGraphs(branch, self._mask_pass)
 
 
 def _build_rpn(

@@ -73,7 +73,7 @@ class RetinaNet(retinanet.RetinaNet):
         self.num_classes = num_classes
         self.normalizer = loss.normalizer
         self.plain = False
-        self.graphs = CUDAGraphs(self, self._losses_of) if config.cuda_graphs else None
+        self.graphs = CUDAGraphs(self, self._pass) if config.cuda_graphs else None
         self.box_coder = BoxCoder()
         self.box_loss = BoxLoss(loss.box, self.box_coder)
 
@@ -91,15 +91,17 @@ class RetinaNet(retinanet.RetinaNet):
             ``boxes (D, 4)`` float32 xyxy, ``scores (D,)`` float32, falling, ``labels (D,)`` int64.
         """
         batch = self.transform(images)
+        graphs = None if self.plain or not has_kernels(batch.tensors.device) else self.graphs
+        run = graphs or self._pass
         if not self.training:
-            maps, anchors = self._maps_and_anchors(batch.tensors)
-            return self.select_detections(self.head(maps), anchors, batch.image_sizes)
+            boxes, scores, labels = run(batch.tensors)
+            return self._select(boxes, scores, labels, batch.image_sizes)
         if targets is None:
             raise ValueError("targets are needed in training mode")
-        if self.graphs is None or self.plain or not has_kernels(batch.tensors.device):
+        if graphs is None:
             return self.training_losses(*self._maps_and_anchors(batch.tensors), targets)
         targets = targets.with_few_shapes()
-        losses = self.graphs(batch.tensors, targets.boxes, targets.labels)
+        losses = run(batch.tensors, targets.boxes, targets.labels)
         # copies: the next batch's are written to the same memory
         return {name: loss.clone() for name, loss in zip(self.loss_names, losses, strict=True)}
 
@@ -108,10 +110,19 @@ class RetinaNet(retinanet.RetinaNet):
         height, width = images.shape[-2:]
         return maps, self.anchor_generator.of_pyramid((height, width), maps)
 
-    def _losses_of(self, images: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """``training_losses`` as a function of tensors: of shapes alone, whatever they hold."""
+    def _pass(
+        self, images: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """All of a batch as a function of tensors: of shapes alone, whatever they hold.
+
+        Returns:
+            Given boxes and labels the losses by ``loss_names``, else ``_candidates``.
+        """
+        maps, anchors = self._maps_and_anchors(images)
+        if boxes is None or labels is None:
+            return self._candidates(self.head(maps), anchors)
         targets = Targets(boxes, labels, (labels.shape[1],) * len(labels))
-        losses = self.training_losses(*self._maps_and_anchors(images), targets)
+        losses = self.training_losses(maps, anchors, targets)
         return tuple(losses[name] for name in self.loss_names)
 
     def training_losses(
@@ -200,6 +211,12 @@ class RetinaNet(retinanet.RetinaNet):
             anchors: ``(A_l, 4)`` of each level.
             image_sizes: height and width of each image, to which boxes are clipped.
         """
+        return self._select(*self._candidates(head_outputs, anchors), image_sizes)
+
+    def _candidates(
+        self, head_outputs: Mapping[str, Tensor], anchors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best of each level: boxes ``(B, k, 4)``, scores and labels ``(B, k)``."""
         counts = [len(level) for level in anchors]
         logits = head_outputs["cls_logits"].split(counts, dim=1)
         deltas = head_outputs["bbox_regression"].split(counts, dim=1)
@@ -207,6 +224,16 @@ class RetinaNet(retinanet.RetinaNet):
             self._best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)
         ]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        return boxes, scores, labels
+
+    def _select(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Of the candidates of each image those that score enough, after NMS."""
         return [
             self._suppress(clip_boxes_to_image(image_boxes, size), image_scores, image_labels)
             for image_boxes, image_scores, image_labels, size in zip(

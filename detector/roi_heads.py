@@ -6,7 +6,7 @@ Inside, class 0 is the background, as in torchvision; labels that come in and go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RoIConfig
 from detector.mask_head import crop_masks, mask_logits_of, mask_probabilities
 from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
+from detector.proposals import Proposals
 from detector.roi_pooling import RoIPooler, to_rois
 from losses.classification import binary_cross_entropy_with_logits, cross_entropy
 from losses.config import BoxLossConfig
@@ -120,21 +121,19 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         """
         if targets is None:
             return self.detect(features, proposals, sizes_hw), {}
-        rois = self.sample(proposals, targets)
+        candidates = [
+            torch.cat([boxes, targets.boxes_of(image)]) for image, boxes in enumerate(proposals)
+        ]
+        rois = self.sample(Proposals.of_images(candidates), targets)
         losses = self.box_losses(features, rois)
         if self.has_mask():
             losses["loss_mask"] = self.mask_loss(features, rois, targets)
         return [], losses
 
     @torch.no_grad()
-    def sample(self, proposals: Sequence[Tensor], targets: Targets) -> SampledRoIs:
-        """Match the proposals and the objects' own boxes to the objects and sample from them."""
-        boxes, present = _pad(
-            [
-                torch.cat([image_proposals, targets.boxes_of(image)])
-                for image, image_proposals in enumerate(proposals)
-            ]
-        )
+    def sample(self, candidates: Proposals, targets: Targets) -> SampledRoIs:
+        """Match candidates, proposals and the objects' own boxes, to the objects, and sample."""
+        boxes, present = candidates.boxes, candidates.valid
         high, low = self.config.foreground_iou, self.config.background_iou
         matches = match_anchors(boxes, targets, high, low, allow_low_quality=False)
         samples = self.fg_bg_sampler((matches >= 0) & present, (matches == BACKGROUND) & present)
@@ -171,19 +170,46 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
 
         Without positives it is 0, and still part of the graph.
         """
-        if targets.masks is None:
-            raise InputError(
-                "detector.type: mask_rcnn trains on masks and the data has none; "
-                "choose faster_rcnn or data with masks"
-            )
+        masks = _masks_of(targets)
         counts = rois.positive.sum(dim=1).tolist()  # they stand in the first slots
         boxes, objects, classes = (
             [image[:count] for image, count in zip(values, counts, strict=True)]
             for values in (rois.boxes, rois.objects, rois.classes)
         )
-        logits = self.mask_logits(features, to_rois(boxes), torch.cat(classes))
-        crops = crop_masks(targets.masks, boxes, objects, logits.shape[-1])
+        pooled = self.mask_roi_pool(features, to_rois(boxes))
+        logits = self.mask_logits(pooled, torch.cat(classes))
+        crops = crop_masks(masks, boxes, objects, logits.shape[-1])
         return binary_cross_entropy_with_logits(logits, crops)
+
+    def mask_inputs(self, features: dict[str, Tensor], rois: SampledRoIs) -> tuple[Tensor, ...]:
+        """Pooled features ``(R, C, M / 2, M / 2)`` of as many slots as can hold positives, and
+        these slots, field by field."""
+        most = int(self.config.batch_size_per_image * self.config.positive_fraction)
+        slots = [getattr(rois, field.name)[:, :most] for field in fields(rois)]
+        return self.mask_roi_pool(features, to_rois(slots[0].unbind())), *slots
+
+    @torch.no_grad()
+    def mask_targets(self, rois: SampledRoIs, targets: Targets) -> Tensor:
+        """``(R, M, M)``: what the masks of all slots should be."""
+        boxes, objects = rois.boxes.unbind(), rois.objects.unbind()
+        size = 2 * self.mask_roi_pool.output_size[0]
+        return crop_masks(_masks_of(targets), boxes, objects, size)
+
+    def mask_loss_in_slots(
+        self, pooled: Tensor, classes: Tensor, positive: Tensor, crops: Tensor
+    ) -> Tensor:
+        """``mask_loss`` from shapes alone: every slot has a mask, that of a positive counts.
+
+        Args:
+            pooled: ``(R, C, M / 2, M / 2)`` features of the slots.
+            classes: ``(R,)`` int64.
+            positive: ``(R,)`` bool.
+            crops: ``(R, M, M)`` what the masks should be.
+        """
+        logits = self.mask_logits(pooled, classes)
+        losses = binary_cross_entropy_with_logits(logits, crops, reduction="none")
+        values = positive.sum().clamp(min=1) * losses[0].numel()
+        return torch.where(positive[:, None, None], losses, 0.0).sum() / values
 
     def detect(
         self, features: dict[str, Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[Size]
@@ -191,13 +217,31 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         """The detections of each image, best first, in pixels of the detector's input."""
         rois = to_rois(proposals)
         logits, deltas = self.predict(features, rois)
-        scores = logits.float().softmax(dim=1)
+        return self.select(features, rois, logits.float().softmax(dim=1), deltas, sizes_hw)
+
+    def select(
+        self,
+        features: dict[str, Tensor],
+        rois: Tensor,
+        scores: Tensor,
+        deltas: Tensor,
+        sizes_hw: Sequence[Size],
+    ) -> list[Detections]:
+        """What of all classes of all RoIs is detected, and its masks.
+
+        Args:
+            features: the pyramid's maps by name.
+            rois: ``(R, 5)``: image index and box.
+            scores: ``(R, classes + 1)`` probabilities; not above the threshold is not detected.
+            deltas: ``(R, (classes + 1) * 4)``.
+            sizes_hw: the size of each image.
+        """
         # Only what scores enough is decoded: few of the proposals times classes.
         row, column = torch.where(scores[:, 1:] > self.score_thresh)
         scores, deltas = scores[row, column + 1], deltas.unflatten(1, (-1, 4))[row, column + 1]
         boxes = self.box_coder.decode(deltas, rois[row, 1:])
         image_of = rois[row, 0].to(torch.int64)
-        counts = torch.bincount(image_of, minlength=len(proposals)).tolist()
+        counts = torch.bincount(image_of, minlength=len(sizes_hw)).tolist()
         candidates = zip(
             boxes.split(counts), scores.split(counts), column.split(counts), sizes_hw, strict=True
         )
@@ -210,9 +254,8 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         """``(R, 5)`` -> logits ``(R, classes + 1)``, deltas ``(R, (classes + 1) * 4)``."""
         return self.box_predictor(self.box_head(self.box_roi_pool(features, rois)))
 
-    def mask_logits(self, features: dict[str, Tensor], rois: Tensor, classes: Tensor) -> Tensor:
-        """``(R, 5)`` and the class of each, ``(R,)`` with 0 for background -> ``(R, M, M)``."""
-        pooled = self.mask_roi_pool(features, rois)
+    def mask_logits(self, pooled: Tensor, classes: Tensor) -> Tensor:
+        """``(R, C, M / 2, M / 2)`` and classes ``(R,)``, 0 for background -> ``(R, M, M)``."""
         return mask_logits_of(self.mask_predictor, self.mask_head(pooled), classes)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size_hw: Size) -> Detections:
@@ -227,7 +270,8 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
     def _add_masks(self, features: dict[str, Tensor], detections: list[Detections]) -> None:
         labels = [detection["labels"] for detection in detections]
         rois = to_rois([detection["boxes"] for detection in detections])
-        masks = mask_probabilities(self.mask_logits(features, rois, torch.cat(labels) + 1))
+        pooled = self.mask_roi_pool(features, rois)
+        masks = mask_probabilities(self.mask_logits(pooled, torch.cat(labels) + 1))
         for detection, image_masks in zip(
             detections, masks.split([len(image_labels) for image_labels in labels]), strict=True
         ):
@@ -240,12 +284,10 @@ def _of_class(deltas: Tensor, classes: Tensor) -> Tensor:
     return deltas.gather(1, classes.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
 
 
-def _pad(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """``(P_b, 4)`` of each image -> ``(B, P, 4)`` with zeros, and ``(B, P)`` bool: no padding."""
-    most = max(len(image_boxes) for image_boxes in boxes)
-    padded = boxes[0].new_zeros((len(boxes), most, 4))
-    present = torch.zeros((len(boxes), most), dtype=torch.bool, device=padded.device)
-    for image, image_boxes in enumerate(boxes):
-        padded[image, : len(image_boxes)] = image_boxes
-        present[image, : len(image_boxes)] = True
-    return padded, present
+def _masks_of(targets: Targets) -> tuple[Tensor, ...]:
+    if targets.masks is None:
+        raise InputError(
+            "detector.type: mask_rcnn trains on masks and the data has none; "
+            "choose faster_rcnn or data with masks"
+        )
+    return targets.masks

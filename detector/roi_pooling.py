@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from detector.sparse_roi_align import sparse_roi_align
+from losses.gpu import has_kernels
 
 # Feature Pyramid Networks, eq. 1: a RoI of 224 x 224 pixels reads level 4.
 CANONICAL_SIZE = 224
@@ -26,7 +27,7 @@ class RoIPooler(MultiScaleRoIAlign):
         featmap_names: the maps to pool from, finest first.
         levels: the pyramid level of each map.
         output_size: bins a side.
-        sampling_ratio: sampling points a bin and side.
+        sampling_ratio: sampling points a bin and side, 1 or more.
     """
 
     def __init__(
@@ -52,17 +53,14 @@ class RoIPooler(MultiScaleRoIAlign):
         """
         maps = [features[name] for name in self.featmap_names]
         map_of_roi = self.choose_maps(rois[:, 1:])
-        # A fast path; an exported model keeps the operation that other programs know.
-        on_cpu = rois.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
-        if on_cpu and self.sampling_ratio > 0:
-            return sparse_roi_align(
-                maps,
-                self.scales_of_maps,
-                map_of_roi,
-                rois,
-                self.output_size[0],
-                self.sampling_ratio,
-            )
+        options = (map_of_roi, rois, self.output_size[0], self.sampling_ratio)
+        # Fast paths; an exported model keeps the operation that other programs know.
+        if has_kernels(rois.device):
+            from detector.roi_align_kernels import roi_align_on_gpu
+
+            return roi_align_on_gpu(maps, self.scales_of_maps, *options)
+        if rois.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
+            return sparse_roi_align(maps, self.scales_of_maps, *options)
         return self.pool_each_map(maps, map_of_roi, rois)
 
     def pool_each_map(self, maps: Sequence[Tensor], map_of_roi: Tensor, rois: Tensor) -> Tensor:

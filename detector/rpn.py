@@ -16,13 +16,12 @@ from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RPNConfig
 from detector.initialization import init_hidden, init_output
 from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
+from detector.proposals import Proposals
 from detector.rpn_at_anchors import is_one_layer, predictions_at
 from losses.classification import binary_cross_entropy_with_logits
 from losses.config import BoxLossConfig
-from losses.gpu import has_kernels
 
 Size = tuple[int, int]
-Predictions = tuple[list[Tensor], list[Tensor]]  # objectness and deltas of each level
 
 
 class RPNHead(torchvision_rpn.RPNHead):
@@ -110,7 +109,6 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         padded_size_hw: Size,
         sizes_hw: Sequence[Size],
         targets: Targets | None = None,
-        predictions: Predictions | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Propose boxes and, given targets, compute the losses.
 
@@ -119,7 +117,6 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             padded_size_hw: the size of the batch the maps were made from.
             sizes_hw: the size of each image without padding.
             targets: the ground truth, in training.
-            predictions: what the head gives for these features, if that is known.
 
         Returns:
             ``(P_b, 4)`` float32 boxes of each image, best first and without gradient; the losses.
@@ -129,9 +126,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         # A fast path: proposals need no gradient, and the losses read few anchors.
         sparse = targets is not None and maps[0].device.type == "cpu" and is_one_layer(self.head)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
-            logits, level_deltas = self.head(maps) if predictions is None else predictions
-        objectness = [_per_anchor(level, 1).squeeze(2) for level in logits]
-        deltas = [_per_anchor(level, 4) for level in level_deltas]
+            objectness, deltas = self._predict(maps)
         proposals = self.propose(objectness, deltas, anchors, sizes_hw)
         if targets is None:
             return proposals, {}
@@ -143,6 +138,42 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), targets
         )
         return proposals, losses
+
+    def forward_in_slots(
+        self,
+        features: dict[str, Tensor],
+        padded_size_hw: Size,
+        corners: Tensor,
+        targets: Targets | None = None,
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        """``forward`` on a GPU: from shapes alone, so that a recorded launch serves every batch.
+
+        Args:
+            features: as for ``forward``.
+            padded_size_hw: as for ``forward``.
+            corners: ``(B, 2)`` float32: width and height of each image without padding.
+            targets: the ground truth, in training.
+        """
+        from detector.proposals_on_gpu import suppress_on_gpu  # it needs Triton
+
+        maps = list(features.values())
+        anchors = self.anchor_generator.of_pyramid(padded_size_hw, maps)
+        objectness, deltas = self._predict(maps)
+        with torch.no_grad():
+            boxes, scores = self._best(objectness, deltas, anchors)
+            proposals = suppress_on_gpu(self, boxes, scores, corners)
+        if targets is None:
+            return proposals, {}
+        predictions = torch.cat(objectness, 1), torch.cat(deltas, 1)
+        return proposals, self.losses(*predictions, torch.cat(anchors), targets)
+
+    def _predict(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness ``(B, A_l)`` and deltas ``(B, A_l, 4)`` of each level."""
+        logits, deltas = self.head(maps)
+        return (
+            [_per_anchor(level, 1).squeeze(2) for level in logits],
+            [_per_anchor(level, 4) for level in deltas],
+        )
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets
@@ -213,23 +244,24 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             anchors: ``(A_l, 4)`` of each level.
             sizes_hw: the size of each image.
         """
-        boxes, scores, levels = [], [], []
-        for level, (logits, level_deltas, level_anchors) in enumerate(
-            zip(objectness, deltas, anchors, strict=True)
-        ):
-            best = logits.float().topk(min(self.pre_nms_top_n(), logits.shape[1]), dim=1)
-            chosen = level_deltas.gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
-            boxes.append(self.box_coder.decode(chosen, level_anchors[best.indices]))
-            scores.append(best.values.sigmoid())
-            levels.append(torch.full_like(best.indices, level))
-        if has_kernels(boxes[0].device):
-            from detector.proposals_on_gpu import suppress_on_gpu
-
-            return suppress_on_gpu(self, boxes, scores, sizes_hw)
+        boxes, scores = self._best(objectness, deltas, anchors)
+        levels = [torch.full_like(s, level, dtype=torch.int64) for level, s in enumerate(scores)]
         candidates = zip(
             torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes_hw, strict=True
         )
         return [self._suppress(*candidate) for candidate in candidates]
+
+    def _best(
+        self, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes ``(B, k_l, 4)`` and scores ``(B, k_l)``, falling, of the best of each level."""
+        boxes, scores = [], []
+        for logits, level_deltas, level_anchors in zip(objectness, deltas, anchors, strict=True):
+            best = logits.float().topk(min(self.pre_nms_top_n(), logits.shape[1]), dim=1)
+            chosen = level_deltas.gather(1, best.indices.unsqueeze(2).expand(-1, -1, 4))
+            boxes.append(self.box_coder.decode(chosen, level_anchors[best.indices]))
+            scores.append(best.values.sigmoid())
+        return boxes, scores
 
     def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
         """Clip the candidates of one image, drop the tiny and the bad, then NMS within a level."""

@@ -6,11 +6,11 @@
 
 kernels: each against the plain mathematics, on random input. parity: a detector on the GPU against
 itself on the CPU: losses, gradients, detections. recorded: a pass as a CUDA graph against the pass
-as it is written. statistics: batch norm's, after recorded passes. bf16: losses and gradients are
-finite. exchange: NCCL with one rank. waits: a RetinaNet step with ALWA never makes the host wait.
-benchmarks: steps against torchvision's. training: train.py on --config, what it trained scored by
-evaluate.py on the GPU and on the CPU. A line for each check; the exit status is 1 where one failed,
-2 where there is no GPU.
+as it is written. detection: the same without gradients. statistics: batch norm's, after recorded
+passes. bf16: losses and gradients are finite. exchange: NCCL with one rank. waits: a step with ALWA
+never makes the host wait. benchmarks: steps against torchvision's. training: train.py on --config,
+what it trained scored by evaluate.py on the GPU and on the CPU. A line for each check; the exit
+status is 1 where one failed, 2 where there is no GPU.
 """
 
 # ruff: noqa: E402
@@ -39,6 +39,7 @@ from scripts.gpu_checks.steps import (
     check_exchange,
     check_no_waits,
     check_recorded,
+    check_recorded_detection,
     check_statistics,
 )
 
@@ -92,10 +93,13 @@ def _checks() -> dict[str, Callable[[argparse.Namespace], Iterator[str]]]:
         "kernels": lambda _: _kernels(),
         "parity": lambda o: (f"{d}: {check_parity(d, o.backbone, CUDA)}" for d in DETECTORS),
         "recorded": lambda o: (f"{d}: {check_recorded(d, o.backbone, CUDA)}" for d in DETECTORS),
+        "detection": lambda o: (
+            f"{d}: {check_recorded_detection(d, o.backbone, CUDA)}" for d in DETECTORS
+        ),
         "statistics": lambda _: iter([check_statistics(CUDA)]),
         "bf16": lambda o: (f"{d}: {check_bf16(d, o.backbone, CUDA)}" for d in DETECTORS),
         "exchange": lambda o: iter([check_exchange(o.backbone, CUDA)]),
-        "waits": lambda o: iter([check_no_waits(o.backbone, CUDA)]),
+        "waits": lambda o: (f"{d}: {check_no_waits(d, o.backbone, CUDA)}" for d in DETECTORS),
         "benchmarks": lambda _: _benchmarks(),
         "training": _training,
     }

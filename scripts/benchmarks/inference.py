@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from data.build import build_annotations
 from data.config import DataConfig
 from data.loading import build_eval_loader
+from detector.cuda_graphs import FIRST_RECORDED
 from engine.evaluator import detect
 from engine.precision import autocast
 from scripts.benchmarks.drawn_voc import SPLIT, YEAR, draw_devkit
@@ -62,7 +63,8 @@ def run_inference(options: argparse.Namespace) -> Report:
             with float32_products():
                 check = compare(calls["ours"](), calls["theirs"](), 0 if kind == "retinanet" else 1)
             report.checks.append(f"batch {batch}: {check}")
-        seconds = alternate(calls, options.repeats, device)
+        warm_up = FIRST_RECORDED if device.type == "cuda" else 1
+        seconds = alternate(calls, options.repeats, device, warm_up=warm_up)
         name = f"one call, {height} x {width}, batch {batch}"
         report.rows.append(Row(name, seconds["ours"], seconds["theirs"], batch))
     if options.images:

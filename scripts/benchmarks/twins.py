@@ -178,14 +178,21 @@ def box_masks(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 class Reseeded:
-    """Our sampler, made to draw the same in every call with the same candidates."""
+    """Our sampler, made to draw the same in every call with the same candidates.
+
+    Those of an image are put side by side first: empty slots between them would move the draw.
+    """
 
     def __init__(self, sampler: BalancedSampler) -> None:
         self._sampler = sampler
 
     def __call__(self, positive: Tensor, negative: Tensor) -> Samples:
+        candidates = positive | negative
+        order = candidates.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
+        order = order[:, : int(candidates.sum(dim=1).max())]
         torch.manual_seed(0)
-        return self._sampler(positive, negative)
+        samples = self._sampler(positive.gather(1, order), negative.gather(1, order))
+        return Samples(order.gather(1, samples.indices), samples.positive, samples.valid)
 
 
 class DrawnLikeOurs:

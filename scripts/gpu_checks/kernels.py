@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from detector.matching import match_batch
 from detector.matching_kernels import match_on_gpu
 from detector.nms_kernels import keep_best
 from detector.proposals_on_gpu import suppress_on_gpu
+from detector.roi_align_kernels import roi_align_on_gpu
+from detector.roi_pooling import RoIPooler
 from losses.config import LossConfig
 from losses.focal_kernels import focal_sums_on_gpu
 from losses.focal_sums import IGNORED, focal_sums
@@ -32,6 +35,7 @@ BOXES = ((0, 0), (1, 0, 7), (5, 5), (40,))  # an image
 LISTS = ((1, 1), (2, 31), (3, 100), (2, 300))  # of boxes to suppress: how many, how long
 MOST_PROPOSALS = 60  # of an image
 CANDIDATES = (120, 90, 7)  # of each level: on a CPU batched_nms works by shifts up to 1,000 in all
+BINS, POINTS = 2, 2  # of RoIAlign, a side; sampling points of a bin and side
 SPREAD, SIDE = 200.0, 80.0  # of boxes, pixels
 
 
@@ -126,14 +130,55 @@ def check_proposals(device: torch.device, candidates: Sequence[int]) -> str:
     ]
     levels = torch.arange(len(candidates), device=device)
     level = levels.repeat_interleave(torch.tensor(candidates, device=device))
+    corners = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)
     expected = [
         rpn._suppress(*candidate, level, size)
         for *candidate, size in zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
     ]
-    for found, wanted in zip(suppress_on_gpu(rpn, boxes, scores, sizes), expected, strict=True):
+    proposals = suppress_on_gpu(rpn, boxes, scores, corners)
+    for slots, valid, wanted in zip(proposals.boxes, proposals.valid, expected, strict=True):
+        found = slots[valid]
         if not torch.equal(found, wanted):
             raise SystemExit(f"proposals differ: {len(found)} and {len(wanted)}")
     return f"proposals: the same {sum(map(len, expected))}"
+
+
+def check_pooling(device: torch.device, rois: int, channels: int) -> str:
+    """RoIAlign over a pyramid and its gradient, against torchvision's map by map.
+
+    Some RoIs reach beyond their map, one is empty, the last map is read by none.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    pooler = RoIPooler(["0", "1", "2", "3"], (2, 3, 4, 5), BINS, POINTS)
+    boxes = _boxes((rois,), device) - SIDE / 2
+    for first, side in ((1, 0.7), (2, 1.5)):  # for the second map and the third
+        boxes[first::7, 2:] = boxes[first::7, :2] + side * SPREAD
+    boxes[0, 2:] = boxes[0, :2]
+    image = torch.arange(rois, device=device) % 2
+    rows = torch.cat([image[:, None].float(), boxes], dim=1)
+    map_of_roi = pooler.choose_maps(boxes)
+    at_once = partial(
+        roi_align_on_gpu, scales=pooler.scales_of_maps, size=BINS, sampling_ratio=POINTS
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        sources = [torch.randn(2, channels, 50, 40, device=device).to(dtype) for _ in range(4)]
+        results = []
+        for pool, precision in ((pooler.pool_each_map, torch.float32), (at_once, dtype)):
+            leaves = [source.clone().requires_grad_() for source in sources]
+            maps = [leaf.to(precision) for leaf in leaves]
+            pooled = pool(maps=maps, map_of_roi=map_of_roi, rois=rows)
+            scale = torch.linspace(-1, 1, pooled.numel(), device=device).view(pooled.shape)
+            (pooled.float() * scale).sum().backward()
+            results.append((pooled.detach(), *(leaf.grad for leaf in leaves[:3])))
+            if leaves[3].grad is None or leaves[3].grad.any():
+                raise SystemExit("pooling: a map without RoIs has a gradient other than 0")
+        limit = LARGEST_DIFFERENCE + (torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
+        for fast, plain in zip(results[1], results[0], strict=True):
+            if not _difference(fast, plain) <= limit:
+                raise SystemExit(f"pooling: differs in {dtype}")
+    return f"pooling: the same {rois} RoIs and gradients"
 
 
 def check_channels(device: torch.device) -> str:
@@ -171,7 +216,9 @@ def _difference(value: Tensor | None, expected: Tensor | None) -> float:
     return float((value.float() - expected.float()).norm() / expected.float().norm())
 
 
-def check_kernels(device: torch.device, anchors: int = 100_000) -> list[str]:
+def check_kernels(
+    device: torch.device, anchors: int = 100_000, rois: int = 1000, channels: int = 256
+) -> list[str]:
     """A line for each kernel; see them for what they raise."""
     torch.manual_seed(0)
     return [
@@ -179,9 +226,10 @@ def check_kernels(device: torch.device, anchors: int = 100_000) -> list[str]:
         check_matching(device, anchors),
         check_suppression(device),
         check_proposals(device, CANDIDATES),
+        check_pooling(device, rois, channels),
         check_channels(device),
     ]
 
 
 if __name__ == "__main__":
-    print("\n".join(check_kernels(torch.device(sys.argv[1]), anchors=600)))
+    print("\n".join(check_kernels(torch.device(sys.argv[1]), anchors=600, rois=10, channels=5)))

@@ -18,12 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from detector.build import build_detector
 from detector.config import DetectorConfig
 from detector.cuda_graphs import FIRST_RECORDED, uncached_autocast
+from engine.precision import autocast
 from losses import ALWA
 from losses.config import LossConfig
+from scripts.benchmarks.inference import compare
 from scripts.benchmarks.scaling import Collectives
 from scripts.benchmarks.training import Trainee, build_trainee, build_work
-from scripts.benchmarks.twins import make_work
+from scripts.benchmarks.twins import build_ours, make_detections_likely, make_work
 
+CLASSES = 20
 SIZE_HW, SIDES = (256, 320), (0.1, 0.5)  # of images; of boxes, by the image's shorter side
 INTERVAL = 2  # of ALWA: every second step closes a window
 STEPS = 6  # the passes are recorded within
@@ -91,7 +94,7 @@ def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
             recorded = _pass(trainee)
         if not graphs.recorded:
             raise SystemExit(f"{kind}: nothing was recorded")
-        model.graphs = None
+        _forget_graphs(model)
         trainee.run = _with_the_recorded_casts(trainee.run)
         written, again = _pass(trainee), _pass(trainee)
         noise = _largest_difference(again, written)  # sums on a GPU have no fixed order
@@ -105,6 +108,37 @@ def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
     return f"relative difference {', '.join(lines)}"
 
 
+def check_recorded_detection(kind: str, backbone: str, device: torch.device) -> str:
+    """What a recorded pass detects, in the images that it was recorded with and in darker ones.
+
+    Raises:
+        SystemExit: the pass as it is written detects something else, or nothing was recorded.
+    """
+    lines = []
+    images = make_work(kind, SIZE_HW, [0, 0], SIDES, CLASSES, device).images
+    for amp in ("none", "bf16"):
+        detector: Any = build_ours(kind, backbone, CLASSES, device)
+        make_detections_likely(detector, kind, images[0])
+        detector.eval()
+        with torch.no_grad(), autocast(device, amp), uncached_autocast():
+            for _ in range(FIRST_RECORDED):
+                first = detector(images)
+            recorded = [*first, *detector([image // 2 for image in images])]
+            if detector.graphs.recorded != int(kind != "mask_rcnn"):
+                raise SystemExit(f"{kind}: {detector.graphs.recorded} passes were recorded")
+            _forget_graphs(detector)
+            written = [*detector(images), *detector([image // 2 for image in images])]
+        lines.append(f"{amp} {compare(recorded, written, first_label=0)}")
+    return "; ".join(lines)
+
+
+def _forget_graphs(model: Any) -> None:
+    """From here on passes run as they are written."""
+    for name in ("graphs", "mask_graphs"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+
+
 def check_statistics(device: torch.device) -> str:
     """Batch norm's statistics after recorded passes: each pass counts once, the warm-up never.
 
@@ -114,9 +148,11 @@ def check_statistics(device: torch.device) -> str:
     options: dict[str, object] = {"type": "retinanet", "backbone": "resnet18", "weights": "none"}
     options |= {"norm": "batch", "retinanet": {"head_norm": "batch"}, "trainable_stages": 5}
     torch.manual_seed(0)
-    recorded = build_detector(DetectorConfig.model_validate(options), LossConfig(), 20).to(device)
+    recorded = build_detector(DetectorConfig.model_validate(options), LossConfig(), CLASSES).to(
+        device
+    )
     written = copy.deepcopy(recorded)  # a copy records nothing
-    work = make_work("retinanet", SIZE_HW, [5, 5], SIDES, 20, device)
+    work = make_work("retinanet", SIZE_HW, [5, 5], SIDES, CLASSES, device)
     for _ in range(STEPS):
         for detector in (recorded, written):
             losses = detector(work.images, work.targets)
@@ -154,14 +190,14 @@ def _largest_difference(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> flo
     return max(float((mine - other).norm() / other.norm()) for mine, other in pairs)
 
 
-def check_no_waits(backbone: str, device: torch.device) -> str:
-    """RetinaNet steps with ALWA, a window closed in every second, in float32 and in bf16.
+def check_no_waits(kind: str, backbone: str, device: torch.device) -> str:
+    """Steps with ALWA, a window closed in every second, in float32 and in bf16.
 
     Raises:
         RuntimeError: PyTorch's, where the host waits for the GPU.
     """
     for amp in ("none", "bf16"):
-        trainee = _build("retinanet", backbone, device, amp)
+        trainee = _build(kind, backbone, device, amp)
         for _ in range(STEPS):  # anchors, momentum and other things that are made once
             trainee.step()
         torch.cuda.set_sync_debug_mode("error")
@@ -190,7 +226,7 @@ def _build(
 ) -> Trainee:
     """Our detector with ALWA on random pixels; ``wrapped``: under DDP."""
     options = argparse.Namespace(
-        detector=kind, backbone=backbone, classes=20, size=SIZE_HW, device=str(device),
+        detector=kind, backbone=backbone, classes=CLASSES, size=SIZE_HW, device=str(device),
         boxes=5, batch=2, box_sides=SIDES, amp=amp,
     )  # fmt: skip
     work = build_work(options)

@@ -31,24 +31,17 @@ def make_targets() -> Targets:
 
 
 def test_what_retinanet_records_looks_at_no_value() -> None:
-    """On PyTorch's device without values, where a look at one raises."""
+    """On PyTorch's device without values, where a look at one raises; R-CNNs are in test_slots."""
     detector = build("retinanet")
     targets = make_targets().with_few_shapes().to(torch.device("meta"))
     images = torch.empty(SIZE, device="meta")
-    losses = detector._losses_of(images, targets.boxes, targets.labels)
+    losses = detector._pass(images, targets.boxes, targets.labels)
     assert [loss.shape for loss in losses] == [(), ()]
     torch.stack(losses).sum().backward()
     assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
-
-
-def test_what_faster_rcnn_records_looks_at_no_value() -> None:
-    detector = build("faster_rcnn")
-    outputs = detector._trunk(torch.empty(SIZE, device="meta"))
-    levels = len(detector.backbone.levels)
-    maps, logits, deltas = (outputs[n * levels : (n + 1) * levels] for n in range(3))
-    for features, objectness, boxes in zip(maps, logits, deltas, strict=True):
-        assert features.shape[2:] == objectness.shape[2:] == boxes.shape[2:]
-        assert boxes.shape[1] == 4 * objectness.shape[1]
+    with torch.no_grad():
+        boxes, scores, labels = detector.eval()._pass(images)
+    assert boxes.shape[:2] == scores.shape == labels.shape
 
 
 def test_padding_to_few_shapes_adds_no_object() -> None:
@@ -69,7 +62,7 @@ def test_a_pass_is_not_recorded_where_gradients_are_kept_or_not_asked_for() -> N
         calls.append(x)
         return (layer(x).sum(),)
 
-    graphs = CUDAGraphs(layer, function)
+    graphs = CUDAGraphs(layer, function)  # a layer in training mode
     x = torch.ones(3, 2)
     with torch.no_grad():
         for _ in range(FIRST_RECORDED):

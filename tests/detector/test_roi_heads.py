@@ -25,6 +25,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from data.errors import InputError
 from data.target import Targets
 from detector.mask_head import crop_masks, mask_logits_of
+from detector.proposals import Proposals
 from detector.roi_pooling import RoIPooler, to_rois
 
 COUNTS = [(4, 1, 2), (0, 3, 0), (0, 0, 0)]
@@ -83,7 +84,8 @@ def test_padding_of_images_with_fewer_proposals_is_never_sampled() -> None:
     torch.manual_seed(0)
     heads = build_ours().roi_heads
     proposals = [random_boxes(50, SIZES[0]), torch.zeros(0, 4), random_boxes(3, SIZES[2])]
-    rois = heads.sample(proposals, random_targets((2, 0, 1)))
+    targets = random_targets((2, 0, 1))
+    rois = heads.sample(Proposals.of_images(proposals).with_objects(targets), targets)
     assert rois.valid.sum(dim=1).tolist() == [52, 0, 4]
     assert (rois.boxes[rois.valid][:, 2:] > rois.boxes[rois.valid][:, :2]).all()
     assert (rois.classes[~rois.positive] == 0).all()
@@ -93,7 +95,8 @@ def test_padding_of_images_with_fewer_proposals_is_never_sampled() -> None:
 def test_an_objects_own_box_is_a_positive_of_its_class() -> None:
     heads = build_ours().roi_heads
     targets = random_targets((3, 0, 2))
-    rois = heads.sample([torch.zeros(0, 4)] * 3, targets)
+    none = Proposals.of_images([torch.zeros(0, 4)] * 3)
+    rois = heads.sample(none.with_objects(targets), targets)
     for image in range(3):
         positive = rois.positive[image]
         assert positive.sum() == targets.counts[image]

@@ -1,0 +1,44 @@
+"""Proposals of a batch: what the RPN gives and the second stage takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.target import Targets
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Boxes of ``B`` images in ``P`` slots each, without gradient.
+
+    Attributes:
+        boxes: ``(B, P, 4)`` float32 xyxy in pixels, the best first.
+        valid: ``(B, P)`` bool: the slot is not empty.
+    """
+
+    boxes: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of_images(cls, boxes: Sequence[Tensor]) -> Proposals:
+        """``(P_b, 4)`` of each image, padded with zeros to the most that one has."""
+        most = max(len(image_boxes) for image_boxes in boxes)
+        padded = boxes[0].new_zeros((len(boxes), most, 4))
+        valid = torch.zeros((len(boxes), most), dtype=torch.bool, device=padded.device)
+        for image, image_boxes in enumerate(boxes):
+            padded[image, : len(image_boxes)] = image_boxes
+            valid[image, : len(image_boxes)] = True
+        return cls(padded, valid)
+
+    def with_objects(self, targets: Targets) -> Proposals:
+        """Behind them the objects' own boxes, from which the second stage samples too."""
+        boxes = torch.cat([self.boxes, targets.boxes], dim=1)
+        return Proposals(boxes, torch.cat([self.valid, targets.labels >= 0], dim=1))
+
+    def by_image(self) -> list[Tensor]:
+        """``(P_b, 4)`` of each image; the host waits for their numbers."""
+        return [boxes[valid] for boxes, valid in zip(self.boxes, self.valid, strict=True)]
