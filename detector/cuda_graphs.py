@@ -7,10 +7,11 @@ without it.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torch.func import functional_call
 
 FIRST_RECORDED = 3  # a shape is recorded when it comes for the third time: what comes once is not
 MOST_GRAPHS = 32
+# What other threads ask of the GPU meanwhile, as the one that pins a loader's batches does, is no
+# part of a recording and must not end it.
+CAPTURE_MODE = "thread_local"
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -89,7 +93,8 @@ class CUDAGraphs:
         samples = tuple(value.clone() for value in inputs)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self._memory), uncached_autocast():
+        recording = torch.cuda.graph(graph, pool=self._memory, capture_error_mode=CAPTURE_MODE)
+        with recording, uncached_autocast():
             outputs = self.function(*samples)
 
         def replay(*values: Tensor) -> tuple[Tensor, ...]:
@@ -116,13 +121,27 @@ class CUDAGraphs:
 
         samples = (*(_copy_of(value) for value in inputs), *twins)
         with _as_if_nothing_ran(self.module.buffers()), uncached_autocast():
-            graph: Function = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
-                run, samples, allow_unused_input=True, pool=self._memory
-            )
-        return graph
+            return record_both_ways(run, samples, self._memory)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module records nothing: graphs hold the memory of this one."""
+
+
+def record_both_ways(function: Function, samples: tuple[Tensor, ...], memory: Any) -> Function:
+    """PyTorch's ``make_graphed_callables`` in ``CAPTURE_MODE``, for which older ones do not ask."""
+    cuda: Any = torch.cuda
+    record = partial(cuda.make_graphed_callables, allow_unused_input=True, pool=memory)
+    mode = {"capture_error_mode": CAPTURE_MODE}
+    if mode.keys() <= inspect.signature(cuda.make_graphed_callables).parameters.keys():
+        graph: Function = record(function, samples, **mode)
+        return graph
+    recording = cuda.graph
+    cuda.graph = partial(recording, **mode)
+    try:
+        graph = record(function, samples)
+    finally:
+        cuda.graph = recording
+    return graph
 
 
 class _Recorded(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor
 
 from data.target import Targets, pad_targets
 from detector.build import build_detector
 from detector.config import DetectorConfig
-from detector.cuda_graphs import FIRST_RECORDED, CUDAGraphs
+from detector.cuda_graphs import FIRST_RECORDED, CUDAGraphs, record_both_ways
 from detector.rcnn import FasterRCNN
 from detector.retinanet import RetinaNet
 from losses.config import LossConfig
@@ -80,6 +81,33 @@ def test_a_pass_whose_norms_talk_to_other_ranks_is_not_recorded() -> None:
     for _ in range(FIRST_RECORDED):  # without a GPU a recording would raise
         graphs(torch.ones(1))
     assert graphs.recorded == 0
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_other_threads_do_not_end_a_recording(asks, monkeypatch) -> None:
+    """Whether PyTorch's function asks for the mode or, as until 2.11, does not."""
+    modes = []
+
+    def graph(_: object, capture_error_mode: str = "global") -> None:
+        modes.append(capture_error_mode)
+
+    def asking(function, *_, pool, capture_error_mode="global", **__):
+        torch.cuda.graph(pool, capture_error_mode=capture_error_mode)
+        return function
+
+    def silent(function, *_, pool, **__):
+        torch.cuda.graph(pool)
+        return function
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", asking if asks else silent)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return (x,)
+
+    assert record_both_ways(function, (torch.ones(1),), memory=None) is function
+    assert modes == ["thread_local"]
+    assert torch.cuda.graph is graph
 
 
 def test_a_copy_of_a_detector_has_no_graphs() -> None:
