@@ -264,9 +264,8 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="on a GPU, record the training pass for each image size and launch it as one "
-        "(of Faster and Mask R-CNN all before the proposals): the same numbers, sooner for small "
-        "batches",
+        description="on a GPU, record the passes of each image size and launch them as one: the "
+        "same numbers, sooner for small batches",
     )
 
     @property
