@@ -38,7 +38,3 @@ class Proposals:
         """Behind them the objects' own boxes, from which the second stage samples too."""
         boxes = torch.cat([self.boxes, targets.boxes], dim=1)
         return Proposals(boxes, torch.cat([self.valid, targets.labels >= 0], dim=1))
-
-    def by_image(self) -> list[Tensor]:
-        """``(P_b, 4)`` of each image; the host waits for their numbers."""
-        return [boxes[valid] for boxes, valid in zip(self.boxes, self.valid, strict=True)]

@@ -128,8 +128,8 @@ class FasterRCNN(GeneralizedRCNN):
 
         Returns:
             Given boxes and labels the losses by ``FasterRCNN.loss_names`` and what the mask branch
-            reads; else RoIs ``(R, 5)``, scores and deltas of all classes, and
-            the maps where there is a mask branch.
+            reads; else RoIs ``(R, 5)``, scores and deltas of all classes, and the maps where there
+            is a mask branch.
         """
         features = self.backbone(images)
         padded_size = (images.shape[-2], images.shape[-1])
