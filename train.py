@@ -96,7 +96,7 @@ def train(
     """Build the parts and run the loop."""
     path = open_run_folder(config, ranks, resume)
     start_logging(path if ranks.is_main else None)
-    saved = load_latest(path) if resume else None
+    source, saved = load_latest(path) if resume else (None, None)
     if saved is not None:
         check_resume(saved, config, ranks.world_size, allow_changed)
 
@@ -112,6 +112,8 @@ def train(
         "global_batch": global_batch,
     }
     folder = RunFolder(path, ranks, identity)
+    if source is not None:
+        folder.restore_last(source)
     progress = state.progress if resume else None
     with (
         closing(loader),

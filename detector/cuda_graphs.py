@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from detector.autocast import uncached_autocast
+
 FIRST_RECORDED = 3  # a shape is recorded when it comes for the third time: what comes once is not
 MOST_GRAPHS = 32
 # What other threads ask of the GPU meanwhile, as the one that pins a loader's batches does, is no
@@ -94,7 +96,7 @@ class CUDAGraphs:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         recording = torch.cuda.graph(graph, pool=self._memory, capture_error_mode=CAPTURE_MODE)
-        with recording, uncached_autocast():
+        with recording, uncached_autocast("cuda"):
             outputs = self.function(*samples)
 
         def replay(*values: Tensor) -> tuple[Tensor, ...]:
@@ -120,7 +122,7 @@ class CUDAGraphs:
             return outputs
 
         samples = (*(_copy_of(value) for value in inputs), *twins)
-        with _as_if_nothing_ran(self.module.buffers()), uncached_autocast():
+        with _as_if_nothing_ran(self.module.buffers()), uncached_autocast("cuda"):
             return record_both_ways(run, samples, self._memory)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -167,20 +169,6 @@ def _as_if_nothing_ran(buffers: Iterable[Tensor]) -> Iterator[None]:
     torch.cuda.set_rng_state(random)
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
-
-
-def uncached_autocast() -> torch.autocast:
-    """The autocast in force, each cast done where its result is read: a graph has to do them.
-
-    A layer that reads several levels then has its gradients of bf16 added in float32, not in bf16,
-    which moves them by less than bf16 itself does (0.0018 and 0.21 of RetinaNet's, on a CPU).
-    """
-    return torch.autocast(
-        "cuda",
-        torch.get_autocast_dtype("cuda"),
-        enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,
-    )
 
 
 def _copy_of(value: Tensor) -> Tensor:

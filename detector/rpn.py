@@ -12,6 +12,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from data.target import Targets
 from detector.anchors import PyramidAnchors
+from detector.autocast import uncached_autocast
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RPNConfig
 from detector.initialization import init_hidden, init_output
@@ -125,7 +126,10 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         anchors = self.anchor_generator.of_pyramid(padded_size_hw, maps)
         # A fast path: proposals need no gradient, and the losses read few anchors.
         sparse = targets is not None and maps[0].device.type == "cpu" and is_one_layer(self.head)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
+        if sparse:
+            with torch.no_grad(), uncached_autocast("cpu"):
+                objectness, deltas = self._predict(maps)
+        else:
             objectness, deltas = self._predict(maps)
         proposals = self.propose(objectness, deltas, anchors, sizes_hw)
         if targets is None:

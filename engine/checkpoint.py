@@ -140,8 +140,11 @@ def check_state(path: Path, contents: Mapping[str, Any]) -> None:
             )
 
 
-def load_latest(folder: Path) -> dict[str, Any]:
+def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest readable checkpoint of a run: ``last.pt``, else ``previous.pt`` with a warning.
+
+    Returns:
+        Its file and what that holds.
 
     Raises:
         InputError: neither can be read.
@@ -156,5 +159,5 @@ def load_latest(folder: Path) -> dict[str, Any]:
             continue
         if problems:
             log.warning("%s; going on from %s", problems[0], folder / name)
-        return contents
+        return folder / name, contents
     raise InputError(f"--resume: nothing to go on from: {'; '.join(problems)}")

@@ -43,6 +43,13 @@ class RunFolder:
         if self.ranks.is_main:
             save_checkpoint(self.path / "last.pt", {**state.state_dict(), **self.identity})
 
+    def restore_last(self, source: Path) -> None:
+        """Make ``last.pt`` what the run goes on from, where it is missing or damaged: it becomes
+        ``best.pt`` or ``previous.pt`` before the next one is written. Every rank must call it."""
+        self.ranks.wait()  # all have read
+        if self.ranks.is_main and source.name != "last.pt":
+            link_atomically(source, self.path / "last.pt")
+
     def keep_best(self) -> None:
         """Make ``best.pt`` what ``last.pt`` is now."""
         link_atomically(self.path / "last.pt", self.path / "best.pt")

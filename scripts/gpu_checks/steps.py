@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from detector.autocast import uncached_autocast
 from detector.build import build_detector
 from detector.config import DetectorConfig
-from detector.cuda_graphs import FIRST_RECORDED, uncached_autocast
+from detector.cuda_graphs import FIRST_RECORDED
 from engine.precision import autocast
 from losses import ALWA
 from losses.config import LossConfig
@@ -120,7 +121,7 @@ def check_recorded_detection(kind: str, backbone: str, device: torch.device) -> 
         detector: Any = build_ours(kind, backbone, CLASSES, device)
         make_detections_likely(detector, kind, images[0])
         detector.eval()
-        with torch.no_grad(), autocast(device, amp), uncached_autocast():
+        with torch.no_grad(), autocast(device, amp), uncached_autocast("cuda"):
             for _ in range(FIRST_RECORDED):
                 first = detector(images)
             recorded = [*first, *detector([image // 2 for image in images])]
@@ -170,7 +171,7 @@ def _with_the_recorded_casts(run: Losses) -> Losses:
     """Each cast where it is read: on a CPU this alone moves RetinaNet's gradients by 0.0018."""
 
     def run_as_recorded() -> dict[str, Tensor]:
-        with uncached_autocast():
+        with uncached_autocast("cuda"):
             return run()
 
     return run_as_recorded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.build import build_annotations
 from data.errors import InputError
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.divergence import DivergenceError
 
 
@@ -241,6 +242,25 @@ def test_tensorboard_has_neither_gap_nor_overlap_after_a_resume(tmp_path: Path) 
         assert [event.step for event in events.Scalars(tag)] == list(range(1, 11))
     steps = [record["step"] for record in metrics(folder) if record["kind"] == "train"]
     assert steps == list(range(1, 11))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"PK")])
+def test_a_lost_checkpoint_is_replaced_before_it_becomes_the_best_or_the_previous_one(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    folder = run(config_of(tiny(tmp_path)))
+    whole = load_checkpoint(folder / "last.pt")
+    damage(folder / "last.pt")
+    (folder / "best.pt").unlink()
+    # As if no evaluation had had a score yet: the next one makes best.pt.
+    contents = load_checkpoint(folder / "previous.pt")
+    contents["progress"] |= {"best_score": None, "best_epoch": None}
+    save_checkpoint(folder / "previous.pt", contents)
+    run(config_of(tiny(tmp_path)), resume=True)
+    for name in ("last.pt", "previous.pt", "best.pt"):
+        load_checkpoint(folder / name)
+    last = load_checkpoint(folder / "last.pt")
+    assert differences(whole["detector"], last["detector"]) == []
 
 
 def test_tensorboard_has_every_window_and_every_score_once_after_a_killed_evaluation(

@@ -84,7 +84,7 @@ def test_a_run_killed_at_fifty_moments_ends_as_an_undisturbed_one(tmp_path: Path
         assert all(state_of(loader) == "Z" for loader in loaders)
         if (folder / "last.pt").exists():
             resumed_from_previous += not readable(folder / "last.pt")
-            step = load_latest(folder)["progress"]["step"]
+            step = load_latest(folder)[1]["progress"]["step"]
             assert step >= previous_step
             previous_step = step
     print(f"{kills} kills, {in_a_save} of them with a half-written file beside last.pt")

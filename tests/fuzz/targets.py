@@ -134,7 +134,7 @@ def tiny_checkpoint() -> dict[str, Any]:
 
 
 def resume(folder: Path) -> None:
-    saved = load_latest(folder)
+    _, saved = load_latest(folder)
     override_config(saved["config"], [], "last.pt")
     check_resume(saved, Config(), world_size=1, allow_changed=True)
     tiny_state().load_state_dict(saved)
