@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import rpn as torchvision_rpn
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from data.target import Targets
 from detector.anchors import PyramidAnchors
 from detector.autocast import uncached_autocast
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RPNConfig
+from detector.early_nms import first_survivors
 from detector.initialization import init_hidden, init_output
 from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
 from detector.proposals import Proposals
@@ -273,8 +274,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         large = (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(dim=1)
         keep = torch.where(large & (scores >= self.score_thresh))[0]
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
-        keep = batched_nms(boxes, scores, levels, self.nms_thresh)
-        return boxes[keep[: self.post_nms_top_n()]]
+        return boxes[first_survivors(boxes, scores, levels, self.nms_thresh, self.post_nms_top_n())]
 
 
 def _per_anchor(output: Tensor, values: int) -> Tensor:

@@ -1,0 +1,40 @@
+"""Non-maximum suppression that stops once enough boxes are kept.
+
+The greedy rule looks at boxes from the best on, and what comes later changes nothing of what is
+kept: the first ``most`` survivors are those of as long a head of the list as has so many. Plain
+suppression compares every pair, about the square of the list, to keep its first thousands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+
+def first_survivors(
+    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, most: int
+) -> Tensor:
+    """``batched_nms(boxes, scores, groups, threshold)[:most]``; equal scores in their order.
+
+    Args:
+        boxes: ``(N, 4)`` xyxy.
+        scores: ``(N,)``.
+        groups: ``(N,)`` int64; boxes of different groups do not suppress each other.
+        threshold: IoU above which the lower-scoring box goes.
+        most: how many are wanted, at least 1.
+
+    Returns:
+        ``(K,)`` indices with ``K <= most``, best first.
+    """
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+        return batched_nms(boxes, scores, groups, threshold)[:most]  # a program has no such loop
+    falling = scores.argsort(descending=True, stable=True)
+    kept, seen = falling[:0], 0
+    while len(kept) < most and seen < len(falling):
+        # Half as many again as are wanted was enough for trained detectors (docs/performance.md).
+        end = max(2 * seen, most + most // 2)
+        head = torch.cat([kept, falling[seen:end]])
+        survivors = batched_nms(boxes[head], scores[head], groups[head], threshold)
+        kept, seen = head[survivors.sort().values], end
+    return kept[:most]
