@@ -47,28 +47,37 @@ class Preprocessing(nn.Module):
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=self.mean.device, memory_format=order)
-        scale, offset = 1 / self.std, -self.mean / self.std
+        kinds = {image.is_floating_point() for image in images}
+        factors = {kind: self._factors(1.0 if kind else 255.0, width) for kind in kinds}
         for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-            largest = 1.0 if image.is_floating_point() else 255.0
-            self._normalize_into(slot[:, :h, :w], image, scale / largest, offset)
+            self._normalize_into(slot[:, :h, :w], image, *factors[image.is_floating_point()])
             if h < height:
                 slot[:, h:] = 0
             if w < width:
                 slot[:, :h, w:] = 0
         return ImageList(batch, sizes)
 
+    def _factors(self, largest: float, width: int) -> tuple[Tensor, Tensor]:
+        """Scale and offset of values in 0..largest: ``(3, 1, 1)``, or ``(width * 3,)`` of a row."""
+        scale, offset = 1 / self.std / largest, -self.mean / self.std
+        if self._by_rows():
+            return scale.flatten().repeat(width), offset.flatten().repeat(width)
+        return scale, offset
+
+    def _by_rows(self) -> bool:
+        # Three values side by side are too few for a processor's vector instructions: rows of
+        # pixels are as good.
+        return self.channels_last and self.mean.device.type == "cpu"
+
     def _normalize_into(self, slot: Tensor, image: Tensor, scale: Tensor, offset: Tensor) -> None:
         """``(3, h, w)`` of the batch := ``image * scale + offset``."""
         if slot.device.type != "cpu":  # one kernel, which converts uint8 on the way
             torch.addcmul(offset, image, scale, out=slot)
             return
-        # A processor would convert the whole image into a temporary first, and three values side
-        # by side would be too few for its vector instructions: rows of pixels are as good.
-        if self.channels_last:
-            width = slot.shape[2]
+        if self._by_rows():
             slot, image = (each.permute(1, 2, 0).flatten(1) for each in (slot, image))  # (h, w * 3)
-            scale, offset = (each.flatten().repeat(width) for each in (scale, offset))
-        slot.copy_(image)
+            scale, offset = (each[: slot.shape[1]] for each in (scale, offset))
+        slot.copy_(image)  # a processor would convert the whole image into a temporary first
         torch.addcmul(offset, slot, scale, out=slot)
 
     def _round_up(self, side: int) -> int:
