@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,12 @@ class CUDAGraphs:
 
     The function is called as ever for shapes that are new, when all graphs are taken, where a norm
     talks to other ranks (which may have no new shape to record), where gradients of another batch
-    are kept (a recorded backward pass writes to the same memory again), and in training mode
-    without gradients. Results are written to the same memory too: they hold until the next call.
+    are kept (a recorded backward pass writes to the same memory again), where the losses of another
+    pass still wait for theirs, and in training mode without gradients. Results are written to the
+    same memory too: they hold until the next call. A recorded backward pass runs once; more raise.
+
+    A launch keeps what it was recorded with: submodules, their modes, numbers and buffers. Call
+    ``forget`` after a change of these.
 
     Args:
         module: whose parameters the function reads.
@@ -48,6 +53,15 @@ class CUDAGraphs:
         self._sightings: Counter[Any] = Counter()
         self._graphs: dict[Any, Function] = {}
         self._memory: Any = None
+        self._last: ReferenceType[_Backward] | None = None
+
+    def forget(self) -> None:
+        """Record anew, with what the module is now."""
+        self._sightings.clear()
+        self._graphs.clear()
+        self._memory = self._last = None
+        for name in ("_parameters", "_talks"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -66,17 +80,27 @@ class CUDAGraphs:
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self._talks or torch.is_grad_enabled() != self.module.training:
             return self.function(*inputs)
+        # A graph reads parameters and buffers where they were when it was recorded; who moves
+        # buffers moves parameters.
+        places = tuple(parameter.data_ptr() for parameter in self._parameters.values())
         if not self.module.training:
-            # A graph reads the parameters where they were when it was recorded.
-            places = tuple(parameter.data_ptr() for parameter in self._parameters.values())
             graph = self._find((_describe(inputs), places), lambda: self._record_forward(inputs))
             return self.function(*inputs) if graph is None else graph(*inputs)
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        if any(parameter.grad is not None for parameter in trained.values()):
+        if self._is_awaited() or any(p.grad is not None for p in trained.values()):
             return self.function(*inputs)
-        key = (_describe(inputs), tuple(trained))
+        key = (_describe(inputs), places, tuple(trained))
         graph = self._find(key, lambda: self._record(inputs, trained))
-        return self.function(*inputs) if graph is None else graph(*inputs, *trained.values())
+        if graph is None:
+            return self.function(*inputs)
+        outputs = graph(*inputs, *trained.values())
+        self._last = _watch_backward(outputs)
+        return outputs
+
+    def _is_awaited(self) -> bool:
+        """Whether the last recorded pass may still be differentiated: it needs its memory."""
+        last = None if self._last is None else self._last()
+        return last is not None and not last.ran
 
     def _find(self, key: Any, record: Callable[[], Function]) -> Function | None:
         """The graph of a shape, recorded when it is time; None before that."""
@@ -92,12 +116,14 @@ class CUDAGraphs:
 
     def _record_forward(self, inputs: tuple[Tensor, ...]) -> Function:
         """Without a backward pass, for detection."""
-        samples = tuple(value.clone() for value in inputs)
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        recording = torch.cuda.graph(graph, pool=self._memory, capture_error_mode=CAPTURE_MODE)
-        with recording, uncached_autocast("cuda"):
-            outputs = self.function(*samples)
+        # Not in inference mode, should it be on: what is made in it cannot be written to later.
+        with torch.inference_mode(False), torch.no_grad():
+            samples = tuple(value.clone() for value in inputs)
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            recording = torch.cuda.graph(graph, pool=self._memory, capture_error_mode=CAPTURE_MODE)
+            with recording, uncached_autocast("cuda"):
+                outputs = self.function(*samples)
 
         def replay(*values: Tensor) -> tuple[Tensor, ...]:
             for sample, value in zip(samples, values, strict=True):
@@ -127,6 +153,37 @@ class CUDAGraphs:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module records nothing: graphs hold the memory of this one."""
+
+
+def run_as_written(detector: nn.Module) -> None:
+    """From here on no pass of a detector is recorded."""
+    for name in ("graphs", "mask_graphs"):
+        if hasattr(detector, name):
+            setattr(detector, name, None)
+
+
+class _Backward:
+    """Counts the backward passes of one recorded pass, and lives as long as it can have one."""
+
+    ran = False
+
+    def __call__(self, _gradients: tuple[Tensor | None, ...]) -> None:
+        if self.ran:
+            raise RuntimeError(
+                "a recorded pass was differentiated twice, but a replay overwrites what the second "
+                "needs; use detector.cuda_graphs=false"
+            )
+        self.ran = True
+
+
+def _watch_backward(outputs: tuple[Tensor, ...]) -> ReferenceType[_Backward] | None:
+    """Of a recorded pass, whose outputs come from one node of autograd's graph."""
+    node = next((output.grad_fn for output in outputs if output.grad_fn is not None), None)
+    if node is None:
+        return None
+    backward = _Backward()
+    node.register_prehook(backward)
+    return ref(backward)
 
 
 def record_both_ways(function: Function, samples: tuple[Tensor, ...], memory: Any) -> Function:
@@ -165,10 +222,12 @@ def _as_if_nothing_ran(buffers: Iterable[Tensor]) -> Iterator[None]:
     buffers = list(buffers)
     values = [buffer.clone() for buffer in buffers]
     random = torch.cuda.get_rng_state()
-    yield
-    torch.cuda.set_rng_state(random)
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.copy_(value)
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(random)
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)
 
 
 def _copy_of(value: Tensor) -> Tensor:

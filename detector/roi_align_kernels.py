@@ -55,10 +55,11 @@ class _RoIAlign(torch.autograd.Function):
         ctx.save_for_backward(map_of_roi, rois)
         ctx.options, ctx.dtypes = options, [each.dtype for each in maps]
         ctx.shapes = [each.shape for each in maps]
-        pooled = (
-            maps[0]
-            .new_empty((len(rois), maps[0].shape[1], size, size))
-            .contiguous(memory_format=torch.channels_last)
+        pooled = torch.empty(
+            (len(rois), maps[0].shape[1], size, size),
+            dtype=maps[0].dtype,
+            device=maps[0].device,
+            memory_format=torch.channels_last,
         )
         for level, source in enumerate(maps):
             _launch(_pool, level, source, pooled, options)

@@ -208,7 +208,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         """
         logits = self.mask_logits(pooled, classes)
         losses = binary_cross_entropy_with_logits(logits, crops, reduction="none")
-        values = positive.sum().clamp(min=1) * losses[0].numel()
+        values = positive.sum().clamp(min=1) * losses.shape[1:].numel()
         return torch.where(positive[:, None, None], losses, 0.0).sum() / values
 
     def detect(

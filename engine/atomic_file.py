@@ -59,6 +59,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         yield temporary
         os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # replace leaves it where both are one file already
     except OSError:
         if temporary.is_file():
             temporary.unlink()

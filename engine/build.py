@@ -15,6 +15,7 @@ from data.build import build_annotations
 from data.errors import InputError, some_of
 from data.loading import TrainLoader, build_train_loader
 from detector.build import Detector, build_detector
+from detector.cuda_graphs import run_as_written
 from detector.weights import load_pretrained
 from engine.config import Config
 from engine.distributed import Ranks
@@ -22,6 +23,7 @@ from engine.ema import AveragedWeights
 from engine.optimization import build_optimization
 from engine.state import TrainState
 from losses.config import build_weighting
+from losses.gradnorm import GradNorm
 from losses.weighting import LossWeighting
 
 log = logging.getLogger("train")
@@ -110,4 +112,6 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
         raise InputError(f"loss.weighting: {error}") from None
     blocks: list[nn.Module] = list(detector.backbone.fpn.layer_blocks)
     weighting.watch(block[0].weight for block in blocks)  # type: ignore[index]
+    if isinstance(weighting, GradNorm):  # it differentiates each loss, a recorded pass only once
+        run_as_written(detector)
     return weighting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -108,6 +109,95 @@ def test_other_threads_do_not_end_a_recording(asks, monkeypatch) -> None:
     assert record_both_ways(function, (torch.ones(1),), memory=None) is function
     assert modes == ["thread_local"]
     assert torch.cuda.graph is graph
+
+
+class Replay(torch.autograd.Function):
+    """As a recorded pass comes back: one node, whatever it computes."""
+
+    @staticmethod
+    def forward(_, x: Tensor, weight: Tensor) -> Tensor:
+        return (x * weight).sum()
+
+    @staticmethod
+    def backward(_, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient.expand(3)
+
+
+@pytest.fixture
+def replayed(monkeypatch) -> tuple[CUDAGraphs, list[str]]:
+    """A module with one weight, whose passes are replayed on a CPU; who ran: written or replay."""
+    module, ran = torch.nn.ParameterList([torch.ones(3)]), []
+
+    def written(x: Tensor) -> tuple[Tensor, ...]:
+        ran.append("written")
+        return ((x * module[0]).sum(),)
+
+    def record(*_: object):
+        def replay(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            ran.append("replay")
+            return (Replay.apply(x, weight),)
+
+        return replay
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(CUDAGraphs, "_record", record)
+    graphs = CUDAGraphs(module, written)
+    for _ in range(FIRST_RECORDED):
+        graphs(torch.ones(3))[0].backward()
+        module.zero_grad(set_to_none=True)
+    assert ran == ["written"] * (FIRST_RECORDED - 1) + ["replay"]
+    ran.clear()
+    return graphs, ran
+
+
+def test_a_second_pass_before_the_first_ones_backward_runs_as_written(replayed) -> None:
+    graphs, ran = replayed
+    x = torch.ones(3)
+    (graphs(x)[0] + graphs(x)[0]).backward()
+    assert ran == ["replay", "written"]
+    assert torch.equal(graphs.module[0].grad, torch.full((3,), 2.0))
+    graphs.module.zero_grad(set_to_none=True)
+    graphs(x)  # not differentiated, and given up
+    graphs(x)[0].backward()
+    assert ran == ["replay", "written", "replay", "replay"]
+
+
+def test_a_recorded_pass_is_not_differentiated_twice(replayed) -> None:
+    graphs, _ = replayed
+    (loss,) = graphs(torch.ones(3))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"detector\.cuda_graphs=false"):
+        loss.backward()
+
+
+def test_what_moved_is_recorded_anew(replayed) -> None:
+    graphs, ran = replayed
+    graphs.module.double().float()
+    graphs(torch.ones(3))
+    assert ran == ["written"]
+
+
+def test_a_forgotten_pass_is_recorded_anew(replayed) -> None:
+    graphs, ran = replayed
+    graphs.forget()
+    assert graphs.recorded == 0
+    graphs(torch.ones(3))
+    assert ran == ["written"]
+
+
+def test_detection_recorded_in_inference_mode_serves_without_it(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", MagicMock)
+    monkeypatch.setattr(torch.cuda, "graph", MagicMock())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    layer = torch.nn.Linear(2, 1).eval()
+    graphs = CUDAGraphs(layer, lambda x: (layer(x),))
+    with torch.inference_mode():
+        for _ in range(FIRST_RECORDED):
+            graphs(torch.ones(2))
+    with torch.no_grad():
+        graphs(torch.zeros(2))  # writes to the memory of the recording
+    assert graphs.recorded == 1
 
 
 def test_a_copy_of_a_detector_has_no_graphs() -> None:

@@ -66,6 +66,15 @@ def test_losses_and_gradients_are_those_of_the_plain_pass(kind, counts) -> None:
     assert (gradient - plain_gradient).norm() <= 1e-5 * plain_gradient.norm()
 
 
+def test_without_a_slot_for_positives_the_loss_of_masks_is_zero() -> None:
+    torch.manual_seed(0)
+    detector = build_ours("mask_rcnn", roi={"representation_size": 32, "positive_fraction": 0.0})
+    losses = in_slots(detector, random_images(), random_targets((4, 1, 2)))
+    sum(losses.values()).backward()
+    assert losses["loss_mask"] == 0
+    assert missing_gradients(detector) == []
+
+
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_detections_are_those_of_the_plain_pass(kind) -> None:
     detector, images = build(kind).eval(), random_images()

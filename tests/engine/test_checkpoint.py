@@ -47,6 +47,13 @@ def test_a_link_keeps_its_contents_when_last_moves_on(tmp_path: Path) -> None:
     assert value_of(load_checkpoint(tmp_path / "best.pt")) == 1.0
 
 
+def test_a_link_made_twice_leaves_no_other_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", contents(1.0))
+    for _ in range(2):
+        link_atomically(tmp_path / "last.pt", tmp_path / "best.pt")
+    assert {file.name for file in tmp_path.iterdir()} == {"last.pt", "best.pt"}
+
+
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
 def test_where_files_cannot_have_two_names_the_best_is_a_copy(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", contents(1.0))

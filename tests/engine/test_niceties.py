@@ -24,6 +24,8 @@ from torch import nn
 from data.build import build_annotations
 from data.errors import InputError
 from detector.build import build_detector
+from detector.rcnn import MaskRCNN
+from engine.build import build_state
 from engine.checkpoint import load_checkpoint
 from engine.config import Config
 from engine.mirrored import Mirrored
@@ -132,6 +134,16 @@ def test_a_frozen_part_that_gradnorm_reads_is_refused(tmp_path: Path) -> None:
     weighting = {"weighting": {"type": "gradnorm"}}
     with pytest.raises(InputError, match="gradnorm reads gradients"):
         config_of(tiny(tmp_path, loss=weighting, train={"freeze": {"backbone": [0, 1]}}))
+
+
+@pytest.mark.parametrize("rule", ["gradnorm", "alwa"])
+def test_under_gradnorm_no_pass_is_recorded(rule: str, tmp_path: Path) -> None:
+    """It differentiates each loss, and a recorded backward pass runs once."""
+    config = config_of(tiny(tmp_path, "mask_rcnn", loss={"weighting": {"type": rule}}))
+    detector = build_state(config, ("circle", "square", "triangle"), 1, ALONE).detector
+    assert isinstance(detector, MaskRCNN)
+    recorded = [detector.graphs is not None, detector.mask_graphs is not None]
+    assert recorded == [rule != "gradnorm"] * 2
 
 
 def test_a_checkpoint_from_before_a_key_had_its_default(tmp_path: Path) -> None:
