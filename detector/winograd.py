@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 OUTPUT, TILE = 4, 6  # sides of what a tile gives, and of the tile
-VALUES_AT_ONCE = 2**22  # of transformed tiles: larger blocks leave the cache, and glibc's heap
+VALUES_AT_ONCE = 3 * 2**20  # of transformed tiles: larger blocks leave the cache and cost memory
 
 # Below these the transforms cost more than they save: measured with 64 to 819 channels and maps of
 # 13 x 13 to 100 x 100 (docs/performance.md).
@@ -189,10 +189,12 @@ def _forward(
         height, width = (side + 2 * padding - 2 for side in values.shape[2:])
         shape = (len(values), filters.shape[2], height, width)
         output = torch.empty(shape, dtype=values.dtype, memory_format=torch.channels_last)
-        for images in _chunks(output, max(filters.shape)):
-            tiles = _input_tiles(values[images], _grid(output), padding)
+        for images, rows in _chunks(output, max(filters.shape)):
+            tiles = _input_tiles(values[images], rows, _grid(output)[1], padding)
             products = torch.bmm(tiles.transpose(0, 1), filters)
-            _put_tiles(_matrix(_A) @ products.view(TILE * TILE, -1), output[images], bias)
+            _put_tiles(
+                _matrix(_A) @ products.view(TILE * TILE, -1), _cut(output, images, rows), bias
+            )
         yield output
 
 
@@ -207,9 +209,10 @@ def _weight_gradient(maps: Sequence[Tensor], gradients: Sequence[Tensor], paddin
     channels, filters = maps[0].shape[1], gradients[0].shape[1]
     total = maps[0].new_zeros(TILE * TILE, filters, channels)
     for values, gradient in zip(maps, gradients, strict=True):
-        for images in _chunks(gradient, max(channels, filters)):
-            tiles = _input_tiles(values[images], _grid(gradient), padding)
-            theirs = torch.matmul(_matrix(_A).t(), _output_tiles(gradient[images]))
+        for images, rows in _chunks(gradient, max(channels, filters)):
+            tiles = _input_tiles(values[images], rows, _grid(gradient)[1], padding)
+            part = _output_tiles(_cut(gradient, images, rows))
+            theirs = torch.matmul(_matrix(_A).t(), part)
             total.baddbmm_(theirs.permute(1, 2, 0), tiles.transpose(0, 1))
     taps = _matrix(_G).t() @ total.view(TILE * TILE, -1)
     return taps.view(3, 3, filters, channels).permute(2, 3, 0, 1)
@@ -222,12 +225,20 @@ def _matrix(factor: tuple[tuple[float, ...], ...]) -> Tensor:
     return torch.kron(one_side, one_side).float()
 
 
-def _chunks(output: Tensor, channels: int) -> Iterator[slice]:
-    """The images in parts whose transforms, of up to so many channels, are not too large."""
+def _chunks(output: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
+    """Images and rows of tiles whose transforms, of up to so many channels, are not too large."""
     rows, columns = _grid(output)
-    step = max(1, VALUES_AT_ONCE // (rows * columns * TILE * TILE * channels))
-    for first in range(0, len(output), step):
-        yield slice(first, first + step)
+    most = max(1, VALUES_AT_ONCE // (columns * TILE * TILE * channels))  # rows at once
+    parts = -(-rows // most)
+    images, height = max(1, most // rows), -(-rows // parts)
+    for first in range(0, len(output), images):
+        for top in range(0, rows, height):
+            yield slice(first, first + images), slice(top, min(top + height, rows))
+
+
+def _cut(output: Tensor, images: slice, rows: slice) -> Tensor:
+    """The part of ``(B, K, H, W)`` that these rows of tiles give."""
+    return output[images, :, OUTPUT * rows.start : OUTPUT * rows.stop]
 
 
 def _grid(output: Tensor) -> tuple[int, int]:
@@ -235,16 +246,17 @@ def _grid(output: Tensor) -> tuple[int, int]:
     return -(-output.shape[2] // OUTPUT), -(-output.shape[3] // OUTPUT)
 
 
-def _input_tiles(values: Tensor, grid: tuple[int, int], padding: int) -> Tensor:
+def _input_tiles(values: Tensor, rows: slice, columns: int, padding: int) -> Tensor:
     """``(B, C, H, W)`` -> ``(T, 36, C)``: overlapping tiles, zero beyond the map, transformed."""
-    (rows, columns), (height, width) = grid, values.shape[2:]
-    bottom = OUTPUT * rows + TILE - OUTPUT - padding - height
+    height, width = values.shape[2:]
+    top = padding - OUTPUT * rows.start  # where negative, so much is left out
+    bottom = OUTPUT * rows.stop + TILE - OUTPUT - padding - height
     right = OUTPUT * columns + TILE - OUTPUT - padding - width
-    sides = (0, 0, padding, right, padding, bottom)
+    sides = (0, 0, padding, right, top, bottom)
     padded = F.pad(values.permute(0, 2, 3, 1), sides).contiguous()
     image, row, column, channel = padded.stride()
     tiles = padded.as_strided(
-        (len(values), rows, columns, TILE, TILE, values.shape[1]),
+        (len(values), rows.stop - rows.start, columns, TILE, TILE, values.shape[1]),
         (image, OUTPUT * row, OUTPUT * column, row, column, channel),
     )
     return torch.matmul(_matrix(_B), tiles.reshape(-1, TILE * TILE, values.shape[1]))
