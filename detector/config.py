@@ -265,7 +265,7 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     cuda_graphs: bool = Field(
         default=True,
         description="on a GPU, record the passes of each image size and launch them as one: the "
-        "same numbers, sooner for small batches",
+        "same numbers, sooner for small batches; not with the weighting gradnorm",
     )
 
     @property
