@@ -32,7 +32,7 @@ def write_atomically(
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if previous is not None and path.exists():
+            if previous not in (None, path) and path.exists():
                 link_atomically(path, previous)
 
 

@@ -40,6 +40,13 @@ def test_the_checkpoint_before_stays_as_previous(tmp_path: Path) -> None:
     assert value_of(load_checkpoint(tmp_path / "previous.pt")) == 2.0
 
 
+def test_what_is_saved_as_previous_itself_is_saved(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path / "previous.pt", contents(value))
+    assert value_of(load_checkpoint(tmp_path / "previous.pt")) == 2.0
+    assert [file.name for file in tmp_path.iterdir()] == ["previous.pt"]
+
+
 def test_a_link_keeps_its_contents_when_last_moves_on(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", contents(1.0))
     link_atomically(tmp_path / "last.pt", tmp_path / "best.pt")
