@@ -23,7 +23,6 @@ from engine.ema import AveragedWeights
 from engine.optimization import build_optimization
 from engine.state import TrainState
 from losses.config import build_weighting
-from losses.gradnorm import GradNorm
 from losses.weighting import LossWeighting
 
 log = logging.getLogger("train")
@@ -112,6 +111,6 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
         raise InputError(f"loss.weighting: {error}") from None
     blocks: list[nn.Module] = list(detector.backbone.fpn.layer_blocks)
     weighting.watch(block[0].weight for block in blocks)  # type: ignore[index]
-    if isinstance(weighting, GradNorm):  # it differentiates each loss, a recorded pass only once
+    if weighting.differentiates:  # a recorded pass has one backward pass
         run_as_written(detector)
     return weighting

@@ -51,6 +51,7 @@ class GradNorm(LossWeighting):
             loss depends on none; see :class:`LossWeighting` for the others.
     """
 
+    differentiates = True
     first_losses: Tensor  # (pairs, 2): L(0), 0 until known
     slope_mean: Tensor  # (pairs, 2): Adam's moments of the slope
     slope_square: Tensor

@@ -42,12 +42,15 @@ class LossWeighting(nn.Module):
     Attributes:
         position: iterations recorded in the current window, 0 to ``interval - 1``.
         windows_completed: windows closed since the beginning of the training.
+        differentiates: whether ``observe`` takes gradients of the losses itself, before the
+            training loop does.
 
     Raises:
         ValueError: for no pair, a loss that stands in two places, weights that are not positive
             and finite, or an interval below 2.
     """
 
+    differentiates = False
     lambdas: Tensor  # (pairs, 2)
     window: Tensor  # (interval, pairs, 2): weighted losses of this process, iteration by iteration
     window_mean: Tensor  # (pairs, 2), of the last complete window, over all ranks
