@@ -6,8 +6,10 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import TextIO
 
@@ -15,6 +17,7 @@ from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
 
 QUIET_SECONDS = 60.0  # between lines where the output is no terminal
+LEAST_SHARE = 0.01  # of a run, from which on it tells how long it will take
 _printing = threading.Lock()
 
 
@@ -40,7 +43,11 @@ class ProgressLine:
         self.done = 0
 
     def show(
-        self, jobs: Sequence[Job], under_way: Mapping[Path, float], places: int, failed: int = 0
+        self,
+        jobs: Sequence[Job],
+        under_way: Mapping[Path, float],
+        places: int,
+        failed: Collection[Path] = frozenset(),
     ) -> None:
         """Print the line if it is due."""
         now = time.monotonic()
@@ -72,7 +79,10 @@ class ProgressLine:
 
 
 def describe(
-    jobs: Sequence[Job], under_way: Mapping[Path, float], places: int, failed: int = 0
+    jobs: Sequence[Job],
+    under_way: Mapping[Path, float],
+    places: int,
+    failed: Collection[Path] = frozenset(),
 ) -> str:
     """``12 of 45 runs done, 2 under way (38%, 12%), 1:32:10 left``.
 
@@ -80,21 +90,24 @@ def describe(
         jobs: all runs of the studies, each once.
         under_way: seconds since this call began with each run under way.
         places: runs side by side.
-        failed: how many of the runs will not be done by this call.
+        failed: folders of runs that will not be done by this call.
     """
-    folders = [job.results for job in jobs]
     missing = [job for job in jobs if not is_done(job)]
-    done = len(jobs) - len(missing)
     shares = {job.folder: share_done(job) for job in missing if job.folder in under_way}
-    text = f"{done} of {len(jobs)} runs done"
+    text = f"{len(jobs) - len(missing)} of {len(jobs)} runs done"
     if shares:
         percent = ", ".join(f"{share:.0%}" for share in shares.values())
         text += f", {len(shares)} under way ({percent})"
-    each = seconds_a_run(folders, under_way, shares)
-    if each is None:
+    paces = seconds_an_epoch(jobs, under_way, shares)
+    if not paces:
         return text
-    left = len(jobs) - done - failed - sum(shares.values())
-    return f"{text}, {clock(max(0.0, left) * each / max(1, places))} left"
+    usual = fmean(paces.values())
+    left = sum(
+        paces.get(job.run.base, usual) * _epochs(job) * (1 - shares.get(job.folder, 0.0))
+        for job in missing
+        if job.folder not in failed
+    )
+    return f"{text}, {clock(left / max(1, places))} left"
 
 
 def count_done(jobs: Sequence[Job]) -> int:
@@ -107,19 +120,33 @@ def is_done(job: Job) -> bool:
     return scores_file(job.results, job.split).is_file()
 
 
-def seconds_a_run(
-    folders: Sequence[Path], under_way: Mapping[Path, float], shares: Mapping[Path, float]
-) -> float | None:
-    """What a run takes: the mean of the finished ones, else judged by those under way."""
-    finished = [record["seconds"] for f in folders if (record := read_record(f)).get("trained")]
-    if finished:
-        return float(sum(finished) / len(finished))
-    judged = [
-        (read_record(folder).get("seconds", 0) + under_way[folder]) / share
-        for folder, share in shares.items()
-        if share > 0.01
-    ]
-    return sum(judged) / len(judged) if judged else None
+def seconds_an_epoch(
+    jobs: Sequence[Job], under_way: Mapping[Path, float], shares: Mapping[Path, float]
+) -> dict[Path, float]:
+    """Base config -> what an epoch of its runs takes, the mean of the best witnesses there are.
+
+    Those are finished runs on the machine of the runs under way, then the runs under way
+    themselves, then runs that were finished elsewhere.
+    """
+    here = {read_record(folder).get("machine") for folder in under_way}
+    witnesses: dict[Path, list[tuple[int, float]]] = defaultdict(list)
+    for job in jobs:
+        record = read_record(job.results)
+        share = shares.get(job.folder, 0.0)
+        if record.get("trained"):
+            rank = 0 if record.get("machine") in here else 2
+            witnesses[job.run.base].append((rank, record["seconds"] / _epochs(job)))
+        elif share > LEAST_SHARE:
+            seconds = record.get("seconds", 0) + under_way[job.folder]
+            witnesses[job.run.base].append((1, seconds / share / _epochs(job)))
+    return {
+        base: fmean(seconds for rank, seconds in known if rank == min(known)[0])
+        for base, known in witnesses.items()
+    }
+
+
+def _epochs(job: Job) -> int:
+    return job.run.config.train.epochs
 
 
 def share_done(job: Job) -> float:

@@ -78,8 +78,7 @@ class Shop:
                 thread.start()
             with ProgressLine() as line:
                 while any(thread.is_alive() for thread in threads):
-                    failed = sum(job.folder in self.failed for job in whole)
-                    line.show(whole, self.under_way, len(places), failed)
+                    line.show(whole, self.under_way, len(places), self.failed)
                     time.sleep(0.2)
         if self.signal_number is not None:
             raise StoppedError

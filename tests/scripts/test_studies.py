@@ -388,15 +388,42 @@ def test_progress_judges_the_time_left_by_what_finished_runs_took(
     assert describe(jobs, {}, places=2) == "0 of 3 runs done"
     finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)  # took 60 s
     assert describe(jobs, {}, places=2) == "1 of 3 runs done, 0:01:00 left"
-    jobs[1].folder.mkdir(parents=True)
+    write_record(jobs[1].folder, {"machine": "2 cores"})
     lines = [{"kind": "train", "epoch": 0, "step": 8}, {"kind": "train", "epoch": 1, "step": 12}]
     (jobs[1].folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = describe(jobs, {jobs[1].folder: 10.0}, places=1)
     assert text == "1 of 3 runs done, 1 under way (75%), 0:01:15 left"
     just_scored = {jobs[0].folder: 60.0, jobs[1].folder: 10.0}
     assert describe(jobs, just_scored, places=1) == text, "a scored run is not under way"
-    text = describe(jobs, {jobs[1].folder: 10.0}, places=1, failed=1)
+    text = describe(jobs, {jobs[1].folder: 10.0}, places=1, failed={jobs[2].folder})
     assert text == "1 of 3 runs done, 1 under way (75%), 0:00:15 left"
+
+
+def test_progress_believes_runs_of_this_machine_and_counts_epochs(
+    tiny: Study, tmp_path: Path
+) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    short = [Job(tiny.run(labels, seed, {}), tmp_path, "val") for seed in tiny.seeds]
+    long = Job(tiny.run(labels, 0, {"train.epochs": 6}), tmp_path, "val")
+    finish(tiny, tmp_path, labels, 0, 0.8)  # took 60 s, 2 epochs
+    jobs = [*short, long]
+    assert describe(jobs, {}, places=1) == "1 of 4 runs done, 0:05:00 left"
+    write_record(short[1].folder, {"machine": "a slower one"})
+    lines = [{"kind": "train", "epoch": 0, "step": 8}, {"kind": "train", "epoch": 1, "step": 16}]
+    metrics = short[1].folder / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(x) + "\n" for x in lines[:1]))
+    under_way = {short[1].folder: 200.0}
+    text = describe(jobs, under_way, places=1)
+    assert text == "1 of 4 runs done, 1 under way (0%), 0:05:00 left", "too early to tell"
+    metrics.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    text = describe(jobs, under_way, places=1)
+    assert text == "1 of 4 runs done, 1 under way (100%), 0:13:20 left"
+    write_record(short[1].folder, {"trained": True, "machine": "a slower one", "seconds": 240.0})
+    scores_file(short[1].folder, "val").write_text("{}")
+    under_way = {short[2].folder: 1.0}
+    write_record(short[2].folder, {"machine": "a slower one"})
+    text = describe(jobs, under_way, places=2)
+    assert text == "2 of 4 runs done, 1 under way (0%), 0:08:00 left"
 
 
 def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
