@@ -113,8 +113,8 @@ def test_the_papers_scale_has_a_total_batch_of_eight_images(name: str) -> None:
 
 def test_the_small_study_holds_the_core_grid() -> None:
     core = load_study("table2", "small")
-    assert [axis.name for axis in core.axes] == ["weights", "box loss"]
-    assert len(list(core.cells())) == 9
+    assert [axis.name for axis in core.axes] == ["box loss", "weights"]
+    assert len(list(core.cells())) == 15
     assert len(core.seeds) == 5
     grid = load_study("table1", "small")
     assert len(list(grid.cells())) >= 9
