@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.errors import InputError
 from engine.standard_output import status_of_tool
 from engine.strict_yaml import parse_yaml
-from scripts.studies.definition import Figure, Study, load_study, parse_choice
+from scripts.studies.definition import Figure, Study, load_study, narrowed
 from scripts.studies.insertion import insert
 from scripts.studies.job import Job
 from scripts.studies.ledger import LEDGER
 from scripts.studies.machine import check_gpus, share_out
 from scripts.studies.results import collect
-from scripts.studies.running import Shop, StoppedError, plan, still_locked
+from scripts.studies.running import Shop, StoppedError, plan
 from scripts.studies.tables import comma_separated, latex, markdown
 
 RUNS = Path("runs/studies")
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         studies = [load_study(name, options.preset) for name in names]
         if options.seeds:
             studies = [study.model_copy(update={"seeds": options.seeds}) for study in studies]
+        studies = [narrowed(study, options.only) for study in studies]
         return COMMANDS[options.command](studies, _overrides(words), options)
     except InputError as error:
         print(f"study.py: {error}", file=sys.stderr)
@@ -68,8 +69,8 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     check_gpus(options.gpus or ())
     gpus = [] if extra.get("train.device") == "cpu" else options.gpus
     places = share_out(options.jobs, gpus, options.processes, most)
-    total = len({job.folder for job in jobs})
-    print(f"{total} runs: {total - len(left) - len(wrong)} done, {len(left)} to do", flush=True)
+    total, done = len({job.key for job in jobs}), len({job.key for job in whole}) - len(left)
+    print(f"{total} runs: {done} done, {len(left)} to do", flush=True)
     shop = Shop(left, whole, failed=dict(wrong), keep=options.keep)
     for folder, reason in wrong.items():
         print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
@@ -78,8 +79,6 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     except StoppedError:
         print("stopped; what was under way is saved, the same command goes on", file=sys.stderr)
         return 128 + (shop.signal_number or 0)
-    if busy := still_locked(left):
-        print(f"{busy} runs are under way in other shells")
     for folder in shop.failed:
         print(f"not done, see above: {folder}", file=sys.stderr)
     return 1 if shop.failed else 0
@@ -87,14 +86,11 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
 
 def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) -> list[Job]:
     """The runs of a study, the first seed of all cells first."""
-    chosen = parse_choice(study, options.only)
-    jobs = []
-    for seed in study.seeds:
-        for labels in study.cells():
-            if chosen(labels, seed):
-                one = study.run(labels, seed, extra)
-                jobs.append(Job(one, options.runs, study.score.split, options.ledger))
-    return jobs
+    return [
+        Job(study.run(labels, seed, extra), options.runs, study.score.split, options.ledger)
+        for seed in study.seeds
+        for labels in study.cells()
+    ]
 
 
 def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
@@ -232,14 +228,14 @@ def _parser() -> argparse.ArgumentParser:
         const=None,
         help="as if no run were kept: all anew, and only that",
     )
-    running = parser.add_argument_group("run, list, keep")
-    running.add_argument(
+    parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="AXIS=LABEL,…",
         help="these cells alone, also seed=0,1; may be given for several axes",
     )
+    running = parser.add_argument_group("run")
     running.add_argument("--jobs", type=_positive, default=1, help="runs side by side (1)")
     running.add_argument(
         "--gpus",
@@ -251,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=_positive, help="processes a run (a GPU each; CPU: the study's number)"
     )
     running.add_argument(
-        "--keep", action="store_true", help="run: keep each run as soon as it is scored"
+        "--keep", action="store_true", help="keep each run as soon as it is scored"
     )
     tables = parser.add_argument_group("table")
     tables.add_argument(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,19 +164,6 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return None
 
 
-@dataclass(frozen=True)
-class Choice:
-    """``--only``: the labels and seeds that are wanted."""
-
-    labels: Mapping[str, frozenset[str]]
-    seeds: frozenset[int] | None
-
-    def __call__(self, labels: Labels, seed: int) -> bool:
-        """Whether a run is among them."""
-        wanted = all(labels[axis] in chosen for axis, chosen in self.labels.items())
-        return wanted and (self.seeds is None or seed in self.seeds)
-
-
 def flatten_cells(
     cells: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], list[float]]]:
@@ -189,29 +175,43 @@ def flatten_cells(
             yield (*path, label), below if isinstance(below, list) else [below]
 
 
-def parse_choice(study: Study, words: Sequence[str]) -> Choice:
-    """``["weights=fixed,alwa_1", "seed=0"]`` -> Choice.
+def narrowed(study: Study, words: Sequence[str]) -> Study:
+    """``["weights=fixed,alwa_1", "seed=0"]``: a study of these labels and seeds alone.
+
+    Figures are left with the cells that it still has.
 
     Raises:
         InputError: a word names no axis or no label of the study.
     """
-    axes = {axis.name: axis.values for axis in study.axes}
-    labels: dict[str, frozenset[str]] = {}
-    seeds: frozenset[int] | None = None
+    axes = {axis.name: axis for axis in study.axes}
+    seeds = study.seeds
     for word in words:
-        axis, _, text = word.partition("=")
+        name, _, text = word.partition("=")
         chosen = text.split(",")
-        known = [str(seed) for seed in study.seeds] if axis == "seed" else axes.get(axis)
+        known = [str(seed) for seed in seeds] if name == "seed" else None
+        known = [*axes[name].values] if name in axes else known
         if known is None:
             raise InputError(f"--only {word}: no such axis; choose {', '.join([*axes, 'seed'])}")
         for label in chosen:
             if label not in known:
                 raise InputError(f"--only {word}: no {label!r}; choose {', '.join(known)}")
-        if axis == "seed":
-            seeds = frozenset(map(int, chosen))
+        if name == "seed":
+            seeds = tuple(seed for seed in seeds if str(seed) in chosen)
         else:
-            labels[axis] = frozenset(chosen)
-    return Choice(labels, seeds)
+            kept = {label: value for label, value in axes[name].values.items() if label in chosen}
+            axes[name] = axes[name].model_copy(update={"values": kept})
+    figures = {
+        number: figure.model_copy(update={"cells": tuple(_still_there(figure.cells, axes))})
+        for number, figure in study.figures.items()
+    }
+    changed = {"axes": tuple(axes.values()), "seeds": seeds, "figures": figures}
+    return study.model_copy(update=changed)
+
+
+def _still_there(cells: Sequence[Labels], axes: Mapping[str, Axis]) -> Iterator[Labels]:
+    for labels in cells:
+        if all(label in axes[axis].values for axis, label in labels.items()):
+            yield labels
 
 
 def with_preset(values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Job:
         return results_folder(self.run, self.split, self.runs, self.ledger)
 
     @property
+    def key(self) -> tuple[Path, str]:
+        """What no second job needs to do."""
+        return self.folder, self.split
+
+    @property
     def stage(self) -> Stage:
         """How far it has come.
 

@@ -44,6 +44,8 @@ def shown_runs(
         return _scored_runs(study, runs, extra, ledger)
     kept = None if figure.kind == "detections" else ledger
     cells = [first_cell(study, labels) for labels in figure.cells]
+    if not cells and figure.kind != "shift":
+        raise InputError("--only leaves none of its runs; leave it out, or name others")
     return [_begun_run(study, labels, runs, extra, kept) for labels in cells]
 
 

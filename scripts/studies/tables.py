@@ -6,7 +6,9 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from scripts.studies.progress import clock
 from scripts.studies.results import Cell, Results, median
@@ -39,8 +41,14 @@ def markdown(results: Results) -> str:
 
 
 def latex(results: Results) -> str:
-    """The comparison as a LaTeX table (booktabs)."""
-    head, *rows = comparison(results)
+    """The comparison and the paired changes as LaTeX tables (booktabs)."""
+    changes = paired_changes(results)
+    grids = [comparison(results), *([changes] if len(changes) > 1 else [])]
+    return "\n".join(map(_tabular, grids))
+
+
+def _tabular(grid: Grid) -> str:
+    head, *rows = grid
     lines = [
         r"\begin{tabular}{" + "l" * len(head) + "}",
         r"\toprule",
@@ -123,23 +131,28 @@ P_COLUMNS = ("p, paired t-test", "p, exact sign flips")
 
 
 def cost(results: Results) -> Grid:
-    """What the runs of each cell took, and how often λ was updated."""
+    """What the runs of each cell took on each machine, and how often λ was updated."""
     names = [axis.name for axis in results.study.axes]
     rows = [
         [*names, "runs", "training, median", "CPU time", "iterations", "C", "windows", "machine"]
     ]
     for cell in results.cells:
-        if not cell.cost:
-            continue
-        seconds = median([run["seconds"] for run in cell.cost if "seconds" in run])
-        cpu = median([run["cpu_seconds"] for run in cell.cost if "cpu_seconds" in run])
-        iterations, interval = cell.cost[0]["iterations"], cell.cost[0]["interval"]
-        machines = sorted({str(run.get("machine", "unknown")) for run in cell.cost})
-        row = [str(len(cell.cost)), *("" if s is None else clock(s) for s in (seconds, cpu))]
-        windows = "" if iterations is None else str(iterations // interval)
-        row += [str(iterations or ""), str(interval), windows, "; ".join(machines)]
-        rows.append([*cell.labels.values(), *row])
+        for machine, runs in _by_machine(cell.cost):
+            seconds = median([run["seconds"] for run in runs if "seconds" in run])
+            cpu = median([run["cpu_seconds"] for run in runs if "cpu_seconds" in run])
+            iterations, interval = runs[0]["iterations"], runs[0]["interval"]
+            row = [str(len(runs)), *("" if s is None else clock(s) for s in (seconds, cpu))]
+            windows = "" if iterations is None else str(iterations // interval)
+            row += [str(iterations or ""), str(interval), windows, machine]
+            rows.append([*cell.labels.values(), *row])
     return rows
+
+
+def _by_machine(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    machines: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        machines[str(run.get("machine", "unknown"))].append(run)
+    yield from sorted(machines.items())
 
 
 def troubles(results: Results) -> Iterator[str]:

@@ -13,7 +13,14 @@ import pytest
 from tiny_studies import TINY, finish, tiny_study
 
 from data.errors import InputError
-from scripts.studies.definition import STUDIES, Study, flatten_cells, load_study, parse_choice
+from scripts.studies.definition import (
+    STUDIES,
+    Figure,
+    Study,
+    flatten_cells,
+    load_study,
+    narrowed,
+)
 from scripts.studies.insertion import insert
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, check_gpus, share_out
@@ -155,13 +162,17 @@ def test_an_unknown_study_preset_or_label_names_the_choices(tiny: Study) -> None
     with pytest.raises(InputError, match="it has: small"):
         load_study("table1", "huge")
     with pytest.raises(InputError, match="choose fixed, alwa_2"):
-        parse_choice(tiny, ["weights=alwa"])
+        narrowed(tiny, ["weights=alwa"])
 
 
-def test_only_chooses_labels_and_seeds(tiny: Study) -> None:
-    choice = parse_choice(tiny, ["box loss=ciou", "seed=0,2"])
-    chosen = [(lab["weights"], s) for lab in tiny.cells() for s in tiny.seeds if choice(lab, s)]
-    assert chosen == [("fixed", 0), ("fixed", 2), ("alwa_2", 0), ("alwa_2", 2)]
+def test_only_leaves_labels_seeds_and_the_figures_cells(tiny: Study) -> None:
+    figure = Figure(kind="windows", cells=({"weights": "fixed"}, {"weights": "alwa_2"}))
+    study = tiny.model_copy(update={"figures": {"6": figure}})
+    left = narrowed(study, ["box loss=ciou", "seed=0,2", "weights=alwa_2"])
+    assert list(left.cells()) == [{"weights": "alwa_2", "box loss": "ciou"}]
+    assert left.seeds == (0, 2)
+    assert left.figures["6"].cells == ({"weights": "alwa_2"},)
+    assert narrowed(study, []) == study
 
 
 # ------------------------------------------------------------------------------ tests over seeds
@@ -255,7 +266,19 @@ def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
     assert float(row["p_sign_flip"]) == 0.5
     text = latex(measured)
     assert r"alwa\_2 & 0.7575 (+0.75) & 0.8250 $\pm$ 0.0212 (+1.50), 2 of 3 seeds" in text
-    assert text.count(r"\\") == 3
+    assert text.count(r"\\") == 3 + 2
+    assert r"alwa\_2 & l1 & mAP & +1.50 $\pm$ 0.71 & 2 & 0.205 & 0.500 \\" in text
+
+
+def test_what_runs_took_is_told_for_each_machine(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    for seed in tiny.seeds:
+        finish(tiny, tmp_path, labels, seed, 0.8)
+    folder = tiny.run(labels, 2, {}).folder(tmp_path)
+    write_record(folder, {"trained": True, "seconds": 5.0, "machine": "1 x a GPU"})
+    text = markdown(collect(tiny, tmp_path, {}))
+    assert "| fixed | l1 | 1 | 0:00:05 |  | 400 | 100 | 4 | 1 x a GPU |" in text
+    assert "| fixed | l1 | 2 | 0:01:00 |  | 400 | 100 | 4 | 2 cores |" in text
 
 
 def test_a_number_stands_in_the_column_of_its_own_label(tmp_path: Path) -> None:
