@@ -87,8 +87,19 @@ class Run:
         return "_".join([*parts, f"seed-{self.config.train.seed}"])
 
     def folder(self, runs: Path) -> Path:
-        """The folder of the run: ``<runs>/<base config>/<name>``."""
-        return runs / self.base.stem / self.name
+        """The folder of the run: ``<runs>/<base config>/<name>``.
+
+        A base config goes by its own name if it lies in a folder ``base``, else also by its
+        folder's: ``voc_faster_rcnn_r50`` is not ``coco_faster_rcnn_r50``.
+        """
+        room = self.base.parent.name
+        return runs / (self.base.stem if room == "base" else f"{room}_{self.base.stem}") / self.name
+
+    def computes_like(self, other: Run) -> bool:
+        """Whether the results of one run are those of the other, wherever they run."""
+        return self.total_batch == other.total_batch and (
+            _decisive(self.config) == _decisive(other.config)
+        )
 
 
 def stage(run: Run, folder: Path, split: str) -> Stage:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from scripts.studies.run import (
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_LINES = 3
+PATIENCE = 1.0  # seconds between looks at the runs of other shells
 
 
 class StoppedError(Exception):
@@ -45,9 +47,11 @@ class Shop:
     """The jobs of a call and what becomes of them.
 
     Attributes:
-        jobs: in the order in which they are taken; one that another shell works on is left to it.
+        jobs: in the order in which they are taken. One that another shell works on is waited for,
+            and taken over should that shell leave it undone.
         whole: all jobs of the studies, done ones too, which the progress line is about.
         failed: what went wrong, by the folder of the run.
+        elsewhere: jobs that another shell worked on when they were last looked at.
         under_way: when this call began with each run that it works on.
         cpu: processor seconds of the last program of each run.
         keep: whether scored runs go into the ledger.
@@ -56,22 +60,27 @@ class Shop:
     jobs: Sequence[Job]
     whole: Sequence[Job]
     failed: dict[Path, str] = field(default_factory=dict)
-    elsewhere: set[Path] = field(default_factory=set)
+    elsewhere: deque[Job] = field(default_factory=deque)
     under_way: dict[Path, float] = field(default_factory=dict)
     processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     cpu: dict[Path, float] = field(default_factory=dict)
     keep: bool = False
     signal_number: int | None = None
     guard: threading.RLock = field(default_factory=threading.RLock)
-    _taken: set[Path] = field(default_factory=set)
+    _fresh: deque[Job] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fresh = deque(self.jobs)
 
     def work(self, places: Sequence[Place]) -> None:
         """Run what is missing, a run at a time on each place; returns when nothing is left.
 
+        Nothing is left when each job is scored, here or by another shell, or has failed here.
+
         Raises:
             StoppedError: SIGTERM or SIGINT came.
         """
-        whole = list({job.folder: job for job in self.whole}.values())
+        whole = list({job.key: job for job in self.whole}.values())
         threads = [threading.Thread(target=self._work_at, args=(place,)) for place in places]
         with self._signals():
             for thread in threads:
@@ -84,13 +93,7 @@ class Shop:
             raise StoppedError
 
     def _work_at(self, place: Place) -> None:
-        for job in self.jobs:
-            with self.guard:
-                if self.signal_number is not None:
-                    return
-                if job.folder in self._taken:
-                    continue
-                self._taken.add(job.folder)
+        while (job := self._next()) is not None:
             try:
                 self._do(job, place)
             except StoppedError:
@@ -99,10 +102,29 @@ class Shop:
                 self.failed[job.folder] = str(error) or repr(error)
                 say(f"failed: {job.folder}\n  {error}")
 
+    def _next(self) -> Job | None:
+        """A job that nobody has begun; then, as they become free, those of other shells."""
+        while True:
+            with self.guard:
+                if self.signal_number is not None:
+                    return None
+                if self._fresh:
+                    return self._fresh.popleft()
+                if not self.elsewhere:
+                    return None
+                job = self.elsewhere.popleft()
+            if not is_locked(job.folder):
+                return job
+            with self.guard:
+                self.elsewhere.append(job)
+            time.sleep(PATIENCE)
+
     def _do(self, job: Job, place: Place) -> None:
         with locked(job.folder) as lock:
             if lock is None:
-                self.elsewhere.add(job.folder)
+                say(f"another shell works on {job.folder}")
+                with self.guard:
+                    self.elsewhere.append(job)
                 return
             if job.stage == "scored":
                 return
@@ -211,20 +233,27 @@ class Shop:
 
 
 def plan(jobs: Sequence[Job]) -> tuple[list[Job], dict[Path, str]]:
-    """The jobs that are left, and what is wrong with those that cannot be done."""
-    left, wrong = [], {}
-    for job in {job.folder: job for job in jobs}.values():
+    """The jobs that are left, and by folder what is wrong with those that cannot be done."""
+    left: dict[tuple[Path, str], Job] = {}
+    wrong: dict[Path, str] = {}
+    owners: dict[Path, Job] = {}
+    for job in jobs:
+        owner = owners.setdefault(job.folder, job)
         try:
-            if job.stage != "scored":
-                left.append(job)
+            if not job.run.computes_like(owner.run):
+                wrong[job.folder] = _two_owners(owner, job)
+            elif job.stage != "scored":
+                left[job.key] = job
         except InputError as error:
             wrong[job.folder] = str(error)
-    return left, wrong
+    return [job for job in left.values() if job.folder not in wrong], wrong
 
 
-def still_locked(jobs: Sequence[Job]) -> int:
-    """How many of the jobs another shell works on."""
-    return sum(is_locked(job.folder) for job in jobs)
+def _two_owners(one: Job, other: Job) -> str:
+    return (
+        f"two different runs would be there, of {one.run.base} and of {other.run.base}; run the "
+        "studies one by one with a --runs and a --ledger each, or rename one of these files"
+    )
 
 
 def _reason(program: str, code: int, log: Path) -> str:

@@ -1,0 +1,174 @@
+"""Laws of sharing a study's runs out among places and shells; the programs are stood in for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_studies import tiny_study
+
+from scripts.studies import running
+from scripts.studies.definition import STUDIES, Study, load_study
+from scripts.studies.job import Job
+from scripts.studies.machine import Place
+from scripts.studies.run import locked, scores_file
+from scripts.studies.running import FailedError, Shop, plan
+
+SCALES = [
+    (path.stem, preset)
+    for path in sorted(STUDIES.glob("*.yaml"))
+    for preset in (None, "small", "gpu")
+    if preset != "gpu" or path.stem == "table2"
+]
+FIXED, ALWA = ({"weights": weights, "box loss": "l1"} for weights in ("fixed", "alwa_2"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Study:
+    return tiny_study(tmp_path)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Every program that a shop would have run, and the name of its run."""
+    done: list[tuple[str, str]] = []
+
+    def call(
+        _shop: Shop, program: str, _words: list[str], job: Job, _place: Place, _lock: int
+    ) -> None:
+        done.append((program, job.folder.name))
+        if program == "train.py":
+            (job.folder / "last.pt").touch()
+        else:
+            scores_file(job.folder, job.split).write_text("{}")
+
+    monkeypatch.setattr(Shop, "_call", call)
+    monkeypatch.setattr(running, "PATIENCE", 0.02)
+    return done
+
+
+@contextmanager
+def at_work(shop: Shop, places: int = 1) -> Iterator[None]:
+    """The shop works beside what the test does, and is done afterwards."""
+    threads = [threading.Thread(target=shop._work_at, args=(Place(),)) for _ in range(places)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join(timeout=20)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def wait_until(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def jobs_of(study: Study, runs: Path, *splits: str) -> list[Job]:
+    return [
+        Job(study.run(labels, 0, {}), runs, split) for labels in (FIXED, ALWA) for split in splits
+    ]
+
+
+def test_places_share_the_runs_and_none_is_done_twice(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    jobs = jobs_of(tiny, tmp_path, "val")
+    with at_work(Shop([*jobs, *jobs], jobs), places=3):
+        pass
+    assert len(calls) == len(set(calls)) == 4
+
+
+def test_a_run_is_trained_once_for_two_splits(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    left, wrong = plan(jobs_of(tiny, tmp_path, "val", "test"))
+    assert (len(left), wrong) == (4, {})
+    with at_work(Shop(left, left), places=2):
+        pass
+    programs = [program for program, _ in calls]
+    assert (programs.count("train.py"), programs.count("evaluate.py")) == (2, 4)
+
+
+def test_what_another_shell_does_is_waited_for_and_not_done_again(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    jobs = jobs_of(tiny, tmp_path, "val")
+    shop = Shop(jobs, jobs)
+    other = ExitStack()
+    assert other.enter_context(locked(jobs[0].folder)) is not None
+    with at_work(shop):
+        wait_until(lambda: scores_file(jobs[1].folder, "val").is_file())
+        scores_file(jobs[0].folder, "val").write_text("{}")
+        (jobs[0].folder / "study.json").write_text('{"trained": true}')
+        other.close()
+    assert {name for _, name in calls} == {jobs[1].folder.name}
+    assert not shop.failed
+
+
+def test_what_another_shell_leaves_undone_is_taken_over(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    jobs = jobs_of(tiny, tmp_path, "val")
+    shop = Shop(jobs, jobs)
+    other = ExitStack()
+    assert other.enter_context(locked(jobs[0].folder)) is not None
+    with at_work(shop):
+        wait_until(lambda: scores_file(jobs[1].folder, "val").is_file())
+        assert len(calls) == 2
+        other.close()
+    assert [name for _, name in calls[2:]] == [jobs[0].folder.name] * 2
+
+
+def test_a_failed_run_stops_no_other_and_is_not_tried_again(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(tiny, tmp_path, "val")
+    usual = Shop._call
+
+    def call(shop: Shop, program: str, words: list[str], job: Job, *rest: Any) -> None:
+        usual(shop, program, words, job, *rest)
+        if job is jobs[0]:
+            raise FailedError("diverged")
+
+    monkeypatch.setattr(Shop, "_call", call)
+    shop = Shop(jobs, jobs)
+    with at_work(shop):
+        pass
+    assert shop.failed == {jobs[0].folder: "diverged"}
+    assert [name for _, name in calls] == [jobs[0].folder.name] + [jobs[1].folder.name] * 2
+
+
+def test_two_different_runs_that_want_one_folder_are_both_refused(
+    tiny: Study, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere" / tmp_path.name
+    folder.mkdir(parents=True)
+    other = tiny_study(folder)
+    (folder / "base.yaml").write_text("train: {epochs: 3}\ndata: {batch_size: 4}\n")
+    jobs = [Job(study.run(FIXED, 0, {}), tmp_path / "runs", "val") for study in (tiny, other)]
+    assert jobs[0].folder == jobs[1].folder
+    left, wrong = plan([*jobs, Job(tiny.run(ALWA, 0, {}), tmp_path / "runs", "val")])
+    assert [job.folder.name for job in left] == ["weighting-alwa_seed-0"]
+    assert "two different runs" in wrong[jobs[0].folder]
+
+
+def test_no_two_studies_put_different_runs_into_one_folder() -> None:
+    jobs = []
+    for name, preset in SCALES:
+        study = load_study(name, preset)
+        runs = [study.run(labels, 0, {}) for labels in study.cells()]
+        jobs += [Job(run, Path("runs"), study.score.split) for run in runs]
+    _, wrong = plan(jobs)
+    assert not wrong
+    voc, coco = (load_study(name).run(FIXED, 0, {}) for name in ("table3", "table4"))
+    assert voc.folder(Path("runs")) != coco.folder(Path("runs"))
