@@ -102,6 +102,13 @@ class Backbone(BackboneWithFPN):
         self._norm_eps = eps
         set_eps(self.body, eps)
 
+    @property
+    def output_weights(self) -> list[Tensor]:
+        """The weights of the pyramid's last convolutions: of every map that is returned."""
+        last = [block[0] for block in self.fpn.layer_blocks]
+        coarse = [] if self.fpn.extra_blocks is None else [*self.fpn.extra_blocks.children()]
+        return [layer.weight for layer in (*last, *coarse) if isinstance(layer, nn.Conv2d)]
+
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
         for name in self.frozen_layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -94,6 +94,14 @@ class FasterRCNN(GeneralizedRCNN):
         proposals, rpn_losses = self.rpn(features, padded_size, batch.image_sizes, targets)
         detections, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**rpn_losses, **roi_losses} if self.training else detections
+
+    def last_shared_weights(self, losses: Collection[str]) -> list[Tensor]:
+        """Of the last layer that these losses share: their stage's, else the pyramid's outputs."""
+        if set(losses) <= {"loss_objectness", "loss_rpn_box_reg"}:
+            return [self.rpn.head.conv[-1][0].weight]
+        if set(losses) <= {"loss_classifier", "loss_box_reg"}:
+            return [self.roi_heads.box_head.fc7.weight]
+        return self.backbone.output_weights
 
     def _forward_in_slots(
         self, images: Tensor, sizes_hw: Sequence[tuple[int, int]], targets: Targets | None

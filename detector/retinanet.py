@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -104,6 +104,10 @@ class RetinaNet(retinanet.RetinaNet):
         losses = run(batch.tensors, targets.boxes, targets.labels)
         # copies: the next batch's are written to the same memory
         return {name: loss.clone() for name, loss in zip(self.loss_names, losses, strict=True)}
+
+    def last_shared_weights(self, losses: Collection[str]) -> list[Tensor]:  # noqa: ARG002
+        """Of the last layer that these losses share: the pyramid's outputs."""
+        return self.backbone.output_weights
 
     def _maps_and_anchors(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         maps = list(self.backbone(images).values())

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from data.annotations import Annotations
@@ -109,8 +108,8 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
         )
     except ValueError as error:
         raise InputError(f"loss.weighting: {error}") from None
-    blocks: list[nn.Module] = list(detector.backbone.fpn.layer_blocks)
-    weighting.watch(block[0].weight for block in blocks)  # type: ignore[index]
+    paired = {name for pair in weighting.pairs.values() for name in pair}
+    weighting.watch(detector.last_shared_weights(paired))
     if weighting.differentiates:  # a recorded pass has one backward pass
         run_as_written(detector)
     return weighting

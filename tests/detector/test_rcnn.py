@@ -53,6 +53,29 @@ def test_training_losses_equal_torchvisions(kind, samples) -> None:
         torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("losses", "last"),
+    [
+        (("loss_objectness", "loss_rpn_box_reg"), ["rpn.head.conv.0.0"]),
+        (("loss_classifier", "loss_box_reg"), ["roi_heads.box_head.fc7"]),
+        (
+            ("loss_objectness", "loss_box_reg"),
+            [f"backbone.fpn.layer_blocks.{level}.0" for level in range(4)],
+        ),
+    ],
+)
+def test_the_last_weights_that_losses_share_are_known(losses, last) -> None:
+    torch.manual_seed(0)
+    detector = build_ours()
+    values = detector(random_images(), random_targets((6, 1, 0)))
+    shared = detector.last_shared_weights(losses)
+    names = {parameter: name for name, parameter in detector.named_parameters()}
+    assert [names[weight].removesuffix(".weight") for weight in shared] == last
+    for name in losses:
+        gradients = torch.autograd.grad(values[name], shared, retain_graph=True, allow_unused=True)
+        assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_torchvisions(kind) -> None:
     torch.manual_seed(0)

@@ -177,6 +177,15 @@ def test_losses_are_finite_and_every_parameter_has_a_gradient(box: str, normaliz
             assert bool(parameter.grad.isfinite().all()), name
 
 
+def test_the_last_weights_that_the_losses_share_are_the_pyramids_outputs() -> None:
+    detector = make_detector()
+    names = {parameter: name for name, parameter in detector.named_parameters()}
+    shared = {names[weight] for weight in detector.last_shared_weights(detector.loss_names)}
+    fpn = "backbone.fpn"
+    levels = {f"{fpn}.layer_blocks.{level}.0.weight" for level in range(3)}
+    assert shared == levels | {f"{fpn}.extra_blocks.p6.weight", f"{fpn}.extra_blocks.p7.weight"}
+
+
 def test_one_image_without_objects_alone() -> None:
     detector = make_detector()
     detector.backbone.eval()
