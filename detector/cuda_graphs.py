@@ -162,6 +162,14 @@ def run_as_written(detector: nn.Module) -> None:
             setattr(detector, name, None)
 
 
+def forget_recordings(detector: nn.Module) -> None:
+    """Record the passes of a detector anew, with what it is now."""
+    for name in ("graphs", "mask_graphs"):
+        graphs = getattr(detector, name, None)
+        if graphs is not None:
+            graphs.forget()
+
+
 class _Backward:
     """Counts the backward passes of one recorded pass, and lives as long as it can have one."""
 

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from data.errors import InputError
+from detector.cuda_graphs import forget_recordings
+
+# What passes in training mode change, or draw at random.
+CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 class Freezing:
@@ -23,6 +27,8 @@ class Freezing:
     """
 
     def __init__(self, detector: nn.Module, spans: Mapping[str, tuple[int, int]]) -> None:
+        self._detector = detector
+        self._rested: list[str] = []
         self._trained = [value for value in detector.parameters() if value.requires_grad]
         self._modules = {name: _find(detector, name) for name in spans}
         self._spans = spans
@@ -37,8 +43,15 @@ class Freezing:
         left = self._left(epoch)
         for parameter in self._trained:
             parameter.requires_grad_(id(parameter) in left)
-        for name in self._resting(epoch):
-            self._modules[name].eval()
+        resting = self._resting(epoch)
+        for name in resting:
+            # These layers alone: the RPN, say, proposes less in evaluation mode.
+            for layer in self._modules[name].modules():
+                if isinstance(layer, CHANGED_BY_TRAINING):
+                    layer.eval()
+        if resting != self._rested:
+            forget_recordings(self._detector)
+        self._rested = resting
 
     def _resting(self, epoch: int) -> list[str]:
         return [name for name, (start, end) in self._spans.items() if start <= epoch < end]

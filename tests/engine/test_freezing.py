@@ -7,7 +7,18 @@ import torch
 from torch import nn
 
 from data.errors import InputError
+from detector.build import build_detector
+from detector.config import DetectorConfig
 from engine.freezing import Freezing
+from losses.config import LossConfig
+
+NARROW = {
+    "backbone": "resnet18",
+    "weights": "none",
+    "norm": "batch",
+    "fpn_channels": 8,
+    "roi": {"representation_size": 8},
+}
 
 
 class Detector(nn.Module):
@@ -52,6 +63,32 @@ def test_statistics_of_a_resting_part_do_not_move() -> None:
         detector.backbone["body"](torch.ones(4, 2))
         moved.append(not torch.equal(before, detector.backbone["body"][1].running_mean))
     assert moved == [False, True]
+
+
+def test_a_resting_part_works_as_in_training() -> None:
+    detector = build_detector(DetectorConfig(type="faster_rcnn", **NARROW), LossConfig(), 2)
+    freezing = Freezing(detector, {"rpn": (0, 1)})
+    detector.train()
+    freezing.apply(0)
+    assert detector.rpn.training  # it proposes as many as ever
+    assert not any(value.requires_grad for value in detector.rpn.parameters())
+
+
+def test_what_was_recorded_is_forgotten_when_other_parts_rest() -> None:
+    class Graphs:
+        forgotten = 0
+
+        def forget(self) -> None:
+            self.forgotten += 1
+
+    detector = Detector()
+    detector.graphs = graphs = Graphs()
+    freezing = Freezing(detector, {"head": (1, 3)})
+    counts = []
+    for epoch in range(5):
+        freezing.apply(epoch)
+        counts.append(graphs.forgotten)
+    assert counts == [0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
