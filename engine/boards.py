@@ -7,6 +7,7 @@ run goes on there; what was logged after the checkpoint then stands there twice.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from data.errors import InputError
 from engine.precision_recall import PrecisionRecall
 
 Pixels = npt.NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
 
 PARAMETERS_AT_ONCE = 100  # more are refused by MLflow
 
@@ -39,8 +42,12 @@ class Board(Protocol):
     ) -> None:
         """The scores, pictures ``(H, W, 3)`` and precision-recall curves of an evaluation."""
 
-    def close(self) -> None:
-        """End the run here; nothing can be shown afterwards."""
+    def close(self, finished: bool) -> None:
+        """End the run here; nothing can be shown afterwards.
+
+        Args:
+            finished: whether it came to its end, neither stopped nor failed.
+        """
 
 
 class MLflow:
@@ -95,8 +102,8 @@ class MLflow:
         for number, picture in enumerate(pictures):
             self._client.log_image(self._run, picture, f"val/detections_{number}/{step:08d}.png")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, finished: bool) -> None:
+        self._client.set_terminated(self._run, "FINISHED" if finished else "FAILED")
 
 
 class Wandb:
@@ -137,14 +144,71 @@ class Wandb:
         images = [self._wandb.Image(picture) for picture in pictures]
         self._run.log({**scores, "val/detections": images, "step": step})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, finished: bool) -> None:
+        self._run.finish(exit_code=0 if finished else 1)
 
 
 BOARDS: dict[str, Callable[[Path, Mapping[str, Any], bool], Board]] = {
     "mlflow": MLflow,
     "wandb": Wandb,
 }
+
+
+class ForgivenBoard:
+    """A board whose failures end no training: after the first it is told nothing more.
+
+    Args:
+        name: of ``BOARDS``.
+        folder, config, resumed: see the boards.
+
+    Raises:
+        InputError: its package is not installed, or it cannot be begun.
+    """
+
+    def __init__(self, name: str, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
+        self._name = name
+        try:
+            self._board: Board | None = BOARDS[name](folder, config, resumed)
+        except InputError:
+            raise
+        except Exception as error:  # of a library that is not ours: anything
+            raise InputError(
+                f"train.trackers: {name} cannot be begun: {error}; see to it, or leave it out"
+            ) from error
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._tell("scalars", values, step)
+
+    def evaluation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        pictures: Sequence[Pixels],
+        curves: Mapping[str, PrecisionRecall],
+    ) -> None:
+        self._tell("evaluation", step, scores, pictures, curves)
+
+    def close(self, finished: bool) -> None:
+        self._tell("close", finished)
+
+    def _tell(self, method: str, *arguments: object) -> None:
+        if self._board is None:
+            return
+        try:
+            getattr(self._board, method)(*arguments)
+        except Exception as error:
+            self._board = None
+            log.warning(
+                "train.trackers: %s failed and is told nothing more; training goes on: %s",
+                self._name,
+                error,
+            )
+
+
+def check_boards(names: Sequence[str]) -> None:
+    """Raise InputError for boards whose package is not installed."""
+    for name in names:
+        _import(name)
 
 
 def _import(name: str) -> ModuleType:

@@ -42,12 +42,14 @@ class FiniteGuard:
     On a CPU the losses are looked at in every iteration, before its update. On a GPU that would
     make the host wait, so they are looked at when a log line or a checkpoint is due; until then a
     flag on the device makes the fused optimizer skip its update, from the first bad iteration on
-    (as a gradient scaler does).
+    (as a gradient scaler does). Under an enabled gradient scaler, which sets that flag itself, a
+    gradient is made NaN instead: the scaler then skips the update.
 
     Args:
         files: image files by row, for messages.
         at_once: whether ``check`` follows every ``watch``.
         remembered: iterations that may lie between two checks.
+        scaled: whether a gradient scaler steps the optimizer.
     """
 
     def __init__(
@@ -58,20 +60,29 @@ class FiniteGuard:
         *,
         at_once: bool,
         remembered: int,
+        scaled: bool = False,
     ) -> None:
         self.ranks = ranks
         self.optimizer = optimizer
         self.files = files
         self.at_once = at_once
+        self.scaled = scaled
         self.diverged = torch.zeros((), device=ranks.device)
         self.recent: deque[Watched] = deque(maxlen=1 if at_once else remembered)
 
     def watch(self, iteration: Watched) -> None:
-        """Take note of an iteration before its update. Nothing waits for the device."""
+        """Take note of an iteration after its backward pass, before anything reads its gradients.
+
+        Nothing waits for the device.
+        """
         self.recent.append(iteration)
         bad = ~torch.isfinite(torch.stack(list(iteration.losses.values()))).all()
         self.diverged = self.ranks.max(torch.maximum(self.diverged, bad.to(self.diverged)))
-        if not self.at_once:
+        if self.at_once:
+            return
+        if self.scaled:
+            self._spoil_a_gradient()
+        else:
             self.optimizer.found_inf = self.diverged  # type: ignore[attr-defined]
 
     def check(self) -> None:
@@ -84,6 +95,12 @@ class FiniteGuard:
             return
         reports = [report for report in self.ranks.collect(self._report()) if report]
         raise DivergenceError("\n".join(reports))
+
+    def _spoil_a_gradient(self) -> None:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        gradient = next((p.grad for p in parameters if p.grad is not None), None)
+        if gradient is not None:
+            gradient.masked_fill_(self.diverged.bool(), torch.nan)
 
     def _report(self) -> str | None:
         """The first bad iteration of this rank in words, or None."""

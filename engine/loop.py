@@ -83,6 +83,7 @@ class Training:
             self.files,
             at_once=self.ranks.device.type != "cuda",
             remembered=self.config.log_every,
+            scaled=self.state.scaler.is_enabled(),
         )
 
     def run(self) -> None:
@@ -164,6 +165,8 @@ class Training:
             self.keep_window()
             if progress.step % config.log_every == 0:
                 self.log(iteration)
+            elif progress.epoch == config.epochs - 1 and progress.batch == len(self.loader):
+                self.log_end(iteration)
             self.save_or_stop()
         self.guard.check()
         self.tracker.finish_epoch()
@@ -232,11 +235,30 @@ class Training:
     def log(self, iteration: Iteration) -> None:
         """Write a log line: here, and in an iteration only here, the host reads the device."""
         self.guard.check()
-        state, loader = self.state, self.loader
+        self.tracker.train(self.record(iteration), batches_left=self.batches_left())
+        self.state.windows.clear()
+
+    def log_end(self, iteration: Iteration) -> None:
+        """Write the line of the last iteration, with the windows that no line has yet.
+
+        The state keeps them: a run of more epochs goes on as if it had never ended here.
+        """
+        self.guard.check()
+        record = {**self.record(iteration), "last_of": self.config.epochs}
+        self.tracker.train(record, batches_left=self.batches_left())
+
+    def batches_left(self) -> int:
+        """Batches until the end of the run."""
+        progress = self.state.progress
+        return (self.config.epochs - progress.epoch) * len(self.loader) - progress.batch
+
+    def record(self, iteration: Iteration) -> dict[str, Any]:
+        """The numbers of a log line. Waits for the device."""
+        state = self.state
         names = list(iteration.losses)
         both = [*iteration.losses.values(), *iteration.weighted.values()]
         values = self.ranks.mean(torch.stack(both)).tolist()
-        record = {
+        return {
             "step": state.progress.step,
             "epoch": state.progress.epoch,
             "lr": iteration.lr,
@@ -245,9 +267,6 @@ class Training:
             "loss_weight": as_numbers(iteration.weights),
             "windows": [as_numbers(window) for window in state.windows],
         }
-        state.windows.clear()
-        left = (self.config.epochs - state.progress.epoch) * len(loader) - state.progress.batch
-        self.tracker.train(record, batches_left=left)
 
     def save_or_stop(self) -> None:
         """Save where it is due, and after the iteration in which a signal came to any rank."""
@@ -257,6 +276,9 @@ class Training:
             self.guard.check()
             self.folder.save(self.state)
         if stop:
+            # torchrun ends the ranks that are left as soon as one has ended: none may before the
+            # main one has saved.
+            self.ranks.wait()
             raise Stopped(self.stop.signal_number or signal.SIGTERM)
 
 

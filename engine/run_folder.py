@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data.errors import InputError
 from engine.atomic_file import link_atomically, write_atomically
@@ -16,6 +19,8 @@ from engine.evaluator import write_metrics
 from engine.state import TrainState
 
 CHECKPOINTS = ("last.pt", "previous.pt", "best.pt")
+LOG = "train.log"
+LOCK_PAUSES = (0.1, 0.4, 1.0)  # seconds
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        identity: what every checkpoint carries beside the state: config, class names, global batch.
+        identity: what every checkpoint carries beside the state: config, class names, global batch,
+            ranks, images.
     """
 
     path: Path
@@ -64,12 +70,13 @@ def holds_checkpoint(path: Path) -> bool:
     return any((path / name).exists() for name in CHECKPOINTS)
 
 
-def open_run_folder(config: Config, ranks: Ranks, resume: bool) -> Path:
-    """Make the run's folder, or find that of the run to go on with.
+@contextmanager
+def open_run_folder(config: Config, ranks: Ranks, resume: bool) -> Iterator[Path]:
+    """Make the run's folder, or find that of the run to go on with; no other run may use it.
 
     Raises:
         InputError: it already holds a checkpoint and the run is not a resumed one, it is not there
-            and the run is, or it cannot be written.
+            and the run is, another run is training there, or it cannot be written.
     """
     path = config.run_folder
     if resume and not path.is_dir():
@@ -80,9 +87,41 @@ def open_run_folder(config: Config, ranks: Ranks, resume: bool) -> Path:
             "train.name or train.output"
         )
     ranks.wait()  # every rank has looked before the main one writes
-    if ranks.is_main:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
+    with ExitStack() as stack:
+        with ranks.main_first():
+            if ranks.is_main:
+                stack.enter_context(_held(path))
+        yield path
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Make a folder and lock its ``train.log`` against other runs."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / LOG).open("ab")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with file:
+        # The loaders of a run that was killed end a moment after it.
+        for pause in (*LOCK_PAUSES, None):
+            if _lock(file):
+                break
+            if pause is None:
+                raise InputError(
+                    f"{path}: another run is training there; choose another train.name or "
+                    "train.output, or stop it"
+                )
+            time.sleep(pause)
+        yield
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether a file is ours until it is closed, or the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -73,7 +73,7 @@ class TensorBoard:
             )
         self.scalars(scores, step)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:  # noqa: ARG002
         """Flush and close the file."""
         self._writer.close()
 

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from engine.atomic_file import write_atomically
-from engine.boards import BOARDS, Board
+from engine.boards import Board, ForgivenBoard
 from engine.config import Config
 from engine.hyperparameters import flat_config, hyperparameters
 from engine.precision_recall import PrecisionRecall
+from engine.run_folder import LOG
 from engine.state import Progress
 from engine.tensorboard import TensorBoard
 
@@ -40,7 +41,7 @@ def start_logging(folder: Path | None) -> None:
     console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
     handlers: list[logging.Handler] = [console]
     if folder is not None:
-        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file = logging.FileHandler(folder / LOG, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     level = logging.WARNING if folder is None else logging.INFO
@@ -58,8 +59,11 @@ class Tracker:
     """Writes the numbers of a run; on ranks other than the main one it is switched off.
 
     ``metrics.jsonl`` gets one JSON object for each log line (``"kind": "train"``) and each
-    evaluation (``"kind": "evaluation"``). After a resume both it and TensorBoard go on where the
-    checkpoint stands: what was written after it is removed. Without one they begin anew.
+    evaluation (``"kind": "evaluation"``). Where the last iteration is no multiple of ``log_every``,
+    its line has ``last_of``, the epochs of the run that it ends.
+
+    After a resume both it and TensorBoard go on where the checkpoint stands: what was written after
+    it is removed. Without one they begin anew.
 
     Args:
         folder: the run's.
@@ -91,6 +95,9 @@ class Tracker:
         metrics = folder / "metrics.jsonl"
         records = list(_records(metrics)) if resumed else []
         kept = [record for record in records if resumed and _was_before(record, resumed)]
+        # A run of more epochs goes on as if it had never ended: the checkpoint has those windows.
+        epochs = config.train.epochs
+        kept = [record for record in kept if record.get("last_of", epochs) == epochs]
         write_atomically(metrics, "".join(map(_line, kept)).encode())
         self.file = metrics.open("a", encoding="utf-8")
         tensorboard = TensorBoard(
@@ -103,7 +110,8 @@ class Tracker:
             if record["kind"] == "train" and record["step"] >= purge_step:
                 self._write_scalars(record)
         for name in config.train.trackers:
-            self.boards.append(BOARDS[name](folder, flat_config(config), resumed is not None))
+            board = ForgivenBoard(name, folder, flat_config(config), resumed is not None)
+            self.boards.append(board)
 
     def start_epoch(
         self, epoch: int, epochs: int, *, batches: int, done: int, images_per_batch: int
@@ -190,19 +198,19 @@ class Tracker:
         for board in self.boards:
             board.evaluation(progress.step, known, pictures, curves)
 
-    def close(self) -> None:
-        """Flush and close all files."""
+    def close(self, finished: bool = True) -> None:
+        """Flush and close all files; whether the run came to its end."""
         self.finish_epoch()
         if self.enabled:
             for board in self.boards:
-                board.close()
+                board.close(finished)
             self.file.close()
 
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(finished=kind is None)
 
     def _in_short(self, record: Mapping[str, Any]) -> str:
         """Total loss, λ of each pair and learning rate: what 80 columns have room for."""

@@ -84,6 +84,44 @@ def test_a_tracker_that_is_not_installed_is_named() -> None:
         boards._import("no_such_board")
 
 
+class Failing:
+    """A board whose server goes away."""
+
+    asked = 0
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def scalars(self, *_: Any) -> None:
+        Failing.asked += 1
+        if Failing.asked == 3:
+            raise ConnectionError("no route")
+
+    evaluation = close = scalars
+
+
+def test_a_tracker_that_fails_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(boards.BOARDS, "mlflow", Failing)
+    values = tiny(tmp_path, train={"trackers": ["mlflow"], "epochs": 1})
+    folder = run(config_of(values))
+    assert Failing.asked == 3
+    assert "mlflow failed" in (folder / "train.log").read_text()
+    assert metrics(folder)[-1]["kind"] == "evaluation"
+
+
+def test_a_tracker_that_cannot_be_begun_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(boards.BOARDS, "mlflow", begin)
+    with pytest.raises(InputError, match="mlflow cannot be begun: no route"):
+        run(config_of(tiny(tmp_path, train={"trackers": ["mlflow"]})))
+
+
 def mlflow_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The points of each metric of the only run in a local store, as its files have them."""
     (run_folder,) = [path.parent for path in folder.glob("mlruns/*/*/params")]

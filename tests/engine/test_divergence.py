@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from runs import ALONE
+from torch.amp.grad_scaler import GradScaler
 
 from engine.divergence import DivergenceError, FiniteGuard, Watched
 from engine.optimization import build_optimizer
@@ -15,31 +16,38 @@ FILES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
 class Training:
     """One weight, trained by iterations with given losses."""
 
-    def __init__(self, at_once: bool, name: str = "sgd") -> None:
+    def __init__(self, at_once: bool, name: str = "sgd", scaled: bool = False) -> None:
         self.weight = torch.nn.Parameter(torch.ones(()))
         optimizer = build_optimizer(name, [self.weight], lr=0.1, momentum=0.9, weight_decay=0.0)
-        self.guard = FiniteGuard(ALONE, optimizer, FILES, at_once=at_once, remembered=4)
+        self.scaler = GradScaler("cpu", init_scale=4.0, enabled=scaled)
+        self.guard = FiniteGuard(
+            ALONE, optimizer, FILES, at_once=at_once, remembered=4, scaled=scaled
+        )
 
     def run(self, values: list[float]) -> torch.Tensor:
         for step, value in enumerate(values):
             loss = self.weight * value
             self.guard.optimizer.zero_grad()
-            loss.backward()
+            self.scaler.scale(loss).backward()
             self.guard.watch(Watched(step, (step,), {"loss": loss.detach()}, lambda: "lr 0.1"))
             if self.guard.at_once:
                 self.guard.check()
-            self.guard.optimizer.step()
+            self.scaler.step(self.guard.optimizer)
+            self.scaler.update()
         self.guard.check()
         return self.weight.detach()
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("at_once", [True, False])
-def test_the_weights_are_those_before_the_first_bad_iteration(at_once: bool, name: str) -> None:
-    training = Training(at_once, name)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_weights_are_those_before_the_first_bad_iteration(
+    scaled: bool, at_once: bool, name: str
+) -> None:
+    training = Training(at_once, name, scaled)
     with pytest.raises(DivergenceError, match=r"step 2, .*: loss nan; files: c\.jpg; lr 0\.1"):
         training.run([1, 2, float("nan"), 3])
-    assert torch.equal(training.weight.detach(), Training(at_once, name).run([1, 2]))
+    assert torch.equal(training.weight.detach(), Training(at_once, name, scaled).run([1, 2]))
 
 
 def test_finite_losses_pass_unchanged_however_often_they_are_checked() -> None:
