@@ -16,6 +16,7 @@ keep_freed_memory()
 import argparse
 import logging
 from contextlib import closing
+from pathlib import Path
 
 from engine.build import build_loader, build_splits, build_state
 from engine.checkpoint import load_latest
@@ -26,7 +27,7 @@ from engine.dry_run import dry_run
 from engine.exit_status import exit_status
 from engine.freezing import Freezing
 from engine.loop import Training
-from engine.resume import check_resume
+from engine.resume import check_images, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, open_run_folder
 from engine.signals import StopRequest
 from engine.tracking import Tracker, start_logging
@@ -51,14 +52,16 @@ def main() -> int:
         with start_ranks(config.train.device) as ranks:
             if arguments.dry_run:
                 start_logging(None)
-                print(dry_run(config, ranks))
+                report = dry_run(config, ranks)
+                if ranks.is_main:
+                    print(report)
                 return
             resume = arguments.resume or (
                 arguments.requeue and ranks.share(holds_checkpoint(config.run_folder))
             )
             train(config, ranks, stop, resume, arguments.allow_changed)
 
-    return exit_status(command, MEMORY_CURE)
+    return exit_status(command, MEMORY_CURE, goes_on="a run goes on with --resume")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,15 +97,27 @@ def train(
     config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
 ) -> None:
     """Build the parts and run the loop."""
-    path = open_run_folder(config, ranks, resume)
-    start_logging(path if ranks.is_main else None)
+    with open_run_folder(config, ranks, resume) as path:
+        start_logging(path if ranks.is_main else None)
+        train_in(path, config, ranks, stop, resume, allow_changed)
+
+
+def train_in(
+    path: Path, config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
+) -> None:
+    """The same, in the folder of the run."""
     source, saved = load_latest(path) if resume else (None, None)
     if saved is not None:
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
+    if saved is not None:
+        check_images(saved, len(training), allow_changed)
     loader = build_loader(config, training, ranks)
     state = build_state(config, training.classes, len(loader), ranks, saved)
+    if saved is not None and not scores_alike(saved, config):
+        log.warning("the best score so far was another one: best.pt is chosen anew")
+        state.progress.best_score = state.progress.best_epoch = None
     freezing = Freezing(state.detector, config.train.freeze)
     validation = build_validation(config, held_out, ranks, stop)
     global_batch = config.data.batch_size * ranks.world_size
@@ -110,6 +125,8 @@ def train(
         "config": config.model_dump(mode="json"),
         "classes": list(training.classes),
         "global_batch": global_batch,
+        "world_size": ranks.world_size,
+        "images": len(training),
     }
     folder = RunFolder(path, ranks, identity)
     if source is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,6 +89,10 @@ def build_state(
     state = TrainState(detector, weighting, optimizer, schedule, scaler, average=average)
     if saved is not None:
         state.load_state_dict(saved)
+        progress, accumulate = state.progress, config.train.accumulate
+        # Where it was, unless a change that was allowed made epochs longer or shorter.
+        epochs = progress.epoch * math.ceil(batches_per_epoch / accumulate)
+        state.place_schedule(epochs + math.ceil(progress.batch / accumulate))
     return state
 
 

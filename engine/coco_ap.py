@@ -28,8 +28,8 @@ def coco_scores(
 ) -> dict[str, float | None]:
     """The twelve numbers; None where the API says -1: there is no ground truth of that kind.
 
-    Crowd regions are the API's crowds. Difficult boxes of VOC neither count nor punish, as in VOC's
-    own scores. Without detections the numbers are 0.
+    Crowd regions are the API's crowds. Difficult boxes of VOC do not count, nor does one
+    detection on each. Without detections the numbers are 0.
 
     Args:
         detections: for ``kind="segm"`` with masks.

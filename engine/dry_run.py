@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.loading import build_eval_loader
 from data.target import Batch
 from detector.winograd import plain_convolutions
+from engine.boards import check_boards
 from engine.build import build_loader, build_splits, build_state, describe_splits
 from engine.config import Config
 from engine.distributed import Ranks
-from engine.evaluator import detect
+from engine.evaluator import check_best, detect
 from engine.freezing import Freezing
 from engine.precision import autocast
+from engine.signals import StopRequest
 from engine.state import TrainState
+from engine.validation import build_validation
 
 MIB = 2**20
 
@@ -33,9 +35,9 @@ def dry_run(config: Config, ranks: Ranks) -> str:
     """
     training, held_out = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
-    evaluation = build_eval_loader(
-        config.data, held_out, rank=ranks.rank, world_size=ranks.world_size
-    )
+    check_best(config.train.best, held_out)
+    check_boards(config.train.trackers)
+    evaluation = build_validation(config, held_out, ranks, StopRequest()).loader
     with closing(loader), closing(evaluation):
         state = build_state(config, training.classes, len(loader), ranks)
         Freezing(state.detector, config.train.freeze)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 import time
 import traceback
@@ -18,17 +19,28 @@ from engine.signals import Stopped, StopRequest, catch_stop_signals
 from engine.standard_output import READER_LEFT, reader_left
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
-FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+FAILED_WRITES = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+)
 # Ranks that only miss another one leave after it: torchrun names the first to end as the cause.
 AFTER_THE_FIRST_SECONDS = 2.0
 
 
-def exit_status(command: Callable[[StopRequest], None], memory_cure: str) -> int:
+def exit_status(
+    command: Callable[[StopRequest], None], memory_cure: str, goes_on: str = "start it again"
+) -> int:
     """Run a command; report what ended it.
 
     Args:
         command: what to run; it is told whether a signal asked it to stop.
         memory_cure: what to lower where memory does not suffice.
+        goes_on: what to do after a stop.
 
     Returns:
         0, or 1 for a fault of the program or of a loader process, 2 for wrong input, diverged
@@ -40,37 +52,39 @@ def exit_status(command: Callable[[StopRequest], None], memory_cure: str) -> int
             command(stop)
             sys.stdout.flush()
         except Stopped as stopped:
-            return _stopped(stopped)
+            print(f"{stopped}; {goes_on}", file=sys.stderr)
+            _note(logging.INFO, stopped)
+            return stopped.exit_code
         except (InputError, DivergenceError) as error:
-            report_error(error)
+            _report(error)
             return WRONG_INPUT
         except WorkerDiedError as error:
-            report_error(error)
+            _report(error)
             return FAILED
         except Exception as error:
-            return _status_of(error, stop, memory_cure)
+            return _status_of(error, stop, memory_cure, goes_on)
     return 0
 
 
-def _status_of(error: Exception, stop: StopRequest, memory_cure: str) -> int:
+def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: str) -> int:
     if isinstance(error, BrokenPipeError) and reader_left():
         return READER_LEFT
     if says_that_a_worker_died(error):
-        report_error(worker_death(error))
+        _report(worker_death(error))
         return FAILED
     if is_out_of_memory(error):
         reason = (str(error).splitlines() or ["no memory is left"])[0]
-        report_error(f"{reason}: lower {memory_cure}")
+        _report(f"{reason}: lower {memory_cure}")
         return WRONG_INPUT
     if isinstance(error, OSError) and error.errno in FAILED_WRITES:
-        report_error(
+        _report(
             f"{error.filename or 'a file of the run'}: cannot be written: {error.strerror}; "
-            "make room, then go on with --resume"
+            f"make room, or give the right to write there; {goes_on}"
         )
         return WRONG_INPUT
     if is_lost_rank(error):
         return _left_alone(stop)
-    report_error("a fault of this program:\n" + "".join(traceback.format_exception(error)).rstrip())
+    _report("a fault of this program:\n" + "".join(traceback.format_exception(error)).rstrip())
     return FAILED
 
 
@@ -78,16 +92,24 @@ def _left_alone(stop: StopRequest) -> int:
     """Another rank is gone: asked to stop, as this one may be, or failed."""
     if stop.signal_number is None:
         time.sleep(AFTER_THE_FIRST_SECONDS)
-    report_error(
+    _report(
         "stopped because another rank ended; its error is the one to read, if it was not stopped "
         "or killed (perhaps for want of memory)"
     )
     return LEFT_ALONE if stop.signal_number is None else 128 + stop.signal_number
 
 
-def _stopped(stopped: Stopped) -> int:
-    print(f"{stopped}; a run goes on with --resume", file=sys.stderr)
-    return stopped.exit_code
+def _report(message: object) -> None:
+    report_error(message)
+    _note(logging.ERROR, message)
+
+
+def _note(level: int, message: object) -> None:
+    """Write what the console has been told into the run's ``train.log``, if there is one."""
+    record = logging.LogRecord("train", level, __file__, 0, "%s", (message,), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

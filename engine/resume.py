@@ -31,6 +31,9 @@ FREE_KEYS = frozenset(
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
 BATCH_KEYS = frozenset({"data.batch_size"})
+# A score under other ones of these is no better or worse than one before.
+SCORING_KEYS = frozenset({"data.val", "evaluate.flip", "evaluate.iou", "train.best"})
+WEIGHTING = "loss.weighting."
 
 
 def check_resume(
@@ -39,8 +42,8 @@ def check_resume(
     """Compare a checkpoint's config with the one to go on with.
 
     Raises:
-        InputError: keys differ that decide the result (with a list of them), or the classes or
-            the global batch do, whether changes are allowed or not.
+        InputError: keys differ that decide the result (with a list of them), or the classes, the
+            weighting or the global batch do, whether changes are allowed or not.
     """
     before, now = flatten(saved["config"]), flatten(config.model_dump(mode="json"))
     # What an older checkpoint knows nothing of was as it is by default.
@@ -59,6 +62,12 @@ def check_resume(
             + "\n  ".join(changed)
             + "\nchange it back, or say --allow-changed to go on with the new one"
         )
+    if weighting := [line for line in changed if line.startswith(WEIGHTING)]:
+        raise InputError(
+            f"--resume: {'; '.join(weighting)}: a run goes on with the state of its weighting, "
+            "which is of the old one; change it back, or begin a run of another train.name from "
+            "this one's weights (detector.weights names its last.pt)"
+        )
     for line in changed:
         log.warning("--allow-changed: %s", line)
     check_classes(saved, config)
@@ -69,6 +78,34 @@ def check_resume(
             f"and {config.data.batch_size} x {world_size} processes make {batch}: the order of the "
             "data would not be the same; change data.batch_size or the number of processes"
         )
+
+    if saved.get("world_size", world_size) != world_size:
+        log.warning(
+            "--resume: on %d processes, and on %d before: the images of a batch are the same, but "
+            "not what is computed of each process's part: sampling, batch norm, normalizer: batch",
+            world_size,
+            saved["world_size"],
+        )
+
+
+def check_images(saved: Mapping[str, Any], images: int, allow_changed: bool = False) -> None:
+    """Raise InputError for a training split of another size than the checkpoint's."""
+    before = saved.get("images", images)
+    if before == images:
+        return
+    text = f"the training split had {before} images and has {images}: their order is another"
+    if not allow_changed:
+        raise InputError(
+            f"--resume: {text}; restore the data, or say --allow-changed to go on with the new ones"
+        )
+    log.warning("--allow-changed: %s", text)
+
+
+def scores_alike(saved: Mapping[str, Any], config: Config) -> bool:
+    """Whether scores from here on can be compared with those of a checkpoint's run."""
+    before = {**_defaults(), **flatten(saved["config"])}
+    now = flatten(config.model_dump(mode="json"))
+    return all(before.get(key) == now.get(key) for key in SCORING_KEYS)
 
 
 def _defaults() -> dict[str, Any]:

@@ -47,10 +47,21 @@ class StopRequest:
             return
         self.since = time.monotonic()
         self.signal_number = number
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return  # alone it takes the time that its iteration and its checkpoint take
         # A rank can hang in an exchange with one that is gone: its main thread runs no Python then.
-        deadline = threading.Timer(GRACE_SECONDS, os._exit, (128 + number,))
+        deadline = threading.Timer(GRACE_SECONDS, self._leave, (number,))
         deadline.daemon = True
         deadline.start()
+
+    def _leave(self, number: int) -> None:
+        """End this process, whatever it is doing."""
+        text = (
+            f"{signal.Signals(number).name} came {GRACE_SECONDS:.0f} s ago and the iteration under "
+            "way is not done: it is given up; --resume goes on from the last checkpoint\n"
+        )
+        os.write(2, text.encode())
+        os._exit(128 + number)
 
     def listen(self, pipe: int) -> None:
         """Handle the signals whose numbers come through a pipe until it is closed."""

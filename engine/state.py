@@ -98,7 +98,8 @@ class TrainState:
                 self.average.detector.load_state_dict(saved["detector"])
             self.weighting.load_state_dict(saved["weighting"])
             self._load_optimization(saved["optimizer"], saved["schedule"])
-            self.scaler.load_state_dict(saved["scaler"])
+            if saved["scaler"]:  # of a run without fp16 it is empty
+                self.scaler.load_state_dict(saved["scaler"])
             self.progress = Progress(**saved["progress"])
             self.windows = list(saved["windows"])
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -117,15 +118,18 @@ class TrainState:
                 raise ValueError("it is of another train.optimizer")
         self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict({**schedule, "base_lrs": self.schedule.base_lrs})
-        for group, own, base_lr, factor in zip(
-            self.optimizer.param_groups,
-            options,
-            self.schedule.base_lrs,
-            self.schedule.lr_lambdas,
-            strict=True,
-        ):
-            group.update(own, lr=base_lr * factor(self.schedule.last_epoch))
-        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        self.place_schedule(self.schedule.last_epoch)
+
+    def place_schedule(self, iteration: int) -> None:
+        """Let the learning rate go on as it is before an iteration of the schedule."""
+        schedule, groups = self.schedule, self.optimizer.param_groups
+        schedule.last_epoch = iteration
+        factors = zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, base_lr, factor in factors:
+            group["lr"] = base_lr * factor(iteration)
+        schedule._last_lr = [group["lr"] for group in groups]
 
 
 def seed_iteration(seed: int, step: int, rank: int) -> None:

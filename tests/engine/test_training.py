@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import StopAfter, backbone_file, config_of, differences, metrics, run, tiny
+from runs import ALONE, StopAfter, backbone_file, config_of, differences, metrics, run, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.build import build_annotations
 from data.errors import InputError
+from engine import run_folder
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.distributed import Ranks
 from engine.divergence import DivergenceError
+from engine.resume import check_resume
+from engine.run_folder import RunFolder, open_run_folder
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,109 @@ def test_an_allowed_change_of_the_learning_rate_takes_effect(tmp_path: Path) -> 
     assert rates[2:] == pytest.approx([0.01 / 4] * 3 + [0.02 / 4] * 5)
     saved = load_checkpoint(folder / "last.pt")["optimizer"]["param_groups"]
     assert [group["momentum"] for group in saved] == [0.5]
+
+
+def test_milestones_stay_with_their_epochs_where_epochs_change_their_length(
+    tmp_path: Path,
+) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0, "milestones": [2]})
+    folder = run(config_of(values))
+    values["train"] |= {"epochs": 3, "accumulate": 2}
+    run(config_of(values), resume=True, allow_changed=True)
+    lines = [line for line in metrics(folder) if line["kind"] == "train"]
+    assert [line["epoch"] for line in lines] == [0] * 5 + [1] * 3 + [2] * 3
+    rates = [line["lr"] for line in lines if line["epoch"] > 0]
+    assert rates[:3] == pytest.approx([rates[0]] * 3)
+    assert rates[3:] == pytest.approx([rates[0] / 10] * 3)
+
+
+def test_scores_of_another_kind_are_not_compared(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    contents = load_checkpoint(folder / "last.pt")
+    contents["progress"]["best_score"] = 2.0  # no other score is as good
+    save_checkpoint(folder / "last.pt", contents)
+    values["train"] |= {"epochs": 2, "best": "coco_AP"}
+    run(config_of(values), resume=True, allow_changed=True)
+    progress = load_checkpoint(folder / "last.pt")["progress"]
+    assert (progress["best_epoch"], progress["best_score"] < 2) == (2, True)
+
+
+@pytest.mark.parametrize(("before", "after"), [("none", "fp16"), ("fp16", "none")])
+def test_precision_may_change_if_it_is_allowed(before: str, after: str, tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0, "amp": before})
+    folder = run(config_of(values))
+    values["train"] |= {"epochs": 2, "amp": after}
+    run(config_of(values), resume=True, allow_changed=True)
+    assert load_checkpoint(folder / "last.pt")["progress"]["epoch"] == 2
+
+
+def test_a_weighting_cannot_change_under_its_state(finished: Path) -> None:
+    changed = tiny(finished.parent, loss={"weighting": {"initial": [0.25, 1.0]}})
+    with pytest.raises(InputError, match=r"loss\.weighting\.initial: .*change it back"):
+        run(config_of(changed), resume=True, allow_changed=True)
+
+
+def test_other_images_are_noticed(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    contents = load_checkpoint(folder / "last.pt")
+    assert contents["images"] == 10
+    save_checkpoint(folder / "last.pt", {**contents, "images": 9})
+    with pytest.raises(InputError, match="had 9 images and has 10"):
+        run(config_of(values), resume=True)
+    run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_another_number_of_processes_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tiny(tmp_path))
+    saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
+    check_resume({**saved, "world_size": 2}, config, world_size=1)
+    assert "on 1 processes, and on 2 before" in caplog.text
+
+
+def test_a_folder_is_one_runs_alone_while_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_PAUSES", (0.01,))
+    config = config_of(tiny(tmp_path))
+    for resume in (False, True):
+        with (
+            open_run_folder(config, ALONE, resume=False) as path,
+            pytest.raises(InputError, match="another run is training there"),
+            open_run_folder(config, ALONE, resume),
+        ):
+            pass
+    with open_run_folder(config, ALONE, resume=True) as again:
+        assert again == path
+
+
+def test_no_rank_leaves_before_the_main_one_has_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    save = RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", lambda *a: (save(*a), events.append("saved")))
+    monkeypatch.setattr(Ranks, "wait", lambda _: events.append("waited"))
+    run(config_of(tiny(tmp_path)), StopAfter(2))
+    assert events[-2:] == ["saved", "waited"]
+
+
+def test_the_last_windows_stand_in_the_last_line(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0, "log_every": 4})
+    values["loss"]["weighting"]["interval"] = 5
+    folder = run(config_of(values))
+    lines = [line for line in metrics(folder) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [4, 5]
+    assert lines[-1]["last_of"] == 1
+    assert [window["step"] for window in lines[-1]["windows"]] == [5]
+    values["train"] |= {"epochs": 2}
+    run(config_of(values), resume=True)
+    longer = metrics(folder)
+    values["train"]["name"] = "at_once"
+    assert longer == metrics(run(config_of(values)))
 
 
 def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
