@@ -144,7 +144,7 @@ class LossConfig(BaseModel, extra="forbid", frozen=True):
     normalizer: Literal["batch", "image"] = Field(
         default="batch",
         description="batch divides by the positives of the whole batch, as the paper does; "
-        "image divides by those of each image and averages, as torchvision does",
+        "image divides by those of each image and averages, as torchvision does; RetinaNet alone",
     )
 
 

@@ -68,7 +68,10 @@ def fast_focal_sums(
 class _FocalSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-        gradient = torch.empty_like(logits)
+        # float16 has no room for what a gradient scaler is there to keep.
+        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        gradient = torch.empty_like(logits, dtype=kept)
+        ctx.dtype = logits.dtype
         ctx.save_for_backward(gradient)
         at_once = max(1, CHUNK // max(1, logits.shape[2]))
         sums = [
@@ -91,7 +94,8 @@ class _FocalSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype).view(-1, 1, 1), None, None, None
+        scaled = gradient * scale.to(gradient.dtype).view(-1, 1, 1)
+        return scaled.to(ctx.dtype), None, None, None
 
 
 def _chunk(logits: Tensor, labels: Tensor, gradient: Tensor, alpha: float, gamma: float) -> Tensor:

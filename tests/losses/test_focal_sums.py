@@ -99,3 +99,13 @@ def test_the_gradient_can_be_asked_for_twice() -> None:
     total = fast_focal_sums(logits, labels).sum()
     first = torch.autograd.grad(total, logits, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(total, logits), first, rtol=0, atol=0)
+
+
+def test_a_scaler_reaches_small_gradients_of_float16() -> None:
+    logits, labels = anchors()
+    logits, scale = (logits - 6).half().requires_grad_(), 2.0**15
+    (scale * fast_focal_sums(logits, labels).sum()).backward()
+    exact = logits.detach().float().requires_grad_()
+    (scale * focal_sums(exact, labels).sum()).backward()
+    lost = (logits.grad == 0) & (exact.grad.half() != 0)
+    assert not lost.any()
