@@ -7,13 +7,13 @@ without it.
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
-from typing import Any
-from weakref import ReferenceType, ref
+from functools import cached_property
+from types import MethodType
+from typing import Any, TypeVar
+from weakref import ReferenceType, WeakMethod, ref
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ MOST_GRAPHS = 32
 CAPTURE_MODE = "thread_local"
 
 Function = Callable[..., tuple[Tensor, ...]]
+Kept = TypeVar("Kept")
 
 
 class CUDAGraphs:
@@ -39,21 +40,38 @@ class CUDAGraphs:
     pass still wait for theirs, and in training mode without gradients. Results are written to the
     same memory too: they hold until the next call. A recorded backward pass runs once; more raise.
 
-    A launch keeps what it was recorded with: submodules, their modes, numbers and buffers. Call
-    ``forget`` after a change of these.
+    A launch keeps what it was recorded with: submodules, their modes, hooks, numbers and buffers,
+    and the parameters as objects. Call ``forget`` after a change of these, as after
+    ``load_state_dict(…, assign=True)``.
 
     Args:
         module: whose parameters the function reads.
-        function: tensors -> tensors, on one GPU, without a look at their values.
+        function: tensors -> tensors, on one GPU, without a look at their values. As a method it
+            does not keep alive what it is of.
     """
 
     def __init__(self, module: nn.Module, function: Function) -> None:
-        self.module = module
-        self.function = function
+        # Weakly: a detector that holds its graphs must be freed when nobody needs it any more.
+        self._module: Callable[[], nn.Module | None] = lambda: module
+        self._function: Callable[[], Function | None] = lambda: function
+        if isinstance(function, MethodType):
+            self._function = WeakMethod(function)
+            if function.__self__ is module:
+                self._module = ref(module)
         self._sightings: Counter[Any] = Counter()
         self._graphs: dict[Any, Function] = {}
         self._memory: Any = None
         self._last: ReferenceType[_Backward] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """Whose parameters the function reads."""
+        return _living(self._module())
+
+    @property
+    def function(self) -> Function:
+        """What is recorded."""
+        return _living(self._function())
 
     def forget(self) -> None:
         """Record anew, with what the module is now."""
@@ -83,11 +101,13 @@ class CUDAGraphs:
         # A graph reads parameters and buffers where they were when it was recorded; who moves
         # buffers moves parameters.
         places = tuple(parameter.data_ptr() for parameter in self._parameters.values())
+        if self._is_awaited():
+            return self.function(*inputs)
         if not self.module.training:
             graph = self._find((_describe(inputs), places), lambda: self._record_forward(inputs))
             return self.function(*inputs) if graph is None else graph(*inputs)
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        if self._is_awaited() or any(p.grad is not None for p in trained.values()):
+        if any(p.grad is not None for p in trained.values()):
             return self.function(*inputs)
         key = (_describe(inputs), places, tuple(trained))
         graph = self._find(key, lambda: self._record(inputs, trained))
@@ -151,8 +171,19 @@ class CUDAGraphs:
         with _as_if_nothing_ran(self.module.buffers()), uncached_autocast("cuda"):
             return record_both_ways(run, samples, self._memory)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copied module records nothing: graphs hold the memory of this one."""
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """A copied or stored module records nothing: graphs hold the memory of this one."""
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _living(value: Kept | None) -> Kept:
+    if value is None:
+        raise ReferenceError("the module whose passes are recorded is gone")
+    return value
 
 
 def run_as_written(detector: nn.Module) -> None:
@@ -195,17 +226,24 @@ def _watch_backward(outputs: tuple[Tensor, ...]) -> ReferenceType[_Backward] | N
 
 
 def record_both_ways(function: Function, samples: tuple[Tensor, ...], memory: Any) -> Function:
-    """PyTorch's ``make_graphed_callables`` in ``CAPTURE_MODE``, for which older ones do not ask."""
+    """PyTorch's ``make_graphed_callables`` in ``CAPTURE_MODE`` and on one stream for all passes.
+
+    Until 2.11 it does not ask for the mode. Later ones record each call on a stream of its own,
+    where passes share the pool of their memory but no memory (``torch.cuda.graph`` says so).
+    """
     cuda: Any = torch.cuda
-    record = partial(cuda.make_graphed_callables, allow_unused_input=True, pool=memory)
-    mode = {"capture_error_mode": CAPTURE_MODE}
-    if mode.keys() <= inspect.signature(cuda.make_graphed_callables).parameters.keys():
-        graph: Function = record(function, samples, **mode)
-        return graph
     recording = cuda.graph
-    cuda.graph = partial(recording, **mode)
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        if torch.version.hip is None:  # ROCm must record where it has warmed up
+            options.pop("stream", None)
+        return recording(*arguments, **{**options, "capture_error_mode": CAPTURE_MODE})
+
+    cuda.graph = record
     try:
-        graph = record(function, samples)
+        graph: Function = cuda.make_graphed_callables(
+            function, samples, allow_unused_input=True, pool=memory
+        )
     finally:
         cuda.graph = recording
     return graph

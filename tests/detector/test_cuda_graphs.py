@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 from unittest.mock import MagicMock
 
 import pytest
@@ -86,14 +89,14 @@ def test_a_pass_whose_norms_talk_to_other_ranks_is_not_recorded() -> None:
 
 @pytest.mark.parametrize("asks", [True, False])
 def test_other_threads_do_not_end_a_recording(asks, monkeypatch) -> None:
-    """Whether PyTorch's function asks for the mode or, as until 2.11, does not."""
+    """Whether PyTorch's function asks for the mode or, as until 2.11, does not; on one stream."""
     modes = []
 
-    def graph(_: object, capture_error_mode: str = "global") -> None:
-        modes.append(capture_error_mode)
+    def graph(_: object, stream: object = None, capture_error_mode: str = "global") -> None:
+        modes.append((stream, capture_error_mode))
 
     def asking(function, *_, pool, capture_error_mode="global", **__):
-        torch.cuda.graph(pool, capture_error_mode=capture_error_mode)
+        torch.cuda.graph(pool, stream=object(), capture_error_mode=capture_error_mode)
         return function
 
     def silent(function, *_, pool, **__):
@@ -107,7 +110,7 @@ def test_other_threads_do_not_end_a_recording(asks, monkeypatch) -> None:
         return (x,)
 
     assert record_both_ways(function, (torch.ones(1),), memory=None) is function
-    assert modes == ["thread_local"]
+    assert modes == [(None, "thread_local")]
     assert torch.cuda.graph is graph
 
 
@@ -162,6 +165,18 @@ def test_a_second_pass_before_the_first_ones_backward_runs_as_written(replayed) 
     assert ran == ["replay", "written", "replay", "replay"]
 
 
+def test_detection_before_the_backward_pass_of_a_recorded_one_runs_as_written(replayed) -> None:
+    graphs, ran = replayed
+    (loss,) = graphs(torch.ones(3))
+    graphs.module.eval()
+    with torch.no_grad():
+        for _ in range(FIRST_RECORDED):
+            graphs(torch.ones(3))
+    assert graphs.recorded == 1
+    assert ran == ["replay"] + ["written"] * FIRST_RECORDED
+    loss.backward()
+
+
 def test_a_recorded_pass_is_not_differentiated_twice(replayed) -> None:
     graphs, _ = replayed
     (loss,) = graphs(torch.ones(3))
@@ -204,3 +219,20 @@ def test_a_copy_of_a_detector_has_no_graphs() -> None:
     detector = build("retinanet")
     assert detector.graphs is not None
     assert copy.deepcopy(detector).graphs is None
+
+
+def test_a_recorded_pass_can_be_stored(replayed) -> None:
+    graphs, _ = replayed
+    assert pickle.loads(pickle.dumps(graphs)) is None
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
+def test_a_detector_that_nobody_needs_is_freed_at_once(kind) -> None:
+    detector = build(kind)
+    kept = weakref.ref(detector)
+    gc.disable()
+    try:
+        del detector
+        assert kept() is None
+    finally:
+        gc.enable()
