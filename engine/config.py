@@ -56,6 +56,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 "train.freeze: loss.weighting.type gradnorm reads gradients that a frozen part "
                 "does not have; leave freeze empty or choose another weighting"
             )
+        if self.train.amp == "fp16" and self.loss.weighting.type == "gradnorm":
+            raise ValueError(
+                "train.amp: under fp16 gradients that loss.weighting.type gradnorm reads vanish, "
+                "as it reads them unscaled; choose bf16 or none, or another weighting"
+            )
         return self
 
     @property

@@ -136,6 +136,12 @@ def test_a_frozen_part_that_gradnorm_reads_is_refused(tmp_path: Path) -> None:
         config_of(tiny(tmp_path, loss=weighting, train={"freeze": {"backbone": [0, 1]}}))
 
 
+def test_gradnorm_under_fp16_is_refused(tmp_path: Path) -> None:
+    weighting = {"weighting": {"type": "gradnorm"}}
+    with pytest.raises(InputError, match="gradnorm reads vanish"):
+        config_of(tiny(tmp_path, loss=weighting, train={"amp": "fp16"}))
+
+
 @pytest.mark.parametrize("rule", ["gradnorm", "alwa"])
 def test_under_gradnorm_no_pass_is_recorded(rule: str, tmp_path: Path) -> None:
     """It differentiates each loss, and a recorded backward pass runs once."""
