@@ -30,8 +30,8 @@ class GradNorm(LossWeighting):
     * λ is scaled so that it sums to what it summed to at the beginning (n with weights of 1).
 
     ``L_i(0)`` is the first positive loss. Weights never sink below about a thousandth of their
-    mean; the paper, where Adam could carry them below 0, has no such guard. Where a loss, or a gradient,
-    is not finite or is 0, the iteration is left out.
+    mean; the paper, where Adam could carry them below 0, has no such guard. Where a loss, or a
+    gradient, is not finite or is 0, the iteration is left out.
 
     The norm is that of the mean gradient over the ranks and micro-batches: one all-reduce an
     iteration, of twice the size of W for each pair. Each loss costs a backward pass from it to W;
