@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +64,9 @@ class _Split:
         self._split = split
         self._file = f"annotations/instances_{split}.json"
         self._path = root / self._file
-        self._images: dict[int, _Image] = {}
+        self._entries: list[_Image] = []
+        self._images: dict[int, _Image] = {}  # those of which the annotations are known
+        self._rows: dict[int, list[int]] = defaultdict(list)  # by id, of all image entries
         self._categories: set[int] = set()
         self._items: list[Any] = []
 
@@ -86,36 +90,44 @@ class _Split:
             yield Problem(self._file, "", "lists no images", cure, "error", "none")
         yield from self._check_entries(document["images"])
         yield from self._check_objects()
-        for image in tqdm(
-            self._images.values(), desc=self._split, delay=2, leave=False, disable=None
-        ):
+        for image in tqdm(self._entries, desc=self._split, delay=2, leave=False, disable=None):
             yield from self._check_image(image, images)
         yield from self._check_ids()
 
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
-        names: dict[str, int] = {}
         for row, entry in enumerate(entries):
             columns = ImageColumns(self._path)
             item = _called("image", entry, row)
+            if isinstance(entry, dict) and type(entry.get("id")) is int:
+                self._rows[entry["id"]].append(row)
             try:
                 columns.add(entry)
             except InputError as error:
                 yield _located(error, self._path, self._file, item, "drop_image", row)
                 continue
-            identity, name = columns.ids[0], columns.files[0]
-            if identity in self._images:
-                other = self._images[identity].name
-                problem, cure = f"its id is that of {shown(other)}, too", "give each its own"
-                yield Problem(self._file, item, problem, cure, "error", "drop_image", row)
-                continue
-            if name in names:
-                problem = f"the file {shown(name)} is that of image {names[name]}, too"
+            size = columns.sizes[0], columns.sizes[1]
+            self._entries.append(_Image(columns.ids[0], row, columns.files[0], size))
+        yield from self._check_distinct()
+
+    def _check_distinct(self) -> Iterator[Problem]:
+        """Entries that share an id or a file; which of them is right cannot be told."""
+        by_file: dict[str, list[int]] = defaultdict(list)
+        for image in self._entries:
+            by_file[image.name].append(image.row)
+        for image in self._entries:
+            item = f"image {image.id} (number {image.row + 1})"
+            of_id, of_file = self._rows[image.id], by_file[image.name]
+            if len(of_id) > 1:
+                problem = f"its id is that of image {_other(of_id, image.row)}, too"
+                cure = "give each its own, and correct the annotations that name it"
+                yield Problem(self._file, item, problem, cure, "error", "drop_image", image.row)
+            else:
+                self._images[image.id] = image
+            if len(of_file) > 1:
+                other = _other(of_file, image.row)
+                problem = f"its file {shown(image.name)} is that of image {other}, too"
                 cure = "keep one entry with all objects"
-                yield Problem(self._file, item, problem, cure, "warning", "none", row)
-            names.setdefault(name, identity)
-            self._images[identity] = _Image(
-                identity, row, name, (columns.sizes[0], columns.sizes[1])
-            )
+                yield Problem(self._file, item, problem, cure, "error", "drop_image", image.row)
 
     def _check_objects(self) -> Iterator[Problem]:
         """Problems of the objects alone; those that can be read are noted with their images."""
@@ -130,12 +142,12 @@ class _Split:
                 yield problem_of(error, "annotation", self._file, item, "drop_object", row)
                 continue
             image = self._images.get(columns.image_ids[0])
-            if image is None:
+            if columns.image_ids[0] not in self._rows:
                 yield self._unknown(item, row, "image_id", columns.image_ids[0], "images")
             elif columns.category_ids[0] not in self._categories:
                 unknown = columns.category_ids[0]
                 yield self._unknown(item, row, "category_id", unknown, "categories")
-            else:
+            elif image is not None:
                 image.boxes.append((row, (x1, y1, x2, y2)))
                 missing = [key for key in ("id", "area", "iscrowd") if key not in entry]
                 if missing:
@@ -160,7 +172,9 @@ class _Split:
             entry = self._items[row]
             called = _called("annotation", entry, row)
             found = check_box(self._file, called, row, box, entry["bbox"], size, _SLACK)
-            key = (entry["category_id"], box, bool(entry.get("iscrowd")))
+            # Two objects that cover each other have one box, but each its mask.
+            mask = json.dumps(entry.get("segmentation") or [])
+            key = (entry["category_id"], box, bool(entry.get("iscrowd")), mask)
             found = found or doubles.check(self._file, called, row, key)
             found = found or self._check_mask(called, row, entry, box, size)
             if found:
@@ -205,6 +219,10 @@ def _called(kind: str, entry: Any, row: int) -> str:
     identity = entry.get("id") if isinstance(entry, dict) else None
     number = f"number {row + 1}"
     return f"{kind} {identity} ({number})" if type(identity) is int else f"{kind} {number}"
+
+
+def _other(rows: list[int], row: int) -> str:
+    return f"number {next(each for each in rows if each != row) + 1}"
 
 
 def _located(error: InputError, path: Path, file: str, item: str, action: Any, row: int) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -31,13 +32,15 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     images = ImageChecks(layout.root, decode)
     listings: dict[str, dict[str, str]] = {}
     annotations = sorted(set().union(*members.values()))
-    owners: dict[str, str] = {}
+    owners: dict[str, list[str]] = defaultdict(list)
     for annotation in tqdm(annotations, desc="validate", delay=2, leave=False, disable=None):
         folder = annotation.partition("Annotations/")[0]
         if folder not in listings:
             listings[folder] = images_by_stem(layout.root / folder / "JPEGImages")
         checked = _Document(layout, annotation, listings[folder], owners)
         problems += checked.check(images)
+    for image, files in owners.items():
+        problems += _check_owners(image, files)
     if set(splits) == set(layout.splits):
         problems += _check_unlisted(layout.root, set(annotations))
     return problems
@@ -104,11 +107,23 @@ def _check_unlisted(root: Path, listed: set[str]) -> Iterator[Problem]:
             yield Problem(file, "", "no split lists it", cure, "warning", "none")
 
 
+def _check_owners(image: str, files: list[str]) -> Iterator[Problem]:
+    """Annotation files of one image: it is that of its own name; without one, of none."""
+    stem = posixpath.splitext(image.replace("JPEGImages/", "Annotations/", 1))[0]
+    own = f"{stem}.xml"
+    for file in files:
+        if len(files) > 1 and file != own:
+            other = own if own in files else next(each for each in files if each != file)
+            problem = f"its image {shown(image)} is that of {other}, too"
+            cure = "correct <filename> in one of them"
+            yield Problem(file, "", problem, cure, "error", "drop_image")
+
+
 class _Document:
     """One annotation file."""
 
     def __init__(
-        self, layout: Layout, file: str, listing: dict[str, str], owners: dict[str, str]
+        self, layout: Layout, file: str, listing: dict[str, str], owners: dict[str, list[str]]
     ) -> None:
         self._layout = layout
         self._file = file
@@ -182,12 +197,7 @@ class _Document:
         filename = (annotation.findtext("filename") or "").strip() or None
         found = find_voc_image(name, filename, self._listing, str(self._path))
         image = posixpath.join(folder, "JPEGImages", found)
-        owner = self._owners.setdefault(image, self._file)
-        if owner != self._file:
-            raise InputError(
-                f"{self._path}: its image {shown(image)} is that of {owner}, too; correct "
-                "<filename> in one of them"
-            )
+        self._owners[image].append(self._file)
         return image
 
 

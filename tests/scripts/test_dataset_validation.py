@@ -117,6 +117,9 @@ def break_voc(root: Path, what: str) -> None:
     elif what == "one image twice":
         path = root / "Annotations/b.xml"
         path.write_text(path.read_text().replace("b.png", "a.png"))
+    elif what == "first not its own":
+        path = root / "Annotations/a.xml"
+        path.write_text(path.read_text().replace("a.png", "b.png"))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,7 @@ def break_voc(root: Path, what: str) -> None:
         ("no flag", "there is no Annotations/a 2.xml", 2),
         ("wrong side", "<width> is '-4'", 2),
         ("one image twice", "is that of Annotations/a.xml, too", 1),
+        ("first not its own", "is that of Annotations/b.xml, too", 1),
     ],
 )
 def test_a_wrong_file_of_voc_is_named_and_repaired(
@@ -145,6 +149,21 @@ def test_a_wrong_file_of_voc_is_named_and_repaired(
     problems, copy = check_and_repair(root, capsys)
     assert any(problem in each["problem"] and each["severity"] == "error" for each in problems)
     assert len(load_voc(copy, ["train"])) == left
+
+
+def test_an_image_of_two_annotation_files_stays_with_that_of_its_name_or_with_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object("dog", (1, 1, 10 + n, 9))] for n, name in enumerate("abcd")}
+    root = write_voc(tmp_path / "voc", images, {"train": list("abcd")})
+    for name, file in (("a", "b"), ("c", "other"), ("d", "other")):
+        path = root / f"Annotations/{name}.xml"
+        path.write_text(path.read_text().replace(f"{name}.png", f"{file}.png"))
+    write_image(root / "JPEGImages/other.png", 80, 100, seed=9)
+    _, copy = check_and_repair(root, capsys)
+    left = load_voc(copy, ["train"])
+    assert left.files.tolist() == ["JPEGImages/b.png"]
+    assert left.boxes.tolist() == [[0, 0, 11, 9]]
 
 
 def test_leaks_doubles_and_unlisted_files_are_warnings(
@@ -216,6 +235,19 @@ def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
     assert [each["area"] for each in document["annotations"]] == [100, 50]
 
 
+def test_objects_of_one_box_but_two_masks_are_no_doubles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upper, lower = [[5, 5, 25, 5, 25, 25]], [[5, 5, 5, 25, 25, 25]]
+    masks = [upper, lower, upper]
+    objects = [
+        coco_object(n, 1, [5, 5, 20, 20], segmentation=mask) for n, mask in enumerate(masks, 1)
+    ]
+    problems, copy = check_and_repair(write_coco(tmp_path / "coco", objects), capsys)
+    assert [each["object"] for each in problems] == ["annotation 3 (number 3)"]
+    assert len(load_coco(copy, "train").boxes) == 2
+
+
 def change_image(root: Path, what: str) -> None:
     path = root / "annotations/instances_train.json"
     document = json.loads(path.read_text())
@@ -224,6 +256,8 @@ def change_image(root: Path, what: str) -> None:
         del image["height"]
     elif what == "same id":
         image["id"] = 1
+    elif what == "same file":
+        image["file_name"] = "./train_1.png"
     elif what == "outside":
         image["file_name"] = "/etc/passwd"
     elif what == "missing":
@@ -238,23 +272,28 @@ def change_image(root: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "problem", "left"),
     [
-        ("no size", "does not give the size", 2),
-        ("same id", "its id is that of 'train_1.png', too", 1),
-        ("outside", "may leave the root", 1),
-        ("missing", "the image train/train_2.png is missing", 1),
-        ("empty", "the image file is empty", 1),
-        ("other size", "the picture is 100x80 (width x height) but", 2),
+        ("no size", "does not give the size", 3),
+        ("same id", "its id is that of image number 1, too", 1),
+        ("same file", "its file 'train_1.png' is that of image number 1, too", 1),
+        ("outside", "may leave the root", 2),
+        ("missing", "the image train/train_2.png is missing", 2),
+        ("empty", "the image file is empty", 2),
+        ("other size", "the picture is 100x80 (width x height) but", 3),
     ],
 )
 def test_a_wrong_image_of_coco_is_named_and_repaired(
     what: str, problem: str, left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     objects = [coco_object(1, 1, [5, 5, 20, 20]), coco_object(2, 2, [5, 5, 9, 9])]
-    root = write_coco(tmp_path / "coco", objects)
+    root = write_coco(tmp_path / "coco", [*objects, coco_object(3, 3, [1, 1, 7, 7])], images=3)
     change_image(root, what)
     problems, copy = check_and_repair(root, capsys)
     assert any(problem in each["problem"] for each in problems)
-    assert len(load_coco(copy, "train")) == left
+    repaired = load_coco(copy, "train")
+    assert len(repaired) == left
+    # An annotation stays with the image that it was drawn on, or is left out with it.
+    assert set(repaired.image_ids[repaired.object_images()]) == set(repaired.image_ids)
+    assert repaired.image_ids[-1] == 3
 
 
 @pytest.mark.parametrize(
