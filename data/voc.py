@@ -159,9 +159,25 @@ def splits_present(root: Path) -> list[str]:
     for lists in sorted([*root.glob("ImageSets/Main"), *root.glob("*/ImageSets/Main")]):
         stems = {path.stem for path in lists.glob("*.txt")}
         folder = lists.parent.parent.relative_to(root)
-        of_class = {stem for stem in stems if stem.rpartition("_")[0] and "_" in stem}
-        found += [(folder / stem).as_posix() for stem in sorted(stems - of_class or stems)]
+        found += [
+            (folder / stem).as_posix()
+            for stem in sorted(stems)
+            if not _of_class(lists, stem, stems)
+        ]
     return found
+
+
+def _of_class(lists: Path, stem: str, stems: set[str]) -> bool:
+    """Whether a list is of one class: ``cat_train`` beside ``train``, a flag behind each name."""
+    parts = stem.split("_")
+    if not any("_".join(parts[first:]) in stems for first in range(1, len(parts))):
+        return False
+    try:
+        lines = (lists / f"{stem}.txt").read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    filled = [line for line in lines if line.strip()]
+    return bool(filled) and all(_NAME_AND_FLAG.fullmatch(line.strip()) for line in filled)
 
 
 def _check_distinct(entries: Sequence[_Entry], source: str) -> None:

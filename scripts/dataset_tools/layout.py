@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
 from data.errors import InputError, shown, some_of
+from data.paths import inner_path
 from data.voc import load_voc, splits_present
 
 
@@ -33,7 +35,7 @@ class Layout:
     def choose(self, wanted: Sequence[str] | None) -> list[str]:
         """The wanted splits, all of them for None; raises InputError for one that is not there."""
         for split in wanted or ():
-            if split not in self.splits:
+            if split not in self.splits and not self._has_list(split):
                 raise InputError(
                     f"{self.root}: has no split {shown(split)}; it has {some_of(self.splits)}"
                 )
@@ -44,6 +46,12 @@ class Layout:
                 f"datasets.py split {self.root}"
             )
         return chosen
+
+    def _has_list(self, split: str) -> bool:
+        """Whether VOC has a list of that name, which may be one of a single class."""
+        folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {self.root}"))
+        path = self.root / folder / "ImageSets/Main" / f"{name}.txt"
+        return self.format == "voc" and path.is_file()
 
     def load(self, split: str) -> Annotations:
         """The annotations of one split; raises InputError at the first thing that is wrong."""

@@ -43,7 +43,7 @@ def inspect(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> di
 
 def test_formats_are_recognized_by_what_lies_there(tmp_path: Path) -> None:
     voc, coco = a_voc(tmp_path), write_coco(tmp_path / "coco", [])
-    write_voc(tmp_path / "kit/VOC2007", {"a": []}, {"train": ["a"], "cat_train": ["a"]})
+    write_voc(tmp_path / "kit/VOC2007", {"a": []}, {"train": ["a"], "cat_train": ["a -1"]})
     assert (recognize(voc).format, recognize(voc).splits) == ("voc", ("train", "trainval"))
     assert (recognize(coco).format, recognize(coco).splits) == ("coco", ("train",))
     assert recognize(tmp_path / "kit").splits == ("VOC2007/train",)
@@ -54,6 +54,34 @@ def test_formats_are_recognized_by_what_lies_there(tmp_path: Path) -> None:
         recognize(tmp_path / "empty")
     with pytest.raises(InputError, match="there is no such folder"):
         recognize(tmp_path / "nothing")
+
+
+def test_only_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
+    lists = {
+        "train": ["a", "b"],
+        "val": ["c"],
+        "val_hard": ["c"],
+        "hard_val": ["c"],  # as if of a class "hard", but without flags
+        "fold_0": ["a 1"],  # flags, but of no other list
+        "big_cat_val_hard": ["c  1"],
+        "cat_train": ["a  1", "", "b -1"],
+    }
+    root = write_voc(tmp_path / "voc", {name: [] for name in "abc"}, lists)
+    layout = recognize(root)
+    assert layout.splits == ("fold_0", "hard_val", "train", "val", "val_hard")
+    assert layout.choose(["cat_train", "val"]) == ["cat_train", "val"]
+    assert layout.load("cat_train").names.tolist() == ["a", "b"]
+    for name in ("dog_train", "../Main/train"):
+        with pytest.raises(InputError):
+            layout.choose([name])
+
+
+def test_what_split_makes_is_seen_by_the_other_commands(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "voc", {name: [] for name in "abcd"}, {"train": list("abcd")})
+    names = ["--names", "fold_0", "fold_1"]
+    assert main(["split", str(root), *names, "--fractions", "0.5", "0.5"]) == 0
+    assert main(["convert", str(root), str(tmp_path / "coco")]) == 0
+    assert recognize(tmp_path / "coco").splits == ("fold_0", "fold_1", "train")
 
 
 def test_an_image_in_two_splits_counts_once(
