@@ -69,6 +69,7 @@ class _Split:
         self._rows: dict[int, list[int]] = defaultdict(list)  # by id, of all image entries
         self._categories: set[int] = set()
         self._items: list[Any] = []
+        self._kept: list[tuple[Box, Size]] = []  # boxes of images that a repair keeps
 
     def check(self, images: ImageChecks) -> Iterator[Problem]:
         try:
@@ -92,6 +93,7 @@ class _Split:
         yield from self._check_objects()
         for image in tqdm(self._entries, desc=self._split, delay=2, leave=False, disable=None):
             yield from self._check_image(image, images)
+        yield from self._check_convention()
         yield from self._check_ids()
 
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
@@ -164,9 +166,12 @@ class _Split:
         item = f"image {image.id} ({shown(image.name)})"
         file = f"{self._split}/{image.name}"
         size, problems = images.check(self._file, item, file, image.size_hw, image.row)
-        for problem in problems:
-            wrong = problem.action == "set_size" and not fits([b for _, b in image.boxes], size)
-            yield _as_drop(problem) if wrong else problem
+        boxes = [box for _, box in image.boxes]
+        if not fits(boxes, size):
+            problems = [_as_drop(each) if each.action == "set_size" else each for each in problems]
+        yield from problems
+        if all(size) and not any(each.action == "drop_image" for each in problems):
+            self._kept += [(box, size) for box in boxes]
         doubles = Doubles()
         for row, box in image.boxes:
             entry = self._items[row]
@@ -196,6 +201,15 @@ class _Split:
             return None
         problem = f"the box {_rounded(box)} is not that of its mask, {_rounded(around)}"
         return Problem(self._file, item, problem, "draw one of them again", "warning", "none", row)
+
+    def _check_convention(self) -> Iterator[Problem]:
+        """Corners instead of sides: by one box it cannot be told, the loader asks all of them."""
+        boxes = np.array([box for box, _ in self._kept], np.float64).reshape(-1, 4)
+        sizes = np.array([size for _, size in self._kept], np.int32).reshape(-1, 2)
+        try:
+            _ObjectColumns(self._path).check_inside(boxes, sizes)
+        except InputError as error:
+            yield problem_of(error, "annotation", self._file, "", "none")
 
     def _check_ids(self) -> Iterator[Problem]:
         seen: set[int] = set()

@@ -18,6 +18,7 @@ from datasets_on_disk import (
 )
 
 from data.coco import load_coco
+from data.errors import InputError
 from data.voc import load_voc
 from scripts.datasets import main
 
@@ -233,6 +234,29 @@ def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
     document = json.loads((copy / "annotations/instances_train.json").read_text())
     assert [each["id"] for each in document["annotations"]] == [1, 2]
     assert [each["area"] for each in document["annotations"]] == [100, 50]
+
+
+def test_corners_are_an_error_that_cannot_be_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corners = [coco_object(n, 1, [50 + n, 40, 70 + n, 60]) for n in range(1, 12)]
+    root = write_coco(tmp_path / "coco", corners)
+    with pytest.raises(InputError, match="are these the corners"):
+        load_coco(root, "train")
+    code, problems = validate(root, capsys, "--skip-pixels")
+    (found,) = [each for each in problems if each["severity"] == "error"]
+    assert code == 1
+    assert "leaves its image of [80, 100] (height, width), as 11 of 11 boxes" in found["problem"]
+    assert "are these the corners [x1, y1, x2, y2]" in found["cure"]
+    assert main(["validate", str(root), "--fix", str(tmp_path / "new")]) == 2
+    assert "cannot be repaired" in capsys.readouterr().err
+    # The images were annotated the other way round: that is repaired, and then no box leaves.
+    turned = write_coco(tmp_path / "turned", [coco_object(n, 1, [85, n, 9, 9]) for n in range(11)])
+    path = turned / "annotations/instances_train.json"
+    path.write_text(
+        path.read_text().replace('"height": 80, "width": 100', '"height": 100, "width": 80')
+    )
+    check_and_repair(turned, capsys)
 
 
 def test_objects_of_one_box_but_two_masks_are_no_doubles(
