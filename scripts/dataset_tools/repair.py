@@ -120,14 +120,18 @@ def _repair_objects(annotation: Element, rows: _Rows, zero_based: bool) -> None:
 
 
 def _clip(annotation: Element, element: Element, first: int) -> None:
-    sides = {"x": annotation.findtext("size/width"), "y": annotation.findtext("size/height")}
-    for corner in element.iterfind("bndbox/*"):
-        side = sides.get(corner.tag[:1])
-        if side and corner.tag in ("xmin", "ymin", "xmax", "ymax"):
-            value = float(corner.text or 0)
-            inside = min(max(value, first), float(side))
-            if inside != value:
-                corner.text = f"{inside:g}"
+    """Cut a box at the border, so that the loader, which cuts it too, reads what it read before.
+
+    It reads nothing where the corners meet: a box of which a single pixel is inside stays as it is.
+    """
+    corners = {corner.tag: corner for corner in element.iterfind("bndbox/*")}
+    for axis, side in (("x", "size/width"), ("y", "size/height")):
+        ends = corners[f"{axis}min"], corners[f"{axis}max"]
+        before = [float(end.text or 0) for end in ends]
+        inside = [max(before[0], first), min(before[1], float(annotation.findtext(side) or 0))]
+        if inside[0] < inside[1]:
+            for end, old, new in zip(ends, before, inside, strict=True):
+                end.text = end.text if new == old else f"{new:.0f}"
 
 
 def _repair_list(

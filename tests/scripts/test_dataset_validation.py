@@ -33,14 +33,14 @@ def validate(
 
 
 def check_and_repair(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, capsys: pytest.CaptureFixture[str], *options: str
 ) -> tuple[list[dict[str, Any]], Path]:
     """The problems, and a copy in which no error is left; the original stays as it is."""
     before = fingerprint(root)
     copy = root.parent / "repaired"
-    _, problems = validate(root, capsys, "--fix", str(copy))
+    _, problems = validate(root, capsys, "--fix", str(copy), *options)
     assert fingerprint(root) == before
-    code, left = validate(copy, capsys)
+    code, left = validate(copy, capsys, *options)
     assert code == 0
     assert not [each for each in left if each["severity"] == "error"]
     return problems, copy
@@ -88,6 +88,23 @@ def test_all_problems_of_a_file_are_found_at_once(
     assert len(problems) == len(VOC_OBJECTS)
     # the good one, two that are cut at the border, one that is no longer difficult
     assert len(load_voc(copy, ["train"]).boxes) == 4
+
+
+@pytest.mark.parametrize("options", [(), ("--zero-based",)])
+def test_a_box_that_is_cut_is_read_as_before(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = [(-3, 0.5), (-3, 1), (0, 1), (0, 50), (50, 120), (99, 101), (100, 110), (99.5, 120)]
+    boxes = [(x1, 5, x2, 9) for x1, x2 in ends] + [(5, y1 * 0.8, 9, y2 * 0.8) for y1, y2 in ends]
+    objects = [voc_object("dog", box) for box in [*boxes, (-5, -5, 500, 500)]]
+    root = write_voc(tmp_path / "voc", {"a": objects}, {"train": ["a"]})
+    _, copy = check_and_repair(root, capsys, *options)
+    before, after = (load_voc(each, ["train"], None, bool(options)) for each in (root, copy))
+    assert len(before.boxes) > 10
+    assert after.boxes.tolist() == before.boxes.tolist()
+    text = (copy / "Annotations/a.xml").read_text()
+    assert "<ymax>80</ymax>" in text
+    assert "500" not in text
 
 
 ADDED_LINES = {"twice": "a\n", "outside": "../a\n", "no flag": "a 2\n"}
