@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import posixpath
 from collections import defaultdict
@@ -13,7 +14,7 @@ from xml.etree.ElementTree import Element, indent, tostring
 from tqdm import tqdm
 
 from data.coco_columns import ImageColumns, ObjectColumns, read_categories
-from data.errors import InputError, shown
+from data.errors import InputError, shown, unreadable
 from data.paths import inner_path
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.interchange import document_of, object_of
@@ -29,7 +30,7 @@ class CocoToVoc:
         self._layout = layout
         self._folder = folder
         self._zero_based = zero_based
-        self._written: dict[str, tuple[bytes, str]] = {}
+        self._written: dict[str, tuple[bytes, str, Path]] = {}
         self._objects = 0
 
     def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:
@@ -65,7 +66,8 @@ class CocoToVoc:
             checker.add(image)
             name = image.get("voc_name") or posixpath.splitext(image["file_name"])[0]
             name = inner_path(name, f"{path}: image {image['id']}: voc_name")
-            self._write_document(path, name, image, items.pop(image["id"], []))
+            source = self._layout.root / split / checker.files[-1]
+            self._write_document(path, name, image, items.pop(image["id"], []), source)
             lines.append(name)
             yield checker.files[-1]
         if items:
@@ -79,7 +81,7 @@ class CocoToVoc:
         _write_text(lists, "\n".join(lines) + "\n")
 
     def _write_document(
-        self, path: Path, name: str, image: dict[str, Any], objects: list[Element]
+        self, path: Path, name: str, image: dict[str, Any], objects: list[Element], source: Path
     ) -> None:
         try:
             document = document_of(image, objects)
@@ -87,17 +89,27 @@ class CocoToVoc:
             raise InputError(f"{path}: image {image['id']}: {error}") from None
         indent(document)
         text = tostring(document, encoding="utf-8")
-        before = self._written.setdefault(name, (text, str(path)))
-        if before[0] != text:
+        text_before, path_before, before = self._written.setdefault(name, (text, str(path), source))
+        if text_before != text or not _same_picture(before, source):
             raise InputError(
-                f"{path}: another image is called {shown(name)}, too (in {before[1]}); rename one, "
-                "VOC keeps all images in one folder"
+                f"{path}: another image is called {shown(name)}, too (in {path_before}); rename "
+                "one, VOC keeps all images in one folder"
             )
         target = self._folder / "Annotations" / f"{name}.xml"
         if not target.exists():
             self._objects += len(objects)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(text)
+
+
+def _same_picture(one: Path, other: Path) -> bool:
+    """By their bytes: empty images have the same annotation. A missing file is left out anyway."""
+    if one == other or not (one.is_file() and other.is_file()):
+        return True
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError as error:
+        raise unreadable(error.filename or other, error) from error
 
 
 def _category_names(path: Path, categories: Any) -> dict[int, str]:

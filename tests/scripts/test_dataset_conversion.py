@@ -278,6 +278,22 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
 
 
+def test_two_empty_images_of_one_name_are_one_only_if_they_are_one_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [], images=1)
+    write_coco(root, [], images=1, split="val")
+    path = root / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace("val_1.png", "train_1.png"))
+    one, other = root / "train/train_1.png", root / "val/train_1.png"
+    (root / "val/val_1.png").rename(other)
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 2
+    assert "another image is called 'train_1', too (in " in capsys.readouterr().err
+    other.write_bytes(one.read_bytes())
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 0
+    assert len(list((tmp_path / "new/JPEGImages").iterdir())) == 1
+
+
 def test_a_devkit_of_several_years_asks_for_one(tmp_path: Path) -> None:
     write_voc(tmp_path / "kit/VOC2007", {"a": []}, {"train": ["a"]})
     assert main(["convert", str(tmp_path / "kit"), str(tmp_path / "new")]) == 2
