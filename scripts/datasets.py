@@ -84,7 +84,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     if options.plot:
         plot_dataset(annotations, f"{layout.root} ({', '.join(chosen)})", options.plot)
     if options.write_config:
-        write_config(options.write_config, layout, suggestion, annotations, options.from_scratch)
+        write_config(options.write_config, layout, chosen, suggestion, options.from_scratch)
     if options.json:
         head = {"format": layout.format, "root": str(layout.root)}
         print(json.dumps({**head, **numbers, "suggestion": suggestion.as_dict()}, indent=2))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data.annotations import Annotations
 from data.errors import InputError
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.suggestions import Suggestion
@@ -20,20 +20,22 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def write_config(
     path: Path,
     layout: Layout,
+    splits: Sequence[str],
     suggestion: Suggestion,
-    annotations: Annotations,
     from_scratch: bool,
 ) -> None:
     """Write a config that train.py accepts; raises InputError where the file exists.
 
-    Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights; ``from_scratch`` takes
+    Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
+    theirs. Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights; ``from_scratch`` takes
     a small RetinaNet without. ``data.root`` is the path as it was given: relative to where train.py
     is run.
     """
     if path.exists():
         raise InputError(f"{path}: exists already; name a new file")
-    train, val = _roles(layout.splits)
+    train, val = _roles(splits)
     images = len(layout.load(train))
+    annotations = layout.load_all(list(dict.fromkeys([train, val])))
     kind = "retinanet" if from_scratch or annotations.masks is None else "mask_rcnn"
     base = CONFIGS / "base" / ("small.yaml" if from_scratch else f"{kind}.yaml")
     values = {
@@ -95,10 +97,8 @@ def _path_from(config: Path, base: Path) -> str:
     return os.path.relpath(base, folder) if folder.is_relative_to(CONFIGS.parent) else str(base)
 
 
-def _roles(splits: tuple[str, ...]) -> tuple[str, str]:
-    """The splits to train and to validate on, by their names."""
-    if not splits:
-        raise InputError("--write-config: the dataset has no splits; make them with split")
+def _roles(splits: Sequence[str]) -> tuple[str, str]:
+    """The splits to train and to validate on, by their names; there is at least one."""
     train = next((s for s in splits if "train" in s and "val" not in s), None)
     train = train or next((s for s in splits if "train" in s), splits[0])
     others = [split for split in splits if split != train and "trainval" not in split]

@@ -181,6 +181,31 @@ def test_the_suggested_config_builds_its_detector_and_data(
     assert main(["inspect", str(root), "--write-config", str(path)]) == 2  # never overwritten
 
 
+def test_the_config_is_of_the_chosen_splits(tmp_path: Path) -> None:
+    images = {name: [voc_object(name, (1, 1, 9, 9))] for name in ("ant", "bee", "asp", "fly")}
+    lists = {
+        "train": ["ant"],
+        "val": ["bee"],
+        "train_b": ["asp"],
+        "val_b": ["fly"],
+        "rest": ["ant"],
+    }
+    root = write_voc(tmp_path / "voc", images, lists)
+    command = ["inspect", str(root), "--write-config"]
+    for number, (splits, roles, classes) in enumerate(
+        [
+            (["train_b", "val_b"], ("train_b", "val_b"), ["asp", "fly"]),
+            (["rest", "train_b", "val"], ("train_b", "val"), ["asp", "bee"]),
+            (["val"], ("val", "val"), ["bee"]),
+        ]
+    ):
+        path = tmp_path / f"{number}.yaml"
+        assert main([*command, str(path), "--splits", *splits]) == 0
+        config = load_config(path).data
+        assert (config.train, config.val) == roles
+        assert sorted(config.classes or ()) == classes
+
+
 def test_a_zero_based_dataset_gets_a_config_that_says_so(tmp_path: Path) -> None:
     path = tmp_path / "suggested.yaml"
     command = ["inspect", str(a_voc(tmp_path)), "--zero-based", "--write-config", str(path)]
