@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class ImageChecks:
     def __init__(self, root: Path, decode: bool) -> None:
         self._root = root
         self._decode = decode
-        self._seen: dict[bytes, str] = {}
+        self._seen: dict[bytes, list[str]] = defaultdict(list)
 
     def check(
         self, file: str, entry: str, image: str, size_hw: Size, row: int
@@ -66,8 +67,11 @@ class ImageChecks:
 
     def _check_double(self, path: Path, image: str) -> list[Problem]:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-        first = self._seen.setdefault(digest, image)
-        if first == image or _by_design(first, image):
+        before = self._seen[digest]
+        others = (each for each in before if each != image and not _by_design(each, image))
+        first = next(others, None)
+        before.append(image)
+        if first is None:
             return []
         cure = "keep one of them, and never one in training and one in validation"
         return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
@@ -85,8 +89,20 @@ def _read_size(path: Path, size_hw: Size) -> tuple[Size, InputError | None]:
 
 
 def _by_design(first: str, second: str) -> bool:
-    """COCO keeps an image a split, and trainval repeats those of train and of val."""
-    return Path(first).name == Path(second).name and "trainval" in f"{first} {second}"
+    """COCO has a folder of images a split, so that trainval repeats those of train and of val."""
+    (split, _, name), (other, _, other_name) = first.partition("/"), second.partition("/")
+    return name == other_name and share_by_design(split, other)
+
+
+def share_by_design(one: str, other: str) -> bool:
+    """Whether one of two splits is the trainval of which the other is the train or the val."""
+    parts = {
+        (whole, whole.replace("trainval", part))
+        for whole in (one, other)
+        for part in ("train", "val")
+        if "trainval" in whole
+    }
+    return (one, other) in parts or (other, one) in parts
 
 
 def fits(boxes_xyxy: Collection[tuple[float, float, float, float]], size_hw: Size) -> bool:

@@ -6,7 +6,7 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -16,7 +16,7 @@ from data.errors import InputError, shown
 from data.voc import find_voc_image, images_by_stem, listed_name
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
-from scripts.dataset_tools.image_checks import ImageChecks, fits
+from scripts.dataset_tools.image_checks import ImageChecks, fits, share_by_design
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.problems import Problem, problem_of
 
@@ -87,14 +87,12 @@ def _check_line(
 
 
 def _check_leaks(members: dict[str, set[str]]) -> Iterator[Problem]:
-    """Images that are trained on and scored on."""
-    trained = [split for split in members if "train" in posixpath.basename(split)]
-    scored = [split for split in members if split not in trained]
-    for one, other in product(trained, scored):
+    """Images in two splits, of which one may be trained on and the other scored on."""
+    for one, other in combinations(members, 2):
         both = members[one] & members[other]
-        if both and not ("trainval" in one and "val" in other):
+        if both and not share_by_design(one, other):
             yield Problem(
-                f"{other} and {one}", "", f"{len(both)} images are in both, the first: "
+                f"{one} and {other}", "", f"{len(both)} images are in both, the first: "
                 f"{shown(min(both))}", "keep each in one of them", "warning", "none",
             )  # fmt: skip
 

@@ -201,6 +201,40 @@ def test_leaks_doubles_and_unlisted_files_are_warnings(
     assert validate(root, capsys, "--strict")[0] == 1
 
 
+def test_only_trainval_and_its_own_parts_may_share_images_in_voc(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = ["train", "val", "trainval", "trainval_b", "val_b", "fit", "check"]
+    members = {name: ["a"] if name == "val" else ["b"] for name in lists}
+    members["trainval"] = ["a", "b"]
+    root = write_voc(tmp_path / "voc", {"a": [], "b": []}, members)
+    _, problems = validate(root, capsys, "--splits", *lists)
+    assert {each["file"] for each in problems} == {
+        "train and trainval_b", "train and val_b", "train and fit", "train and check",
+        "trainval and trainval_b", "trainval and val_b", "trainval and fit", "trainval and check",
+        "trainval_b and fit", "trainval_b and check", "val_b and fit", "val_b and check",
+        "fit and check",
+    }  # fmt: skip
+
+
+def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = ["trainval2014", "train2014", "val2014", "test", "train"]
+    for split in splits:
+        root = write_coco(tmp_path / "coco", [], images=1, split=split)
+        path = root / f"annotations/instances_{split}.json"
+        path.write_text(path.read_text().replace(f"{split}_1.png", "1.png"))
+        (root / f"{split}/{split}_1.png").unlink()
+        write_image(root / f"{split}/1.png", 80, 100)
+    _, problems = validate(root, capsys, "--splits", *splits)
+    assert {(each["file"], each["problem"].rpartition(" ")[2]) for each in problems} == {
+        ("val2014/1.png", "train2014/1.png"),
+        ("test/1.png", "trainval2014/1.png"),
+        ("train/1.png", "trainval2014/1.png"),
+    }
+
+
 @pytest.mark.parametrize(
     ("entry", "problem", "severity"),
     [
