@@ -142,18 +142,30 @@ def run_split(options: argparse.Namespace) -> int:
     if layout.format == "voc":
         if options.output:
             raise InputError("--output: VOC's splits are lists beside the data; leave it out")
-        report = split_voc(layout, *how)
+        report, missing = split_voc(layout, *how), {}
     else:
         if not options.output:
             raise InputError("--output: COCO's splits are folders; name a new one for them")
-        report = split_coco(layout, *how, options.output, options.hardlink)
+        report, missing = split_coco(layout, *how, options.output, options.hardlink)
     if options.json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(_with_missing(report, missing), indent=2))
         return 0
     header = ["images with", *report]
     keys = list(next(iter(report.values())))
     print(format_table(header, [[key, *(each[key] for each in report.values())] for key in keys]))
+    if any(missing.values()):
+        print(f"{sum(missing.values())} image files are missing and were left out")
     return 0
+
+
+def _with_missing(
+    report: dict[str, dict[str, int]], missing: dict[str, int]
+) -> dict[str, dict[str, int]]:
+    """``split``'s report; VOC's lists are made without looking for the images."""
+    return {
+        split: {**numbers, **({"missing_images": missing[split]} if missing else {})}
+        for split, numbers in report.items()
+    }
 
 
 def _say(options: argparse.Namespace, line: str) -> None:

@@ -83,6 +83,9 @@ def split_voc(
 
     Returns:
         By split, the number of its images and the images of each class.
+
+    Raises:
+        InputError: a list exists already or would be empty, or what the readers refuse.
     """
     folder = layout.root / "ImageSets/Main"
     targets = [folder / f"{inner_path(name, '--names')}.txt" for name in names]
@@ -92,7 +95,7 @@ def split_voc(
     members = _voc_members(layout, source)
     images = [read_voc_xml(layout.root / "Annotations" / f"{name}.xml") for name in members]
     classes = [[item.name for item in image.objects] for image in images]
-    assigned = stratify(_count(classes), fractions, seed)
+    assigned = _assign(classes, names, fractions, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for number, target in enumerate(targets):
         chosen = [members[row] for row in np.flatnonzero(assigned == number).tolist()]
@@ -121,8 +124,11 @@ def split_coco(
     seed: int,
     output: Path,
     hardlink: bool,
-) -> dict[str, dict[str, int]]:
-    """Write one split of a COCO dataset, divided, into a new folder; as ``split_voc`` otherwise."""
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Write one split of a COCO dataset, divided, into a new folder; as ``split_voc`` otherwise.
+
+    Also returns, by split, the number of image files that are missing and were left out.
+    """
     for name in names:
         inner_path(name, "--names")
     (split,) = layout.choose([source] if source else None)[:1]
@@ -140,7 +146,8 @@ def split_coco(
     classes: list[list[str]] = [[] for _ in images]
     for item in items:
         classes[rows[item["image_id"]]].append(categories[item["category_id"]])
-    assigned = stratify(_count(classes), fractions, seed)
+    assigned = _assign(classes, names, fractions, seed)
+    missing = []
     with new_folder(output) as folder:
         (folder / "annotations").mkdir()
         for number, name in enumerate(names):
@@ -153,8 +160,8 @@ def split_coco(
             target.write_text(json.dumps(part), encoding="utf-8")
             files = [image["file_name"] for image in part["images"]]
             pairs = [(layout.root / split / file, folder / name / file) for file in files]
-            copy_files(pairs, hardlink)
-    return _report(names, assigned, classes)
+            missing.append(copy_files(pairs, hardlink))
+    return _report(names, assigned, classes), dict(zip(names, missing, strict=True))
 
 
 def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
@@ -169,6 +176,20 @@ def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
             f"--fractions {shown(list(fractions))}: must be positive and add up to 1, not to "
             f"{sum(fractions):g}; correct them"
         )
+
+
+def _assign(
+    classes: Sequence[Sequence[str]], names: Sequence[str], fractions: Sequence[float], seed: int
+) -> npt.NDArray[np.int64]:
+    """``(I,)`` the split of each image; raises InputError where one gets none."""
+    assigned = stratify(_count(classes), fractions, seed)
+    for number, (name, fraction) in enumerate(zip(names, fractions, strict=True)):
+        if not (assigned == number).any():
+            raise InputError(
+                f"--fractions {' '.join(map(str, fractions))}: of {len(classes)} images the split "
+                f"{shown(name)} gets none; give it more than {fraction:g}, or make fewer splits"
+            )
+    return assigned
 
 
 def _count(classes: Sequence[Sequence[str]]) -> Counts:

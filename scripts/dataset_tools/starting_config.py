@@ -27,9 +27,9 @@ def write_config(
     """Write a config that train.py accepts; raises InputError where the file exists.
 
     Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
-    theirs. Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights; ``from_scratch`` takes
-    a small RetinaNet without. ``data.root`` is the path as it was given: relative to where train.py
-    is run.
+    theirs. Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights;
+    ``from_scratch`` takes a small RetinaNet without. ``data.root`` is the path as it was given:
+    relative to where train.py is run.
     """
     if path.exists():
         raise InputError(f"{path}: exists already; name a new file")

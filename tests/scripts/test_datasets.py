@@ -282,6 +282,23 @@ def test_coco_is_divided_into_a_new_folder(
     assert "--output: COCO's splits are folders" in capsys.readouterr().err
 
 
+def test_images_that_a_division_of_coco_misses_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [], images=4)
+    (root / "train/train_2.png").unlink()
+    command = ["split", str(root), "--fractions", "0.5", "0.5", "--output"]
+    assert main([*command, str(tmp_path / "text")]) == 0
+    assert "1 image files are missing and were left out" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "json"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sum(each["missing_images"] for each in report.values()) == 1
+    few = ["split", str(root), "--fractions", "0.9", "0.1", "--output", str(tmp_path / "few")]
+    assert main(few) == 2
+    assert "of 4 images the split 'val' gets none" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -295,6 +312,10 @@ def test_coco_is_divided_into_a_new_folder(
             "has no split 'nothing'; it has train, trainval",
         ),
         (["--output", "somewhere"], "leave it out"),
+        (
+            ["--names", "x", "y", "--fractions", "0.9", "0.1"],
+            "--fractions 0.9 0.1: of 3 images the split 'y' gets none; give it more than 0.1",
+        ),
     ],
 )
 def test_a_split_that_cannot_be_is_said(
