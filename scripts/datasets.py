@@ -76,7 +76,7 @@ def _verdict(known: str | None, found: str) -> str:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and what to train with."""
-    layout = recognize(options.path, options.zero_based)
+    layout = recognize(options.path, options.zero_based, options.follow_links)
     chosen = layout.choose(options.splits)
     annotations = layout.load_all(chosen)
     numbers = describe(annotations, {split: layout.load(split) for split in chosen})
@@ -100,7 +100,7 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_validate(options: argparse.Namespace) -> int:
     """List every problem; 1 where there is an error."""
-    layout = recognize(options.path, options.zero_based)
+    layout = recognize(options.path, options.zero_based, options.follow_links)
     chosen = layout.choose(options.splits)
     check = check_voc if layout.format == "voc" else check_coco
     problems = check(layout, chosen, not options.skip_pixels)
@@ -137,12 +137,13 @@ def run_convert(options: argparse.Namespace) -> int:
 def run_split(options: argparse.Namespace) -> int:
     """Divide a dataset, or one split of it."""
     check_fractions(options.names, options.fractions)
-    layout = recognize(options.path)
+    layout = recognize(options.path, follow_links=options.follow_links)
+    missing: dict[str, int] = {}
     how = (options.source, options.names, options.fractions, options.seed)
     if layout.format == "voc":
         if options.output:
             raise InputError("--output: VOC's splits are lists beside the data; leave it out")
-        report, missing = split_voc(layout, *how), {}
+        report = split_voc(layout, *how)
     else:
         if not options.output:
             raise InputError("--output: COCO's splits are folders; name a new one for them")
@@ -209,6 +210,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command = commands.add_parser("inspect", help="what a dataset holds, and what to train with")
     command.set_defaults(run=run_inspect)
     _add_dataset(command)
+    _add_follow_links(command)
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw six plots (.png, .svg)")
     command.add_argument(
         "--write-config", type=Path, metavar="FILE", help="write a config to start with"
@@ -225,6 +227,7 @@ def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command = commands.add_parser("validate", help="every problem, by file and object")
     command.set_defaults(run=run_validate)
     _add_dataset(command)
+    _add_follow_links(command)
     command.add_argument(
         "--fix", type=Path, metavar="FOLDER", help="write a repaired copy into a new folder"
     )
@@ -261,6 +264,7 @@ def _add_split(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument("--seed", type=int, default=0, help="another seed, another split (0)")
     command.add_argument("--output", type=Path, help="COCO: a new folder for the divided dataset")
+    _add_follow_links(command)
     _add_hardlink(command)
     _add_json(command)
 
@@ -274,6 +278,14 @@ def _add_dataset(command: argparse.ArgumentParser) -> None:
         "--zero-based",
         action="store_true",
         help="VOC boxes are plain corners, not the devkit's pixels from 1",
+    )
+
+
+def _add_follow_links(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="as data.follow_links: accept images that are links to files outside the root",
     )
 
 

@@ -27,7 +27,7 @@ _LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 
 def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
     """Check the annotation files and images of the splits."""
-    images = ImageChecks(layout.root, decode)
+    images = ImageChecks(layout.root, decode, layout.follow_links)
     return [problem for split in splits for problem in _Split(layout.root, split).check(images)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from data.errors import InputError
@@ -22,11 +23,13 @@ class ImageChecks:
     Args:
         root: of the dataset.
         decode: read every image to the last pixel; False only checks that it is there.
+        follow_links: allow images that are links to outside the root.
     """
 
-    def __init__(self, root: Path, decode: bool) -> None:
+    def __init__(self, root: Path, decode: bool, follow_links: bool) -> None:
         self._root = root
         self._decode = decode
+        self._follow_links = follow_links
         self._seen: dict[bytes, list[str]] = defaultdict(list)
 
     def check(
@@ -49,8 +52,13 @@ class ImageChecks:
             problem = f"the image {image} is missing"
             cure = "put it there, or take the image out of the annotations"
             return size_hw, [Problem(file, entry, problem, cure, "error", "drop_image", row)]
+        if not self._follow_links:
+            try:
+                check_inside(self._root, path, str(self._root))
+            except InputError as error:
+                link = problem_of(error, str(self._root), image, "", "allow_link", row)
+                return size_hw, [replace(link, cure=f"{link.cure}; here: --follow-links")]
         try:
-            check_inside(self._root, path, str(self._root))
             if not self._decode and all(size_hw):
                 return size_hw, []
             found, mismatch = _read_size(path, size_hw)

@@ -25,12 +25,14 @@ class Layout:
         root: what ``data.root`` is.
         splits: the names of its splits, those of single VOC classes left out; may be empty (VOC).
         zero_based: VOC boxes are plain corners, not the devkit's pixels from 1.
+        follow_links: allow images that are links to outside the root.
     """
 
     format: Literal["voc", "coco"]
     root: Path
     splits: tuple[str, ...]
     zero_based: bool = False
+    follow_links: bool = False
 
     def choose(self, wanted: Sequence[str] | None) -> list[str]:
         """The wanted splits, all of them for None; raises InputError for one that is not there."""
@@ -56,8 +58,8 @@ class Layout:
     def load(self, split: str) -> Annotations:
         """The annotations of one split; raises InputError at the first thing that is wrong."""
         if self.format == "voc":
-            return load_voc(self.root, [split], None, self.zero_based)
-        return load_coco(self.root, split)
+            return load_voc(self.root, [split], None, self.zero_based, self.follow_links)
+        return load_coco(self.root, split, None, self.follow_links)
 
     def load_all(self, splits: Sequence[str]) -> Annotations:
         """Several splits as one; an image that is in two of them counts once."""
@@ -92,22 +94,23 @@ def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
     return tuple(sorted(used))
 
 
-def recognize(path: Path, zero_based: bool = False) -> Layout:
+def recognize(path: Path, zero_based: bool = False, follow_links: bool = False) -> Layout:
     """The layout of a folder, or of the annotation file of one COCO split.
 
     Raises InputError that says what was looked for.
     """
     if path.is_file() and path.name.startswith("instances_") and path.suffix == ".json":
-        return Layout("coco", path.parent.parent, (path.stem.removeprefix("instances_"),))
+        split = path.stem.removeprefix("instances_")
+        return Layout("coco", path.parent.parent, (split,), follow_links=follow_links)
     if not path.is_dir():
         raise InputError(f"{path}: there is no such folder; name the root of a dataset")
     found = sorted(path.glob("annotations/instances_*.json"))
     if found:
         splits = tuple(file.stem.removeprefix("instances_") for file in found)
-        return Layout("coco", path, splits)
+        return Layout("coco", path, splits, follow_links=follow_links)
     splits = tuple(splits_present(path))
     if splits or os.path.isdir(path / "Annotations"):
-        return Layout("voc", path, splits, zero_based)
+        return Layout("voc", path, splits, zero_based, follow_links)
     raise InputError(
         f"{path}: is no dataset: there are neither annotations/instances_<split>.json (COCO) nor "
         "Annotations and ImageSets/Main (VOC, or one folder of them a year); name the folder that "

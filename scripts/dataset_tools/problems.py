@@ -13,7 +13,7 @@ from data.errors import InputError
 Severity = Literal["error", "warning"]
 Action = Literal[
     "drop_object", "clip_box", "clear_difficult", "drop_image", "set_size", "drop_line",
-    "renumber", "complete", "none",
+    "renumber", "complete", "allow_link", "none",
 ]  # fmt: skip
 
 # What --fix does, by the action.
@@ -26,6 +26,7 @@ REPAIRS: dict[Action, str] = {
     "drop_line": "leaves the line out",
     "renumber": "gives it a new id",
     "complete": "fills in what is missing",
+    "allow_link": "copies what it points to, with --follow-links",
     "none": "",
 }
 

@@ -32,7 +32,17 @@ _Rows = dict[str, set[int]]  # by action, the rows that it applies to
 def write_repaired(
     layout: Layout, splits: Sequence[str], problems: Sequence[Problem], output: Path, hardlink: bool
 ) -> None:
-    """Write the copy; raises InputError where ``output`` exists, or nothing of a split is left."""
+    """Write the copy.
+
+    Raises InputError where ``output`` exists, nothing of a split is left, or an image is a link
+    that must not be followed: neither is it copied, nor is there anything wrong with the image.
+    """
+    links = [problem.file for problem in problems if problem.action == "allow_link"]
+    if links:
+        raise InputError(
+            f"{layout.root / links[0]}: is a link to outside the root of the data, as "
+            f"{len(links)} images are; say --follow-links if the dataset can be trusted"
+        )
     by_file: dict[str, _Rows] = defaultdict(lambda: defaultdict(set))
     images: set[str] = set()
     for problem in problems:

@@ -69,6 +69,7 @@ def _data(
     layout: Layout, train: str, val: str, classes: tuple[str, ...], suggestion: Suggestion
 ) -> dict[str, Any]:
     zero_based = {"voc": {"coordinates": "zero_based"}} if layout.zero_based else {}
+    links = {"follow_links": True} if layout.follow_links else {}
     return {
         "format": layout.format,
         "root": str(layout.root),
@@ -78,6 +79,7 @@ def _data(
         "image_size": list(suggestion.image_size),
         "batch_size": 2,
         **zero_based,
+        **links,
     }
 
 

@@ -29,7 +29,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
         members[split], found = _check_split(layout.root, split)
         problems += found
     problems += _check_leaks(members)
-    images = ImageChecks(layout.root, decode)
+    images = ImageChecks(layout.root, decode, layout.follow_links)
     listings: dict[str, dict[str, str]] = {}
     annotations = sorted(set().union(*members.values()))
     owners: dict[str, list[str]] = defaultdict(list)

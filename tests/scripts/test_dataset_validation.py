@@ -77,6 +77,33 @@ def test_a_wrong_object_of_voc_is_named_and_repaired(
     load_voc(copy, ["train"])
 
 
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_images_that_are_links_are_followed_on_request_and_never_dropped(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "voc":
+        root = write_voc(tmp_path / "set", {"a": [voc_object("cat", GOOD)]}, {"train": ["a"]})
+        image = root / "JPEGImages/a.png"
+    else:
+        root = write_coco(tmp_path / "set", [coco_object(1, 1, [5, 5, 20, 20])], images=1)
+        image = root / "train/train_1.png"
+    image.rename(tmp_path / "outside.png")
+    image.symlink_to(tmp_path / "outside.png")
+    code, problems = validate(root, capsys)
+    assert code == 1
+    (found,) = problems
+    assert "is a link to" in found["problem"]
+    assert "data.follow_links: true" in found["cure"]
+    assert "--follow-links" in found["cure"]
+    assert main(["validate", str(root), "--fix", str(tmp_path / "repaired")]) == 2
+    assert "say --follow-links" in capsys.readouterr().err
+    assert validate(root, capsys, "--follow-links") == (0, [])
+    command = ["validate", str(root), "--follow-links", "--fix", str(tmp_path / "repaired")]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert validate(tmp_path / "repaired", capsys) == (0, [])
+
+
 def test_all_problems_of_a_file_are_found_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

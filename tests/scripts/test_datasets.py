@@ -215,6 +215,27 @@ def test_a_zero_based_dataset_gets_a_config_that_says_so(tmp_path: Path) -> None
     assert config.data.train == "train"
 
 
+def test_a_linked_dataset_without_sizes_is_inspected_and_divided_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])])
+    file = root / "annotations/instances_train.json"
+    file.write_text(file.read_text().replace('"height": 80, "width": 100', '"note": 0'))
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "train").symlink_to(tmp_path / "elsewhere")
+    written, divided = tmp_path / "config.yaml", tmp_path / "divided"
+    for command in (
+        ["inspect", str(root), "--write-config", str(written)],
+        ["split", str(root), "--fractions", "0.5", "0.5", "--output", str(divided)],
+    ):
+        assert main(command) == 2
+        assert "is a link to" in capsys.readouterr().err
+        assert main([*command, "--follow-links"]) == 0
+    config = load_config(written).data
+    assert config.follow_links
+    assert len(build_annotations(config, "train")) == 2
+
+
 def test_every_class_has_its_share_of_every_split() -> None:
     random = np.random.default_rng(0)
     rates = np.array([0.9, 0.5, 0.1, 0.02])
