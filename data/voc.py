@@ -117,7 +117,7 @@ def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
     """The lines of ``ImageSets/Main/<split>.txt``."""
     folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {root}"))
     path = root / folder / "ImageSets" / "Main" / f"{name}.txt"
-    lines = _read_lines(path, root)
+    lines = read_lines(path, root)
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: lists no images; write one name a line, or name another split")
     for number, line in enumerate(lines, start=1):
@@ -140,7 +140,8 @@ def listed_name(line: str, annotations: Path, where: str) -> str:
     return name
 
 
-def _read_lines(path: Path, root: Path) -> list[str]:
+def read_lines(path: Path, root: Path) -> list[str]:
+    """The lines of a split of the dataset in ``root``; raises InputError."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):

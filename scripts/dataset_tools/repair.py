@@ -19,7 +19,7 @@ from data.image_sizes import MOST_PIXELS
 from data.images import read_image
 from data.masks import object_area
 from data.segmentations import SegmentationColumns
-from data.voc import find_voc_image, images_by_stem
+from data.voc import find_voc_image, images_by_stem, read_lines
 from data.voc_xml import parse_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
@@ -155,7 +155,7 @@ def _repair_list(
     year = file.parent.parent.parent
     dropped = by_file.get(file.as_posix(), {}).get("drop_line", set())
     lines = []
-    for row, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
+    for row, line in enumerate(read_lines(path, root)):
         names = [line.strip(), line.split()[0]] if line.strip() else []
         known = any((year / "Annotations" / f"{name}.xml").as_posix() in kept for name in names)
         if known and row not in dropped:

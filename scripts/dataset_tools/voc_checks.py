@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from data.errors import InputError, shown
-from data.voc import find_voc_image, images_by_stem, listed_name
+from data.voc import find_voc_image, images_by_stem, listed_name, read_lines
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.image_checks import ImageChecks, fits, share_by_design
@@ -51,10 +51,9 @@ def _check_split(root: Path, split: str) -> tuple[set[str], list[Problem]]:
     folder, name = posixpath.split(split)
     file = posixpath.join(folder, "ImageSets/Main", f"{name}.txt")
     try:
-        lines = (root / file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        problem = Problem(file, "", f"cannot be read ({error})", "write it anew", "error", "none")
-        return set(), [problem]
+        lines = read_lines(root / file, root)
+    except InputError as error:
+        return set(), [problem_of(error, str(root / file), file, "", "none")]
     problems: list[Problem] = []
     members: set[str] = set()
     for row, line in enumerate(lines):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.coco_columns import read_categories
 from data.errors import InputError
-from data.voc import VOC_CLASSES, find_voc_image, images_by_stem, listed_name
+from data.voc import VOC_CLASSES, find_voc_image, images_by_stem, listed_name, read_lines
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.coco_to_voc import REST
@@ -111,7 +111,7 @@ class VocToCoco:
 def _listed(root: Path, split: str) -> list[str]:
     path = root / "ImageSets/Main" / f"{split}.txt"
     names = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, root), start=1):
         if line.strip():
             names.append(listed_name(line, root / "Annotations", f"{path}: line {number}"))
     return list(dict.fromkeys(names))

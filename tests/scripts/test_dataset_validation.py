@@ -211,6 +211,21 @@ def test_an_image_of_two_annotation_files_stays_with_that_of_its_name_or_with_no
     assert left.boxes.tolist() == [[0, 0, 11, 9]]
 
 
+def test_a_list_that_is_not_text_is_named_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": []}, {"train": ["a"]})
+    (root / "ImageSets/Main/train.txt").write_bytes("ä".encode("latin-1"))
+    code, problems = validate(root, capsys)
+    assert code == 1
+    assert "is not text" in problems[0]["problem"]
+    assert problems[0]["cure"] == "save it as UTF-8"
+    new = str(tmp_path / "new")
+    for command in (["validate", str(root), "--fix", new], ["convert", str(root), new]):
+        assert main(command) == 2
+        assert "train.txt: is not text" in capsys.readouterr().err
+
+
 def test_leaks_doubles_and_unlisted_files_are_warnings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
