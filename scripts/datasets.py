@@ -83,18 +83,19 @@ def run_inspect(options: argparse.Namespace) -> int:
     suggestion = suggest(annotations)
     if options.plot:
         plot_dataset(annotations, f"{layout.root} ({', '.join(chosen)})", options.plot)
-    if options.write_config:
-        write_config(options.write_config, layout, chosen, suggestion, options.from_scratch)
     if options.json:
         head = {"format": layout.format, "root": str(layout.root)}
-        print(json.dumps({**head, **numbers, "suggestion": suggestion.as_dict()}, indent=2))
-        return 0
-    print(f"{layout.root}: {layout.format.upper()}, {len(chosen)} splits\n")
-    print(format_statistics(numbers))
-    print(f"\n{format_suggestion(suggestion)}")
+        found = suggestion and suggestion.as_dict()
+        print(json.dumps({**head, **numbers, "suggestion": found}, indent=2))
+    else:
+        print(f"{layout.root}: {layout.format.upper()}, {len(chosen)} splits\n")
+        print(format_statistics(numbers))
+        print(f"\n{format_suggestion(suggestion)}")
+    if options.write_config:
+        write_config(options.write_config, layout, chosen, suggestion, options.from_scratch)
     for path in (options.plot, options.write_config):
         if path:
-            print(f"written: {path}")
+            _say(options, f"written: {path}")
     return 0
 
 

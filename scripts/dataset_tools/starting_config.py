@@ -21,10 +21,12 @@ def write_config(
     path: Path,
     layout: Layout,
     splits: Sequence[str],
-    suggestion: Suggestion,
+    suggestion: Suggestion | None,
     from_scratch: bool,
 ) -> None:
-    """Write a config that train.py accepts; raises InputError where the file exists.
+    """Write a config that train.py accepts.
+
+    Raises InputError where the file exists, and where there is nothing to train on.
 
     Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
     theirs. Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights;
@@ -33,6 +35,11 @@ def write_config(
     """
     if path.exists():
         raise InputError(f"{path}: exists already; name a new file")
+    if suggestion is None:
+        raise InputError(
+            f"--write-config: {layout.root} has no objects to train on, so that anchors cannot be "
+            "suggested; annotate some, or name other --splits"
+        )
     train, val = _roles(splits)
     images = len(layout.load(train))
     annotations = layout.load_all(list(dict.fromkeys([train, val])))

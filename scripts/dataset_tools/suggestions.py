@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from data.errors import InputError
 from data.images import resized_size
 from scripts.dataset_tools.statistics import aspect_ratios, box_sides
 
@@ -56,13 +55,11 @@ class Suggestion:
         return asdict(self)
 
 
-def suggest(annotations: Annotations) -> Suggestion:
-    """Choose by the objects that are trained on; raises InputError where there are none."""
+def suggest(annotations: Annotations) -> Suggestion | None:
+    """Choose by the objects that are trained on; None where there are none."""
     rows = np.flatnonzero(~(annotations.crowd | annotations.difficult))
     if not len(rows):
-        raise InputError(
-            f"{annotations.source}: has no objects to train on; anchors cannot be suggested"
-        )
+        return None
     if len(rows) > _SAMPLE:
         rows = np.random.default_rng(0).choice(rows, _SAMPLE, replace=False)
     image_size = suggest_image_size(annotations)

@@ -72,8 +72,10 @@ def format_statistics(numbers: dict[str, Any]) -> str:
     )
 
 
-def format_suggestion(suggestion: Suggestion) -> str:
+def format_suggestion(suggestion: Suggestion | None) -> str:
     """What to write into a config, and why."""
+    if suggestion is None:
+        return "no objects to train on: no image size and no anchors can be suggested"
     ratios = ", ".join(f"{ratio:g}" for ratio in suggestion.ratios)
     sizes = ", ".join(f"{size:g}" for size in suggestion.sizes)
     levels = f"{suggestion.levels[0]} to {suggestion.levels[-1]}"

@@ -355,9 +355,17 @@ def test_a_dataset_without_splits_or_objects_says_what_to_do(
     root = write_voc(tmp_path / "voc", {"a": []}, {})
     assert main(["inspect", str(root)]) == 2
     assert "and so no splits; make them: datasets.py split" in capsys.readouterr().err
-    empty = write_coco(tmp_path / "coco", [])
-    assert main(["inspect", str(empty)]) == 2
-    assert "has no objects to train on" in capsys.readouterr().err
+    crowd = coco_object(1, 1, [5, 5, 20, 20], iscrowd=1)
+    for name, objects in (("empty", []), ("crowd", [crowd])):
+        untrained = write_coco(tmp_path / name, objects)
+        numbers = inspect(untrained, capsys)
+        assert (numbers["images"], numbers["suggestion"]) == (2, None)
+        assert main(["inspect", str(untrained), "--write-config", str(tmp_path / "a.yaml")]) == 2
+        out, err = capsys.readouterr()
+        assert "dog" in out
+        assert "no objects to train on: no image size and no anchors can be suggested" in out
+        assert "has no objects to train on" in err
+        assert not (tmp_path / "a.yaml").exists()
 
 
 def test_help_and_errors_of_the_program_itself(tmp_path: Path) -> None:
