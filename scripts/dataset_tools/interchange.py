@@ -193,7 +193,7 @@ def _to_corners(bbox: list[Decimal], zero_based: bool) -> list[Decimal]:
     if zero_based:
         return [x, y, x + width, y + height]
     ends = [
-        low + 1 if size == 0 else low + max(size, Decimal(2))
+        low + 1 if size == 0 else low + (size if size > 1 else 2)
         for low, size in ((x, width), (y, height))
     ]
     return [x + 1, y + 1, *ends]

@@ -18,6 +18,7 @@ from data.errors import InputError
 from data.voc import load_voc
 from scripts.dataset_tools.interchange import annotation_of, document_of, image_of, object_of
 from scripts.dataset_tools.layout import recognize
+from scripts.dataset_tools.output_folder import new_folder
 from scripts.datasets import main
 
 
@@ -194,6 +195,11 @@ def test_thin_boxes_of_coco_can_be_trained_on_in_voc(tmp_path: Path) -> None:
     there, back = there_and_back(root, tmp_path)
     assert load_voc(there, ["train"]).boxes.tolist() == [[10, 10, 12, 40]]
     assert_same_json(root, back)
+    wider = write_coco(tmp_path / "wider", [coco_object(1, 1, [10, 10, 1.25, 1.5])])
+    there, back = there_and_back(wider, tmp_path / "inclusive")
+    assert load_voc(there, ["train"]).boxes.tolist() == [[10, 10, 11.25, 11.5]]
+    assert "exact_bbox" not in (there / "Annotations/train_1.xml").read_text()
+    assert_same_json(wider, back)
     there, back = there_and_back(root, tmp_path / "zero", "--zero-based")
     assert load_voc(there, ["train"], zero_based=True).boxes.tolist() == [[10, 10, 10.5, 40]]
     assert_same_json(root, back)
@@ -245,6 +251,24 @@ def test_an_output_that_exists_is_refused_and_a_failure_leaves_nothing(
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
     assert "annotations name the image 99" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
+
+
+def test_a_file_that_cannot_be_read_is_not_an_output_that_cannot_be_written(
+    tmp_path: Path,
+) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(InputError, match="gone: cannot be read"), new_folder(tmp_path / "new"):
+        gone.read_bytes()
+    with (
+        pytest.raises(InputError, match="new: cannot be written"),
+        new_folder(tmp_path / "new") as f,
+    ):
+        (f / "no/folder").write_bytes(b"")
+    (tmp_path / "file").touch()
+    target = tmp_path / "file/new"
+    with pytest.raises(InputError, match="new: cannot be written"), new_folder(target):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 @pytest.mark.parametrize(
