@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.annotations import Annotations
 from engine.detections import Detections
-from engine.voc_map import judge
+from scripts.analysis.crowds import judge_beside_crowds
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -65,8 +65,7 @@ def rankings(
         for label in kinds
     }
     result = []
-    for iou in ious:
-        order, right, ignored = judge(detections, annotations, iou)
+    for order, right, ignored in judge_beside_crowds(detections, annotations, ious):
         order, right = order[~ignored], right[~ignored]
         of_class = [detections.label[order] == label for label in kinds]
         result.append(

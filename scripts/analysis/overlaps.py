@@ -65,7 +65,7 @@ def _ignored(
         return np.zeros(len(rows), dtype=np.bool_)
     boxes, others = detections.boxes[rows], annotations.boxes[objects]
     covered = np.where(
-        annotations.crowd[objects], _share_inside(boxes, others), box_iou(boxes, others)
+        annotations.crowd[objects], share_inside(boxes, others), box_iou(boxes, others)
     )
     same = detections.label[rows, None] == annotations.labels[objects]
     ignored: BoolArray = ((covered >= threshold) & same).any(axis=1)
@@ -83,7 +83,7 @@ def box_iou(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
     return np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
 
 
-def _share_inside(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
+def share_inside(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
     """``(D, N)``: how much of each box lies in each other one: COCO's overlap with crowds."""
     intersection = _intersection(boxes_xyxy, others_xyxy)
     area = np.broadcast_to(_area(boxes_xyxy)[:, None], intersection.shape)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from data.annotations import Annotations
 from engine.detections import Detections
-from engine.voc_map import count_objects, judge, voc_scores
+from engine.voc_map import count_objects, voc_scores
+from scripts.analysis.crowds import judge_beside_crowds
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -20,13 +21,14 @@ MOST_POINTS = 200  # of a curve in the report
 def class_curves(
     detections: Detections, annotations: Annotations, iou: float
 ) -> dict[str, dict[str, Any]]:
-    """For each class with objects its precision over recall, by the VOC rule.
+    """For each class with objects its precision over recall, by the VOC rule but for crowds.
 
     Returns:
         ``{class: {"AP", "objects", "detections", "recall": [...], "precision": [...],
         "best_f1", "best_threshold"}}``, the best F1 over all score thresholds and where it is.
+        ``AP`` is the one that VOC's mAP is the mean of, which takes crowds for difficult boxes.
     """
-    order, right, ignored = judge(detections, annotations, iou)
+    ((order, right, ignored),) = judge_beside_crowds(detections, annotations, [iou])
     labels, scores = detections.label[order], detections.score[order]
     area = voc_scores(detections, annotations, iou)["area"]["AP"]
     curves = {}
@@ -45,7 +47,8 @@ def _curve(right: npt.NDArray[np.bool_], scores: FloatArray, objects: int) -> di
     recall = correct / objects
     precision = correct / np.arange(1, len(right) + 1)
     f1 = 2 * correct / (np.arange(1, len(right) + 1) + objects)
-    best = int(f1.argmax()) if len(f1) else None
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # no threshold parts equal scores
+    best = int(ends[f1[ends].argmax()]) if len(f1) else None
     points = min(MOST_POINTS, len(right))
     chosen = np.unique(np.linspace(0, len(right) - 1, points).astype(int))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -66,7 +69,7 @@ def calibration(detections: Detections, annotations: Annotations, iou: float) ->
         mean distance of score and precision over the detections (expected calibration error, Guo
         et al. 2017); None without detections.
     """
-    order, right, ignored = judge(detections, annotations, iou)
+    ((order, right, ignored),) = judge_beside_crowds(detections, annotations, [iou])
     scores, right = detections.score[order][~ignored], right[~ignored]
     places = np.clip((scores * BINS).astype(int), 0, BINS - 1)
     counts = np.bincount(places, minlength=BINS)

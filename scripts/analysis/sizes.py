@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from data.annotations import Annotations
@@ -51,10 +52,16 @@ def _of_class(
     detections: Detections, annotations: Annotations, label: int
 ) -> tuple[Detections, Annotations]:
     """The same images with one class alone."""
-    rows = np.flatnonzero(annotations.labels == label)
+    mine = np.flatnonzero(detections.label == label)
+    objects = np.flatnonzero(annotations.labels == label)
+    return detections.select(mine), only_objects(annotations, objects)
+
+
+def only_objects(annotations: Annotations, rows: npt.NDArray[np.int64]) -> Annotations:
+    """All images with some of their objects, ascending rows, without masks."""
     images = annotations.object_images()[rows]
     counts = np.bincount(images, minlength=len(annotations))
-    alone = replace(
+    return replace(
         annotations,
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=annotations.boxes[rows],
@@ -64,4 +71,3 @@ def _of_class(
         crowd=annotations.crowd[rows],
         masks=None,
     )
-    return detections.select(np.flatnonzero(detections.label == label)), alone

@@ -15,9 +15,10 @@ from data.annotations import Annotations
 from engine.coco_ap import coco_scores
 from engine.coco_results import write_coco_json
 from engine.detections import Detections, make_detections
-from engine.voc_map import voc_scores
+from engine.voc_map import judge, voc_scores
 from scripts.analysis.bootstrap import compare, mean_ap, rankings
 from scripts.analysis.confusion import confusion_matrix
+from scripts.analysis.crowds import judge_beside_crowds
 from scripts.analysis.precision import calibration, class_curves
 from scripts.analysis.tide import TYPES, judge_errors, tide
 from scripts.analysis.worst import count_faults
@@ -136,6 +137,41 @@ def test_right_detections_are_no_errors_and_crowds_punish_nobody() -> None:
     assert (nothing["AP"]["AP"], nothing["count"]["Miss"]) == (0, 1)
 
 
+def test_detections_in_a_crowd_count_nowhere() -> None:
+    """A small box in a large crowd of its class is no error; one of another class there is."""
+    annotations = with_objects([BOX, [20, 20, 100, 100]], [0, 0], [2], crowd=[False, True])
+    in_crowd, stray = [60, 60, 70, 70], [1, 60, 11, 70]
+    found = make_detections([0, 0], [0, 0], [0.9, 0.8], [in_crowd, BOX])
+    curve = class_curves(found, annotations, 0.5)["cat"]
+    assert (curve["detections"], curve["precision"], curve["best_f1"]) == (1, [1], 1)
+    bins = calibration(found, annotations, 0.5)["bins"]
+    assert [each["count"] for each in bins] == [0] * 8 + [1, 0]
+    ones = np.ones(1)
+    assert mean_ap(rankings(found, annotations, (0.5, 0.75)), ones) == 1
+    assert errors_of(found, annotations)["AP"]["AP"] == pytest.approx(1)
+    others = make_detections([0] * 3, [1, 0, 0], [0.9, 0.8, 0.7], [in_crowd, stray, BOX])
+    assert class_curves(others, annotations, 0.5)["cat"]["precision"] == [0.5, 0.5]
+    assert sum(each["count"] for each in calibration(others, annotations, 0.5)["bins"]) == 3
+
+
+def test_an_object_in_a_crowd_can_be_found() -> None:
+    """Even by a detection that overlaps the crowd more."""
+    annotations = with_objects([[10, 10, 50, 100], [0, 0, 100, 100]], [0, 0], [2], [False, True])
+    found = make_detections([0], [0], [0.9], [[10, 10, 85, 100]])
+    assert class_curves(found, annotations, 0.5)["cat"]["recall"] == [1]
+    assert mean_ap(rankings(found, annotations, (0.5,)), np.ones(1)) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_crowds_the_rule_is_vocs(seed: int) -> None:
+    detections, annotations = random_case(seed)
+    for iou, ours in zip(
+        (0.5, 0.8), judge_beside_crowds(detections, annotations, (0.5, 0.8)), strict=True
+    ):
+        for mine, theirs in zip(ours, judge(detections, annotations, iou), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
 def test_the_base_ap_of_tide_is_coco_ap50() -> None:
     detections, annotations = random_case(7)
     expected = coco_scores(detections, annotations)["AP50"]
@@ -173,6 +209,14 @@ def test_the_curve_knows_the_best_threshold() -> None:
     assert (curve["AP"], curve["best_f1"], curve["best_threshold"]) == (1, 1, 0.6)
     assert curve["recall"] == [0.5, 1, 1]
     assert curve["precision"] == [1, 1, pytest.approx(2 / 3, abs=1e-4)]
+
+
+def test_no_threshold_parts_equal_scores() -> None:
+    """The first of two equal scores alone would have a perfect F1, which no threshold gives."""
+    annotations = with_objects([BOX], [0], [1])
+    detections = make_detections([0, 0], [0, 0], [0.6, 0.6], [BOX, [0, 90, 9, 99]])
+    curve = class_curves(detections, annotations, 0.5)["cat"]
+    assert (curve["best_f1"], curve["best_threshold"]) == (pytest.approx(2 / 3), 0.6)
 
 
 def test_the_bootstraps_map_is_vocs_and_that_of_repeated_images() -> None:

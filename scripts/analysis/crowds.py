@@ -1,0 +1,54 @@
+"""Which detections are right where crowds neither count nor punish, as in COCO's own scores.
+
+VOC's rule knows no crowds: ``engine.voc_map`` takes them for difficult boxes, of which a detection
+must cover half. A crowd is larger than each of its members, so a detection of one counts as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from data.annotations import Annotations
+from engine.detections import Detections
+from engine.voc_map import judge
+from scripts.analysis.overlaps import share_inside
+from scripts.analysis.sizes import only_objects
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def judge_beside_crowds(
+    detections: Detections, annotations: Annotations, ious: Sequence[float]
+) -> Iterator[tuple[IntArray, BoolArray, BoolArray]]:
+    """For each IoU the answer of ``engine.voc_map.judge``, but for crowds.
+
+    A detection that claims no object and of which so much as the IoU lies in a crowd of its class
+    does not count.
+    """
+    shares = share_in_crowds(detections, annotations)
+    countable = only_objects(annotations, np.flatnonzero(~annotations.crowd))
+    for iou in ious:
+        order, right, ignored = judge(detections, countable, iou)
+        yield order, right, ignored | (~right & (shares[order] >= iou))
+
+
+def share_in_crowds(detections: Detections, annotations: Annotations) -> FloatArray:
+    """``(D,)``: how much of each detection lies in one crowd of its image and class, at most."""
+    kinds = len(annotations.classes)
+    keys = detections.image * kinds + detections.label
+    order = np.argsort(keys, kind="stable")
+    crowds = np.flatnonzero(annotations.crowd)
+    of_crowds = annotations.object_images()[crowds] * kinds + annotations.labels[crowds]
+    first = np.searchsorted(keys[order], of_crowds, side="left")
+    after = np.searchsorted(keys[order], of_crowds, side="right")
+    shares = np.zeros(len(detections))
+    for crowd, start, end in zip(crowds, first, after, strict=True):
+        rows = order[start:end]
+        inside = share_inside(detections.boxes[rows], annotations.boxes[crowd : crowd + 1])[:, 0]
+        shares[rows] = np.maximum(shares[rows], inside)
+    return shares
