@@ -146,16 +146,31 @@ def open_split(
         raise InputError("--config: name the YAML file whose data the detections are of")
     classes = trained.classes if trained is not None else config.data.classes
     if classes is None and config.data.format == "voc":
-        train = build_annotations(config.data, config.data.train, check_images=False)
-        classes = train.classes
+        classes = classes_of_training(config)
     roles = {"train": config.data.train, "val": config.data.val}
     name = roles.get(options.split, options.split)
     return Split(config, build_annotations(config.data, name, classes, check_images=False))
 
 
+def classes_of_training(config: Config) -> tuple[str, ...] | None:
+    """The class names of the train split; None, with a warning, where it is not here."""
+    try:
+        return build_annotations(config.data, config.data.train, check_images=False).classes
+    except InputError as error:
+        print(
+            f"analyze.py: class names are taken from the analyzed split, because: {error}",
+            file=sys.stderr,
+        )
+        return None
+
+
 def detections_of(trained: Trained, split: Split, name: str) -> Detections:
-    """Run a detector over the split."""
-    loader = build_eval_loader(trained.config.data, split.annotations, rank=0, world_size=1)
+    """Run a detector over the split's images, at the size that it was trained with."""
+    own = trained.config.data
+    data = split.config.data.model_copy(
+        update={"image_size": own.image_size, "batch_size": own.batch_size}
+    )
+    loader = build_eval_loader(data, split.annotations, rank=0, world_size=1)
 
     def batches() -> Iterator[Batch]:
         disable = None if sys.stderr.isatty() else True

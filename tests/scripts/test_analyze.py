@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import random_case, with_objects, write_checkpoint, write_data
+from tiny_runs import CLASSES, random_case, with_objects, write_checkpoint, write_data
 
 from data.annotations import Annotations
 from engine.coco_ap import coco_scores
@@ -306,3 +306,36 @@ def test_files_of_detections_are_analyzed_without_images(
     assert "Worst images" not in page.read_text()
     assert main([str(found)]) == 2
     assert "--config: name the YAML file" in capsys.readouterr().err
+
+
+def test_two_checkpoints_see_the_same_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the split, wherever the data of the second one's training was."""
+    root = write_data(tmp_path)
+    first = write_checkpoint(tmp_path / "first", root=root)
+    second = write_checkpoint(tmp_path / "second", root=tmp_path / "gone")
+    command = [str(second), "--no-report", "--resamples", "5", "--json"]
+    assert main([str(first), *command]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["comparison"]["mAP50_95"]["difference"] == 0
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {root}, classes: [cat, dog, ox], workers: 0}}\n")
+    assert main(["--config", str(config), *command]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0] == {**same["runs"][1], "name": "run"}
+
+
+def test_a_missing_train_split_only_takes_class_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_data(tmp_path)
+    (root / "ImageSets/Main/trainval.txt").unlink()
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {root}}}\n")
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    assert main(["--config", str(config), str(found), "--no-report", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "class names are taken from the analyzed split, because:" in told.err
+    assert "trainval" in told.err
+    assert set(json.loads(told.out)["classes"]) == set(CLASSES)
