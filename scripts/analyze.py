@@ -41,6 +41,7 @@ from data.images import DamagedImageError, read_image
 from data.loading import build_eval_loader
 from data.target import Batch
 from engine.atomic_file import write_atomically
+from engine.coco_engines import Engine, check_engine
 from engine.config import Config, load_config, split_words
 from engine.detections import Detections
 from engine.evaluator import detect, read_detections, score
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files, overrides = split_words(options.words)
         if not 1 <= len(files) <= 2:
             raise InputError("name one or two checkpoints or files of detections")
+        check_numbers(options)
         split, runs = look(files, overrides, options)
         result = analyze(split, runs, options)
         if not options.no_report:
@@ -97,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise InputError for numbers with which nothing can be computed."""
+    for name, least in (("resamples", 1), ("seed", 0), ("worst", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name}: {getattr(options, name)} is not {least} or more")
+    if not 0 <= options.threshold <= 1:
+        raise InputError(f"--threshold: {options.threshold:g} is no score between 0 and 1")
 
 
 def look(
@@ -144,6 +155,12 @@ def open_split(
         config = trained.config
     else:
         raise InputError("--config: name the YAML file whose data the detections are of")
+    check_engine(config.evaluate.engine)
+    if config.evaluate.iou != IOU:
+        raise InputError(
+            f"evaluate.iou: {config.evaluate.iou:g}, but curves, errors and the bootstrap are at "
+            f"IoU {IOU:g}; add evaluate.iou={IOU:g}"
+        )
     classes = trained.classes if trained is not None else config.data.classes
     if classes is None and config.data.format == "voc":
         classes = classes_of_training(config)
@@ -197,7 +214,10 @@ def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> d
         "classes": list(annotations.classes),
         "iou": IOU,
         "score_threshold": options.threshold,
-        "runs": [analyze_run(run, annotations, options.threshold) for run in runs],
+        "runs": [
+            analyze_run(run, annotations, options.threshold, split.config.evaluate.engine)
+            for run in runs
+        ],
     }
     if len(runs) == 2:
         first, second = (run.detections for run in runs)
@@ -208,17 +228,19 @@ def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> d
     return result
 
 
-def analyze_run(run: Run, annotations: Annotations, threshold: float) -> dict[str, Any]:
-    """One run in numbers."""
+def analyze_run(
+    run: Run, annotations: Annotations, threshold: float, engine: Engine
+) -> dict[str, Any]:
+    """One run in numbers; COCO's are computed by ``engine``."""
     verdicts = judge_errors(run.detections, annotations, IOU)
     return {
         "name": run.name,
         "detections": len(run.detections),
-        "scores": score(run.detections, annotations, IOU),
+        "scores": score(run.detections, annotations, IOU, engine),
         "tide": tide(run.detections, annotations, verdicts),
         "classes": class_curves(run.detections, annotations, IOU),
         "confusion": confusion_matrix(run.detections, annotations, IOU, threshold).tolist(),
-        "sizes": ap_by_size(run.detections, annotations, sys.stderr.isatty()),
+        "sizes": ap_by_size(run.detections, annotations, engine, sys.stderr.isatty()),
         "calibration": calibration(run.detections, annotations, IOU),
     }
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.annotations import Annotations
 from engine.coco_ap import coco_scores
+from engine.coco_engines import Engine
 from engine.detections import Detections
 
 SIZES = {"small": "APs", "medium": "APm", "large": "APl"}
@@ -18,7 +19,10 @@ BOUNDS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0*
 
 
 def ap_by_size(
-    detections: Detections, annotations: Annotations, show_progress: bool = False
+    detections: Detections,
+    annotations: Annotations,
+    engine: Engine = "pycocotools",
+    show_progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """COCO's AP of small, medium and large objects, and how many there are.
 
@@ -26,18 +30,18 @@ def ap_by_size(
         ``{"all classes": {"AP", "small", "medium", "large", "small_objects", ...}, class: ...}``;
         None where a class has no object of a size.
     """
-    report = {"all classes": _row(detections, annotations)}
+    report = {"all classes": _row(detections, annotations, engine)}
     if len(annotations.classes) > 1:
         bar = tqdm(annotations.classes, "AP by size", delay=2, leave=False)
         bar.disable = bar.disable or not show_progress
         for label, name in enumerate(bar):
             if (annotations.labels == label).any():
-                report[name] = _row(*_of_class(detections, annotations, label))
+                report[name] = _row(*_of_class(detections, annotations, label), engine)
     return report
 
 
-def _row(detections: Detections, annotations: Annotations) -> dict[str, Any]:
-    scores = coco_scores(detections, annotations, "bbox")
+def _row(detections: Detections, annotations: Annotations, engine: Engine) -> dict[str, Any]:
+    scores = coco_scores(detections, annotations, "bbox", engine)
     counted = ~(annotations.difficult | annotations.crowd)
     row: dict[str, Any] = {"AP": scores["AP"]}
     for size, name in SIZES.items():

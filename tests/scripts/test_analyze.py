@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_runs import CLASSES, random_case, with_objects, write_checkpoint, writ
 
 from data.annotations import Annotations
 from engine.coco_ap import coco_scores
+from engine.coco_engines import Contest, Engine, compute_stats
 from engine.coco_results import write_coco_json
 from engine.detections import Detections, make_detections
 from engine.voc_map import judge, voc_scores
@@ -339,3 +341,56 @@ def test_a_missing_train_split_only_takes_class_names(
     assert "class names are taken from the analyzed split, because:" in told.err
     assert "trainval" in told.err
     assert set(json.loads(told.out)["classes"]) == set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resamples", "0"], "--resamples: 0 is not 1 or more"),
+        (["--resamples", "-3"], "--resamples: -3 is not 1 or more"),
+        (["--seed", "-1"], "--seed: -1 is not 0 or more"),
+        (["--worst", "-1"], "--worst: -1 is not 0 or more"),
+        (["--threshold", "nan"], "--threshold: nan is no score"),
+        (["evaluate.iou=0.7"], "evaluate.iou: 0.7, but"),
+        (["evaluate.engine=hotcoco"], "evaluate.engine: hotcoco cannot be imported"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)  # as if it were not installed
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {write_data(tmp_path)}}}\n")
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    command = ["--config", str(config), str(found), str(found), "--no-report"]
+    assert main([*command, *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_engine_of_the_config_computes_cocos_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[str] = set()
+
+    def remember(contest: Contest, engine: Engine) -> Any:
+        used.add(engine)
+        return compute_stats(contest, "pycocotools")
+
+    monkeypatch.setattr("engine.coco_ap.compute_stats", remember)
+    monkeypatch.setattr("engine.coco_ap.check_engine", lambda _: None)
+    monkeypatch.setattr("scripts.analyze.check_engine", lambda _: None)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {write_data(tmp_path)}}}\n")
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    command = ["--config", str(config), str(found), "--no-report", "evaluate.engine=hotcoco"]
+    assert main(command) == 0
+    assert used == {"hotcoco"}
+    assert "VOC mAP" in capsys.readouterr().out
