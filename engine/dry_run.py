@@ -40,7 +40,7 @@ def dry_run(config: Config, ranks: Ranks) -> str:
     evaluation = build_validation(config, held_out, ranks, StopRequest()).loader
     with closing(loader), closing(evaluation):
         state = build_state(config, training.classes, len(loader), ranks)
-        Freezing(state.detector, config.train.freeze)
+        Freezing(state.detector, config.train.freeze).apply(0)
         batch = next(iter(loader.epoch(0)))
         losses = _train_once(state, batch, config, ranks.device)
         first = list(islice(evaluation, 1))

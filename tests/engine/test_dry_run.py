@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,18 @@ def test_a_dry_run_describes_the_model_and_writes_nothing(kind: str, tmp_path: P
     assert "GFLOP" in text
     assert "\nclasses: circle, square, triangle\n" in text
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
+def test_a_dry_run_freezes_what_rests_at_first(tmp_path: Path) -> None:
+    def trained(freeze: dict[str, list[int]]) -> int:
+        text = dry_run(config_of(tiny(tmp_path, train={"freeze": freeze})), ALONE)
+        found = re.search(r"([\d,]+) of them trained", text)
+        assert found is not None
+        return int(found[1].replace(",", ""))
+
+    everything = trained({})
+    assert 0 < trained({"backbone": [0, 1]}) < everything
+    assert trained({"backbone": [1, 2]}) == everything
 
 
 def test_flops_are_those_of_a_convolution() -> None:
