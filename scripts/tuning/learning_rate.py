@@ -30,7 +30,8 @@ from engine.precision import autocast
 from engine.state import TrainState
 from scripts.figures import new_figure
 
-SMOOTHING = 0.9  # of the running mean of losses
+SMOOTHING = 0.9  # of the running mean of losses, which tells when they diverge
+SPREAD = 0.8  # of the mean over both sides, which is as calm as the running mean
 DIVERGED = 3.0  # times the lowest loss
 FEWEST = 10  # iterations before anything can be said
 
@@ -42,9 +43,9 @@ class RangeTest:
     Attributes:
         rates: learning rates as ``train.lr`` counts them, one for each iteration.
         losses: the total weighted loss of each.
-        smoothed: its running mean.
+        smoothed: its mean with those before and after it.
         diverged: whether it ended because the loss grew.
-        suggested: ``train.lr``: where the smoothed loss falls fastest over a decade.
+        suggested: ``train.lr``: where the smoothed loss falls fastest.
         largest: the rate from which on the loss grows, or the last one.
     """
 
@@ -86,7 +87,7 @@ def range_test(
     rates = [lowest * factor**step for step in range(iterations)]
     with closing(loader):
         state = build_state(config, training.classes, len(loader), ranks)
-        Freezing(state.detector, config.train.freeze)
+        Freezing(state.detector, config.train.freeze).apply(0)
         bar = tqdm(rates, "range test", delay=2, leave=False, disable=not show)
         losses, diverged = _train(state, loader, bar, config, ranks)
     if len(losses) < FEWEST:
@@ -94,7 +95,7 @@ def range_test(
             f"the loss diverged within {len(losses)} iterations at train.lr="
             f"{rates[len(losses)]:.2g}; begin lower, with --lowest"
         )
-    smoothed = running_mean(losses)
+    smoothed = centered_mean(losses)
     return RangeTest(rates[: len(losses)], losses, smoothed, diverged, *choose(rates, smoothed))
 
 
@@ -164,11 +165,43 @@ def running_mean(losses: Sequence[float]) -> list[float]:
     return smoothed
 
 
+def centered_mean(losses: Sequence[float]) -> list[float]:
+    """An exponential mean over both sides of each loss: a running mean lags behind the rates.
+
+    Those up to where the running mean is lowest and those after it have means of their own: losses
+    that climb, often a hundredfold, would hide how low it was before.
+
+    >>> centered_mean([2.0, 2.0, 900.0])
+    [2.0, 2.0, 900.0]
+    """
+    before = running_mean(losses)
+    turn = 1 + min(range(len(before)), key=lambda place: (before[place], -place))
+    return _mean_of_both_sides(losses[:turn]) + _mean_of_both_sides(losses[turn:])
+
+
+def _mean_of_both_sides(losses: Sequence[float]) -> list[float]:
+    left, right = _decaying(losses), _decaying(losses[::-1])[::-1]
+    weights, others = _decaying([1.0] * len(losses)), _decaying([1.0] * len(losses))[::-1]
+    return [
+        round((left[n] + right[n] - loss) / (weights[n] + others[n] - 1), 12)
+        for n, loss in enumerate(losses)
+    ]
+
+
+def _decaying(values: Sequence[float]) -> list[float]:
+    """Each value with those before it, which count less the further back they are."""
+    total, sums = 0.0, []
+    for value in values:
+        total = SPREAD * total + value
+        sums.append(total)
+    return sums
+
+
 def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
     """The suggested and the largest useful rate.
 
     The largest is where the smoothed loss is lowest. Suggested is the rate before it at which the
-    smoothed loss falls fastest per decade, measured over a third of a decade.
+    smoothed loss falls fastest, measured over a third of a decade on either side.
     """
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     width = max(1, round(1 / 3 / math.log10(rates[1] / rates[0])))
@@ -185,7 +218,7 @@ def draw(test: RangeTest) -> Any:
     figure = new_figure((7.5, 4.2))
     axis = figure.subplots()
     axis.plot(test.rates, test.losses, color="#cbd5e1", linewidth=1, label="each iteration")
-    axis.plot(test.rates, test.smoothed, color="#2563eb", linewidth=2, label="running mean")
+    axis.plot(test.rates, test.smoothed, color="#2563eb", linewidth=2, label="mean over both sides")
     for rate, name, color in (
         (test.suggested, "suggested", "#059669"),
         (test.largest, "lowest loss", "#ea580c"),

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import random_case
 
-from engine.config import parse_config
+from engine.build import build_state
+from engine.config import load_config, parse_config
+from engine.distributed import Ranks
+from engine.state import TrainState
 from scripts.tune import main
 from scripts.tuning.batch_size import Trial, full_batch, largest_batch
-from scripts.tuning.learning_rate import applied_rate, choose, running_mean
+from scripts.tuning.learning_rate import (
+    applied_rate,
+    centered_mean,
+    choose,
+    range_test,
+    running_mean,
+)
 
 CONFIG = """
 detector: {type: retinanet, backbone: resnet18, weights: none, trainable_stages: 5, norm: batch,
@@ -73,8 +84,32 @@ def test_the_rate_is_where_the_loss_falls_fastest() -> None:
     assert 0.03 < largest <= 0.11
 
 
-def test_the_running_mean_of_a_constant_is_it() -> None:
-    assert running_mean([3.0] * 30) == [3.0] * 30
+@pytest.mark.parametrize("iterations", [30, 100, 300])
+@pytest.mark.parametrize("steepness", [3, 6, 12])
+def test_smoothing_moves_the_suggestion_nowhere(iterations: int, steepness: int) -> None:
+    """As a running mean would: to twice the rate."""
+    rates = np.logspace(-6, 0, iterations)
+    fall = 2 - 1 / (1 + np.exp(-steepness * (np.log10(rates) + 3)))
+    places = []
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.05, iterations)
+        smoothed = centered_mean((fall + 10 * np.maximum(rates - 0.1, 0) + noise).tolist())
+        places.append(np.log10(choose(rates.tolist(), smoothed)[0]))
+    step = 6 / (iterations - 1)
+    assert np.mean(places) == pytest.approx(-3, abs=0.1 + step / 2)
+
+
+def test_a_loss_that_explodes_does_not_hide_how_low_it_was() -> None:
+    rates = np.logspace(-6, 0, 100)
+    losses = 5 - 4 / (1 + np.exp(-6 * (np.log10(rates) + 3)))
+    losses[80:] = 1000
+    suggested, largest = choose(rates.tolist(), centered_mean(losses.tolist()))
+    assert suggested == pytest.approx(1e-3, rel=0.15)
+    assert largest == rates[79]
+
+
+def test_the_mean_of_a_constant_is_it() -> None:
+    assert running_mean([3.0] * 30) == centered_mean([3.0] * 30) == [3.0] * 30
 
 
 def test_rates_are_counted_as_the_config_counts_them() -> None:
@@ -97,6 +132,27 @@ def test_the_range_test_trains_and_draws(
     assert len(result["losses"]) == 15
     assert 1e-5 <= result["suggested"] <= result["largest"] <= 1e-3 * 1.001
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_range_test_keeps_what_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[TrainState] = []
+
+    def remember(*arguments: Any) -> TrainState:
+        states.append(build_state(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr("scripts.tuning.learning_rate.build_state", remember)
+    config = load_config(config_file(tmp_path), ["train.freeze={backbone.body: [0, 1]}"])
+    alone = Ranks(0, 1, torch.device("cpu"))
+    range_test(config, alone, 1e-4, 1e-2, 10, show=False)
+    after = states[0].detector.state_dict()
+    remember(config, ("circle", "square", "triangle"), 1, alone)
+    before = states[1].detector.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert not [name for name in moved if name.startswith("backbone.body.")]
 
 
 @pytest.mark.slow
