@@ -26,6 +26,18 @@ def new_figure(size: tuple[float, float]) -> Any:
     return figure
 
 
+def check_figure(path: Path) -> None:
+    """Before long work for a picture: that it can be drawn, and written under this name.
+
+    Raises:
+        InputError: matplotlib is not installed, or writes no files with this ending.
+    """
+    endings = new_figure((1, 1)).canvas.get_supported_filetypes()
+    ending = path.suffix.lower().removeprefix(".")
+    if ending and ending not in endings:
+        raise InputError(f"{path}: {path.suffix} is no ending of a picture; name a .png file")
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure: PNG, SVG or PDF by the ending.
 

@@ -33,7 +33,7 @@ from data.errors import InputError
 from engine.config import Config, load_config
 from engine.distributed import start_ranks
 from scripts.dataset_tools.tables import format_table
-from scripts.figures import save_figure
+from scripts.figures import check_figure, save_figure
 from scripts.tuning.batch_size import (
     Trial,
     attempt_on_cpu,
@@ -41,7 +41,7 @@ from scripts.tuning.batch_size import (
     available_gib,
     largest_batch,
 )
-from scripts.tuning.learning_rate import draw, range_test
+from scripts.tuning.learning_rate import FEWEST, draw, range_test
 
 SHARE = 0.9  # of the memory that is available: room for what the loader and others need
 
@@ -64,22 +64,28 @@ def tune_lr(config: Config, options: argparse.Namespace) -> None:
     """The range test."""
     if not 0 < options.lowest < options.highest:
         raise InputError("--lowest must be above 0 and below --highest")
+    if options.iterations < FEWEST:
+        raise InputError(f"--iterations: {options.iterations} are too few; at least {FEWEST}")
+    picture = options.output or (None if options.json else Path("lr.png"))
+    if picture is not None:
+        check_figure(picture)
     with start_ranks(config.train.device) as ranks:
         show = sys.stderr.isatty()
         test = range_test(config, ranks, options.lowest, options.highest, options.iterations, show)
-    if not options.json or options.output is not None:
-        save_figure(draw(test), options.output or Path("lr.png"))
     if options.json:
         print(json.dumps(test.as_dict()))
-        return
-    how = "diverged" if test.diverged else "had not diverged"
-    print(
-        f"{len(test.losses)} iterations, train.lr from {test.rates[0]:.2g} to "
-        f"{test.rates[-1]:.2g}, where the loss {how}\n"
-        f"the loss falls fastest at {test.suggested:.2g} and is lowest at {test.largest:.2g}\n"
-        f"try train.lr={test.suggested:.1e} (now {config.train.lr:.1e})\n"
-        f"written: {options.output or Path('lr.png')}"
-    )
+    else:
+        how = "diverged" if test.diverged else "had not diverged"
+        print(
+            f"{len(test.losses)} iterations, train.lr from {test.rates[0]:.2g} to "
+            f"{test.rates[-1]:.2g}, where the loss {how}\n"
+            f"the loss falls fastest at {test.suggested:.2g} and is lowest at {test.largest:.2g}\n"
+            f"try train.lr={test.suggested:.1e} (now {config.train.lr:.1e})"
+        )
+    if picture is not None:
+        save_figure(draw(test), picture)
+        if not options.json:
+            print(f"written: {picture}")
 
 
 def tune_batch(config: Config, options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,51 @@ def test_the_range_test_keeps_what_is_frozen(
     assert not [name for name in moved if name.startswith("backbone.body.")]
 
 
+def test_numbers_are_told_before_the_picture_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("no folder")
+    command = ["lr", "--config", str(config_file(tmp_path)), "--iterations", "10"]
+    assert main([*command, "--output", str(tmp_path / "file/lr.png")]) == 2
+    told = capsys.readouterr()
+    assert "try train.lr=" in told.out
+    assert "cannot be written" in told.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lowest", "2"], "--lowest must be above 0 and below --highest"),
+        (["--iterations", "5"], "--iterations: 5 are too few; at least 10"),
+        (["--output", "lr.xyz"], "lr.xyz: .xyz is no ending of a picture"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused_before_it_trains(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("scripts.tune.range_test", None)
+    assert main(["lr", "--config", str(config_file(tmp_path)), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("scripts.tune.range_test", None)
+    assert main(["lr", "--config", str(config_file(tmp_path))]) == 2
+    assert "the picture needs matplotlib" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_batches_are_tried_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["batch", "--config", str(config_file(tmp_path)), "--memory", "0.001", "--json"]
     assert main(command) == 0  # a process that has imported torch is larger
     result = json.loads(capsys.readouterr().out)
     assert (result["largest"], [trial["batch"] for trial in result["trials"]]) == (None, [1])
-
-
-def test_rates_that_do_not_rise_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["lr", "--config", str(config_file(tmp_path)), "--lowest", "2"]) == 2
-    assert "--lowest must be above 0 and below --highest" in capsys.readouterr().err
