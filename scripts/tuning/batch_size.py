@@ -8,6 +8,7 @@ memory is measured, and sizes beyond the limit are not tried but extrapolated.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import resource
 import time
@@ -23,13 +24,14 @@ from data.annotations import Annotations
 from data.errors import InputError
 from data.target import Batch, pad_targets
 from detector.build import build_detector
+from detector.cuda_graphs import FIRST_RECORDED
 from engine.config import Config
 from engine.exit_status import is_out_of_memory
 from engine.optimization import build_optimizer
 from engine.precision import autocast
 
 GIB = 2**30
-REPEATS = 2  # timed iterations, after one that warms up
+REPEATS = 2  # timed iterations, after those that warm up
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,17 @@ def _expected(trials: list[Trial], batch: int) -> float:
 
 
 def full_batch(config: Config, annotations: Annotations, size: int) -> Batch:
-    """Noise of the largest size, lying and standing in turn, with the most objects of an image."""
+    """Noise of the largest size in training, with the most objects of an image.
+
+    All pictures lie: a training batch holds one aspect group, so that it is padded to no square.
+    """
     generator = torch.Generator().manual_seed(0)
-    short, long = config.data.image_size
+    height, width = config.data.image_size
+    height = max(config.data.multi_scale.short_sides, default=height)
     objects = int(annotations.training_counts().max(initial=1))
     kinds = len(annotations.classes)
     images, boxes, labels, masks = [], [], [], []
-    for number in range(size):
-        height, width = (short, long) if number % 2 == 0 else (long, short)
+    for _ in range(size):
         shape = (3, height, width)
         images.append(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
         corner = torch.rand((objects, 2), generator=generator) * 0.7
@@ -115,9 +120,9 @@ def train_on(config: Config, batch: Batch, classes: int, device: torch.device) -
         train.optimizer, detector.parameters(), 1e-8, train.momentum, train.weight_decay
     )
     batch = batch.to(device)
-    start = 0.0
-    for iteration in range(1 + REPEATS):
-        if iteration == 1:
+    start, before = 0.0, warm_ups(device)
+    for iteration in range(before + REPEATS):
+        if iteration == before:
             _wait(device)
             start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
@@ -128,6 +133,17 @@ def train_on(config: Config, batch: Batch, classes: int, device: torch.device) -
         optimizer.step()
     _wait(device)
     return REPEATS * len(batch) / (time.perf_counter() - start)
+
+
+def warm_ups(device: torch.device) -> int:
+    """Iterations that are not timed: on a GPU the last of them records the passes."""
+    return FIRST_RECORDED if device.type == "cuda" else 1
+
+
+def release_memory() -> None:
+    """Give back what earlier trials held: detectors and their recorded passes hold each other."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _wait(device: torch.device) -> None:
@@ -141,7 +157,7 @@ def attempt_on_gpu(
     """Try a batch on the GPU; its memory is what the allocator reserved at most."""
 
     def attempt(size: int) -> Trial:
-        torch.cuda.empty_cache()
+        release_memory()
         torch.cuda.reset_peak_memory_stats(device)
         try:
             batch = full_batch(config, annotations, size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,23 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import random_case
+from torch import nn
 
+from data.sampling import aspect_groups
+from detector.build import build_detector
+from detector.cuda_graphs import CUDAGraphs
 from engine.build import build_state
 from engine.config import load_config, parse_config
 from engine.distributed import Ranks
 from engine.state import TrainState
 from scripts.tune import main
-from scripts.tuning.batch_size import Trial, full_batch, largest_batch
+from scripts.tuning.batch_size import (
+    Trial,
+    full_batch,
+    largest_batch,
+    release_memory,
+    warm_ups,
+)
 from scripts.tuning.learning_rate import (
     applied_rate,
     centered_mean,
@@ -66,11 +78,17 @@ def test_a_batch_far_beyond_the_memory_is_never_tried() -> None:
     assert [trial.gib for trial in nothing] == [None]
 
 
-def test_a_full_batch_has_the_largest_pictures_both_ways() -> None:
+@pytest.mark.parametrize(
+    ("sides", "short"), [([], 40), ([32, 56], 56), ([16, 24], 24)], ids=["one", "larger", "smaller"]
+)
+def test_a_full_batch_is_the_largest_of_training(sides: list[int], short: int) -> None:
+    """Of one aspect group, as its loader makes them, at the largest short side that it draws."""
     _, annotations = random_case(0)
-    config = parse_config({"data": {"image_size": [40, 60]}}, "test")
-    batch = full_batch(config, annotations, 3)
-    assert [tuple(image.shape) for image in batch.images] == [(3, 40, 60), (3, 60, 40), (3, 40, 60)]
+    data = {"image_size": [40, 60], "multi_scale": {"short_sides": sides}}
+    batch = full_batch(parse_config({"data": data}, "test"), annotations, 3)
+    assert [tuple(image.shape) for image in batch.images] == [(3, short, 60)] * 3
+    sizes = np.array([image.shape[1:] for image in batch.images], dtype=np.int32)
+    assert len(set(aspect_groups(sizes).tolist())) == 1
     assert set(batch.targets.counts) == {int(np.diff(annotations.offsets).max())}
     assert (batch.targets.boxes[..., 2:] > batch.targets.boxes[..., :2]).all()
     assert batch.targets.boxes[0, :, 2].max() <= 60
@@ -83,6 +101,33 @@ def test_the_rate_is_where_the_loss_falls_fastest() -> None:
     suggested, largest = choose(rates.tolist(), losses.tolist())
     assert 10**-3.3 < suggested < 10**-2.7
     assert 0.03 < largest <= 0.11
+
+
+def test_a_trial_leaves_no_detector_behind(tmp_path: Path) -> None:
+    """A detector and its recorded passes hold each other: counting references frees neither."""
+    config = load_config(config_file(tmp_path), ["detector.cuda_graphs=true"])
+    detector = build_detector(config.detector, config.loss, 3)
+    left = weakref.ref(detector)
+    gc.disable()
+    try:
+        del detector
+        assert left() is not None
+        release_memory()
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_the_recording_of_passes_is_not_timed() -> None:
+    """The last iteration that warms up is the one in which a pass is recorded."""
+    records: list[int] = []
+    graphs = CUDAGraphs(nn.Identity(), lambda value: (value,))
+    graphs._memory = "none"
+    before = warm_ups(torch.device("cuda"))
+    for iteration in range(before + 2):
+        graphs._find("shape", lambda now=iteration: records.append(now) or print)
+    assert records == [before - 1]
+    assert warm_ups(torch.device("cpu")) == 1
 
 
 @pytest.mark.parametrize("iterations", [30, 100, 300])
