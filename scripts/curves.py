@@ -28,6 +28,10 @@ METRICS, TABLE, EVENTS = "metrics.jsonl", "curves.csv", "events.out.tfevents"
 Point = tuple[str, int, float]  # tag, iteration, value
 
 
+class NoCurvesError(InputError):
+    """A folder that is none of a run, or a run that has logged nothing yet."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """One number over the iterations of a run.
@@ -55,7 +59,8 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
             that to TensorBoard's files), a ``metrics.jsonl``, or a TensorBoard event file.
 
     Raises:
-        InputError: there is no such run, or it has no curves yet.
+        InputError: there is no such run.
+        NoCurvesError: it has no curves yet, or the folder is none of a run.
     """
     run = Path(run)
     if run.is_dir():
@@ -68,7 +73,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     for tag, step, value in points:
         gathered[tag][step] = value
     if not gathered:
-        raise InputError(f"{run}: holds no curves (yet); the first stand there after log_every")
+        raise NoCurvesError(f"{run}: holds no curves (yet); the first stand there after log_every")
     return {tag: _curve(values) for tag, values in gathered.items()}
 
 
@@ -156,7 +161,7 @@ def read_events(path: Path) -> Iterator[Point]:
         InputError: there is none.
     """
     if path.is_dir() and not any(EVENTS in file.name for file in path.iterdir()):
-        raise InputError(
+        raise NoCurvesError(
             f"{path}: holds neither {METRICS} nor {EVENTS}.*; name the folder of a run"
         )
     if not path.exists():

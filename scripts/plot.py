@@ -4,11 +4,11 @@
     python scripts/plot.py runs/fixed runs/alwa --output comparison.png --smooth 5
     python scripts/plot.py runs/* --tags 'val/coco_AP*' images_per_second --log
 
-A run is named by its folder, its metrics.jsonl or a TensorBoard event file. Six panels: the raw
-losses, the mean and the standard deviation of the weighted losses per window, the loss weights, the
-learning rate, the average precision. With --tags each curve whose name matches gets a panel of its
-own. Several runs: a color for each run, a kind of line for each loss. Needs matplotlib (the extra
-`analysis`).
+A run is named by its folder, its metrics.jsonl or a TensorBoard event file; of several those
+without curves are left out. Six panels: the raw losses, the mean and the standard deviation of the
+weighted losses per window, the loss weights, the learning rate, the average precision. With --tags
+each curve whose name matches gets a panel of its own. Several runs: a color for each run, a kind of
+line for each loss. Needs matplotlib (the extra `analysis`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, some_of
 from engine.standard_output import status_of_tool
-from scripts.curves import Curve, read_curves
+from scripts.curves import Curve, NoCurvesError, read_curves
 from scripts.figures import new_figure, save_figure
 
 Runs = Mapping[str, Mapping[str, Curve]]
@@ -73,13 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_runs(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, dict[str, Curve]]:
-    """The curves of each run by its name: the given ones, or what tells the paths apart."""
+    """The curves of each run by its name: the given ones, or what tells the paths apart.
+
+    Of several runs those without curves are left out, with a line on stderr.
+    """
     if names is not None and len(names) != len(paths):
         raise InputError(f"--names: {len(names)} names for {len(paths)} runs; give each its own")
     labels = list(names or shortest_names(paths))
     if len(set(labels)) < len(labels):
         raise InputError("a run is named twice; name each once, or tell them apart with --names")
-    return {label: read_curves(path) for label, path in zip(labels, paths, strict=True)}
+    runs = {}
+    for label, path in zip(labels, paths, strict=True):
+        try:
+            runs[label] = read_curves(path)
+        except NoCurvesError as error:
+            if len(paths) == 1:
+                raise
+            print(f"plot.py: left out: {error}", file=sys.stderr)
+    if not runs:
+        raise InputError(f"none of the {len(paths)} runs has curves; name another")
+    return runs
 
 
 def shortest_names(paths: Sequence[Path]) -> list[str]:

@@ -53,6 +53,27 @@ def test_a_running_mean_keeps_the_length_and_a_constant() -> None:
     np.testing.assert_array_equal(smooth(np.array([1.0, 5.0, 3.0]), 1), [1, 5, 3])
 
 
+def test_of_several_runs_those_without_curves_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    (tmp_path / "mlruns/0").mkdir(parents=True)
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young/metrics.jsonl").touch()
+    assert main(["mlruns", "run", "young", "--json"]) == 0
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["run"]
+    assert "left out: mlruns: holds neither" in told.err
+    assert "left out: young: holds no curves" in told.err
+    assert main(["mlruns", "young"]) == 2
+    assert "none of the 2 runs has curves" in capsys.readouterr().err
+    assert main(["mlruns"]) == 2
+    assert "mlruns: holds neither" in capsys.readouterr().err
+    assert main(["run", "misspelt"]) == 2  # a name that is none is no run without curves
+    assert "misspelt: cannot be read" in capsys.readouterr().err
+
+
 def test_runs_of_the_same_name_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
