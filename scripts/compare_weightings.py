@@ -21,8 +21,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 
@@ -42,9 +42,7 @@ from losses import (
     UncertaintyWeighting,
 )
 from scripts.curves import read_curves
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from scripts.figures import check_figure, new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests/losses/fixtures/recorded_losses.json"
@@ -71,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         recording = scaled(read_recording(options.recording), options.scale)
+        check_figure(options.output)
+        rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
+        weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
+        print(table(weights, recording))
+        save_figure(draw(weights, recording), options.output)
     except InputError as error:
         print(f"compare_weightings.py: {error}", file=sys.stderr)
         return 2
-    rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
-    weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
-    print(table(weights, recording))
-    draw(weights, recording, options.output)
     print(options.output)
     return 0
 
@@ -159,10 +158,11 @@ def table(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> 
     return "\n".join(lines)
 
 
-def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]], path: Path) -> None:
+def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> Any:
     """A panel with the losses and one with the weights of each rule."""
     rows = -(-(len(weights) + 1) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(10, 2 * rows), sharex=True, squeeze=False)
+    figure = new_figure((10, 2 * rows))
+    axes = figure.subplots(rows, 3, sharex=True, squeeze=False)
     first, *panels = axes.flat
     for name in PAIR["head"]:
         first.plot(recording[name], linewidth=0.8, label=name)
@@ -181,10 +181,7 @@ def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]], path
         panel.tick_params(labelsize=7)
     axes[0, 1].legend(fontsize=7)
     figure.supxlabel("iteration", fontsize=9)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return figure
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from tiny_studies import recorded_run
+
+from scripts.figures import save_figure
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,5 +102,38 @@ def test_a_picture_and_a_table_come_out(compare: ModuleType, tmp_path: Path) -> 
     recording = {"cls": [2.0, 1.0, 1.5, 0.5], "box": [1.0, 0.25, 0.5, 0.5]}
     weights = {"GLS": compare.replay(compare.RULES["GLS"](2), recording)}
     assert compare.table(weights, recording).splitlines()[2].startswith("| GLS | 0.45 |")
-    compare.draw(weights, recording, tmp_path / "picture.png")
+    save_figure(compare.draw(weights, recording), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("x.xyz", ".xyz is no ending of a picture"), ("file/x.png", "cannot be written")],
+)
+def test_a_picture_that_cannot_be_written_is_named(
+    output: str,
+    message: str,
+    compare: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    recording = tmp_path / "losses.json"
+    recording.write_text('{"cls": [2.0, 1.0, 1.5], "box": [1.0, 0.25, 0.5]}')
+    assert compare.main([str(recording), "--output", str(tmp_path / output)]) == 2
+    said = capsys.readouterr().err
+    assert output in said
+    assert message in said
+
+
+def test_without_matplotlib_it_says_so() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from scripts.compare_weightings import main; sys.exit(main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "the picture needs matplotlib" in done.stderr
+    assert "Traceback" not in done.stderr
