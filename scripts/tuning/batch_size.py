@@ -141,7 +141,7 @@ def warm_ups(device: torch.device) -> int:
 
 
 def release_memory() -> None:
-    """Give back what earlier trials held: detectors and their recorded passes hold each other."""
+    """Give back what earlier trials held: recorded passes may hold their detectors in cycles."""
     gc.collect()
     torch.cuda.empty_cache()
 
