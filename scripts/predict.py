@@ -6,7 +6,8 @@
     python scripts/predict.py runs/my_run/best.pt photos/ --coco found.json --no-pictures
 
 An input is an image, a folder (and the folders in it), a pattern or a video. Pictures with boxes,
-masks, names and scores go to a folder, a video becomes a video. --coco writes COCO results JSON of
+masks, names and scores go to a folder, a video becomes a video; nothing is drawn over an input, and
+what lies in --output already is left out of a folder around it. --coco writes COCO results JSON of
 the images, --comp4 the VOC devkit's files, --json prints everything that was found; these hold all
 detections above detector.score_threshold, the pictures those above --threshold. Key overrides
 (data.image_size=[480,640] train.device=cpu train.amp=bf16) may stand among the inputs.
@@ -46,6 +47,7 @@ from scripts.prediction.coco_ids import write_coco
 from scripts.prediction.inputs import Source, Video, find_sources, open_image, open_video
 from scripts.prediction.looking import Looker, in_batches, unannotated
 from scripts.prediction.pictures import VideoWriter, write_picture
+from scripts.prediction.targets import check_targets, target_of
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -75,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words, overrides = split_words(options.words)
         if len(words) < 2:
             raise InputError("name a checkpoint, then images, folders, patterns or videos")
-        sources = find_sources(words[1:])
+        sources = find_sources(words[1:], options.output)
+        drawn_to = None if options.no_pictures else options.output
+        check_targets(sources, drawn_to, comp4=options.comp4 is not None)
         trained = load_trained(words[0], overrides)
         predict(sources, Looker(trained), options)
     except InputError as error:
@@ -149,13 +153,13 @@ def look_at_images(
     for source, picture in zip(
         batch, drawn(images, detections, looker, options.threshold), strict=True
     ):
-        write_picture(options.output / source.inside, picture)
+        write_picture(target_of(source, options.output), picture)
 
 
 def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -> dict[str, Any]:
     """Detect in the frames of a video and write them as one; frame counts for the report."""
     video = open_video(source.path)
-    target = None if options.no_pictures else options.output / source.inside.with_suffix(".mp4")
+    target = None if options.no_pictures else target_of(source, options.output)
     frames = objects = 0
     with VideoWriter(target, video.rate) as writer:
         for batch in in_batches(_shown(video), options.batch):

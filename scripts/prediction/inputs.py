@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError
-from data.images import read_image
+from data.images import DamagedImageError, read_image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -38,38 +38,36 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What result files call the image: its path without the ending."""
+        """What comp4 files call the image: its path without the ending."""
         return self.inside.with_suffix("").as_posix()
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
+def find_sources(inputs: Sequence[str], output: Path | None = None) -> list[Source]:
     """The files behind names of files, folders (with the folders below them) and globs, in order.
 
+    Args:
+        output: a folder whose files are left out where a folder above it is named: what an earlier
+            run has drawn is no input of the next one.
+
     Raises:
-        InputError: there is nothing under a name, or two images would have the same name.
+        InputError: there is nothing under a name.
     """
-    sources = [source for name in inputs for source in _behind(name)]
-    sources = list({source.path.resolve(): source for source in sources}.values())
-    first: dict[str, Source] = {}
-    for source in sources:
-        other = first.setdefault(source.name, source)
-        if other is not source:
-            raise InputError(
-                f"{source.path} and {other.path}: two inputs are called {source.name!r}; name the "
-                "folder above both, or run them one after the other"
-            )
-    return sources
+    sources = [source for name in inputs for source in _behind(name, output)]
+    return list({source.path.resolve(): source for source in sources}.values())
 
 
-def _behind(name: str) -> list[Source]:
+def _behind(name: str, output: Path | None) -> list[Source]:
     path = Path(name)
     if path.is_file():
         return [Source(path, Path(path.name))]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _is_known(file))
-        if not files:
-            raise InputError(f"{name}: the folder holds no images or videos ({_endings()})")
-        return [Source(file, file.relative_to(path)) for file in files]
+        inside = [file.relative_to(path) for file in sorted(path.rglob("*")) if _is_known(file)]
+        drawn = _below(path, output)
+        kept = [file for file in inside if drawn is None or not file.is_relative_to(drawn)]
+        if not kept:
+            beside = f" beside those of --output {output}" if inside else ""
+            raise InputError(f"{name}: the folder holds no images or videos ({_endings()}){beside}")
+        return [Source(path / file, file) for file in kept]
     files = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     found = [Source(file, Path(file.name)) for file in files if _is_known(file)]
     if not found:
@@ -78,6 +76,13 @@ def _behind(name: str) -> list[Source]:
             "video"
         )
     return found
+
+
+def _below(folder: Path, output: Path | None) -> Path | None:
+    """Where the output is in a folder; None where it is the folder itself, or elsewhere."""
+    if output is None or folder.resolve() not in output.resolve().parents:
+        return None
+    return output.resolve().relative_to(folder.resolve())
 
 
 def _is_known(file: Path) -> bool:
@@ -116,13 +121,20 @@ def open_video(path: Path) -> Video:
     """Open a video.
 
     Raises:
-        InputError: it cannot be decoded here.
+        DamagedImageError: it cannot be decoded here.
     """
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise InputError(f"{path}: cannot be read as a video; convert it to H.264 in .mp4")
+        raise damaged_video(path, "cannot be read as a video")
     frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     return Video(path, capture, frames, capture.get(cv2.CAP_PROP_FPS) or 25.0)
+
+
+def damaged_video(path: Path, complaint: str) -> DamagedImageError:
+    """What to raise for a video that cannot be decoded."""
+    return DamagedImageError(
+        f"{path}: {complaint}; convert it to H.264 in .mp4, or write data.on_damaged: skip"
+    )
 
 
 def open_image(path: Path, max_pixels: int) -> Pixels:

@@ -17,14 +17,20 @@ Pixels = npt.NDArray[np.uint8]
 JPEG_QUALITY = 92
 
 
+def picture_path(path: Path) -> Path:
+    """A path that ends as a JPEG or PNG; other endings get .png behind them."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        return path
+    return path.with_name(f"{path.name}.png")
+
+
 def write_picture(path: Path, picture: Pixels) -> None:
-    """Write an ``(H, W, 3)`` RGB picture as JPEG or PNG, as its name ends; other endings get .png.
+    """Write an ``(H, W, 3)`` RGB picture as JPEG or PNG, as its ``picture_path`` ends.
 
     Raises:
         InputError: it cannot be written.
     """
-    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-        path = path.with_name(f"{path.name}.png")
+    path = picture_path(path)
     is_jpeg = path.suffix.lower() != ".png"
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if is_jpeg else []
     colors = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)

@@ -37,6 +37,87 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path: Path) 
     assert [source.name for source in named] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("named", "output"),
+    [
+        ([""], ""),
+        (["a.jpg"], ""),
+        (["deep"], "deep"),
+        (["a.jpg"], "../link"),
+        (["clip.mp4"], ""),
+        (["b.bmp", "b.bmp.png"], "../out/../photos"),
+    ],
+)
+def test_an_input_is_never_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: list[str], output: str
+) -> None:
+    photos = tmp_path / "photos"
+    for file in ("a.jpg", "b.bmp", "b.bmp.png", "deep/c.png"):
+        write_image(photos / file, 40, 40)
+    write_video(photos / "clip.mp4", frames=1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(photos)
+    before = {file: file.read_bytes() for file in photos.rglob("*.*")}
+    command = [str(write_checkpoint(tmp_path)), "data.image_size=[48,64]"]
+    command += [str(photos / name) for name in named]
+    assert main([*command, "--output", str(photos / output)]) == 2
+    assert "name another --output" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in photos.rglob("*.*")} == before
+
+
+def test_a_second_run_over_a_folder_does_not_find_what_the_first_has_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    write_image(tmp_path / "a.png", 40, 40)
+    monkeypatch.chdir(tmp_path)
+    told = []
+    for _ in range(2):
+        assert main([str(checkpoint), ".", "--json"]) == 0
+        told.append(list(json.loads(capsys.readouterr().out)["images"]))
+    assert told == [["a.png"], ["a.png"]]
+    assert (tmp_path / "predictions/a.png").is_file()
+    (tmp_path / "a.png").unlink()
+    assert main([str(checkpoint), "."]) == 2
+    assert "beside those of --output predictions" in capsys.readouterr().err
+    assert main([str(checkpoint), "predictions", "--no-pictures"]) == 0  # asked for by name
+
+
+def test_one_name_with_two_endings_is_two_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("a.jpg", "a.png"):
+        write_image(tmp_path / "photos" / file, 40, 40)
+    command = [str(write_checkpoint(tmp_path)), str(tmp_path / "photos")]
+    command += ["--output", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["images"]) == ["a.jpg", "a.png"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.jpg", "a.png"]
+    assert main([*command, "--comp4", str(tmp_path / "comp4")]) == 2
+    assert "are both 'a' in comp4 files" in capsys.readouterr().err
+
+
+def test_two_inputs_that_would_be_one_are_refused_with_a_cure_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("one/a.png", "two/a.png"):
+        write_image(tmp_path / "photos" / file, 40, 40)
+    write_video(tmp_path / "clip.mp4", frames=1).rename(tmp_path / "clip.m4v")
+    write_video(tmp_path / "clip.mp4", frames=1)
+    checkpoint = str(write_checkpoint(tmp_path))
+    out = ["--output", str(tmp_path / "out"), "data.image_size=[48,64]"]
+    images = [str(tmp_path / "photos" / folder) for folder in ("one", "two")]
+    assert main([checkpoint, *images, "--no-pictures"]) == 2
+    assert "are both 'a.png' in the results; name the folder above" in capsys.readouterr().err
+    assert main([checkpoint, str(tmp_path / "photos"), *out]) == 0
+    clips = [str(tmp_path / "clip.mp4"), str(tmp_path / "clip.m4v")]
+    assert main([checkpoint, *clips, *out]) == 2
+    assert "would both be written to" in capsys.readouterr().err
+    assert main([checkpoint, *clips, *out, "--no-pictures"]) == 0
+    for clip in clips:
+        assert main([checkpoint, clip, "--output", str(tmp_path / Path(clip).suffix[1:])]) == 0
+
+
 def test_pictures_json_and_files_of_detections_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
