@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -25,7 +26,8 @@ class StoredWeights:
     Attributes:
         source: what messages call it.
         state: tensors by name.
-        classes: the class names of a checkpoint of ours (without background), else None.
+        classes: the class names of a checkpoint or an exported file of ours (without background),
+            else None.
     """
 
     source: str
@@ -37,7 +39,8 @@ def read_weights(path: Path) -> StoredWeights:
     """Read a ``.safetensors`` file, or a ``.pth`` / ``.pt`` file of tensors and plain types.
 
     A checkpoint may hold the weights under ``detector`` (ours, with ``classes``), ``model`` or
-    ``state_dict``. Code in a pickle is never run.
+    ``state_dict``; an exported file of ours has ``classes`` in its metadata. Code in a pickle is
+    never run.
 
     Raises:
         InputError: no such file, damaged, not made of tensors.
@@ -73,7 +76,7 @@ def fetch_weights(url: str) -> StoredWeights:
 def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path, device="cpu")
+            return _read_safetensors(path)
         _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -86,6 +89,24 @@ def _read(path: Path) -> Any:
             f"detector.weights: {path} is damaged or holds more than tensors "
             f"({_one_line(error)}); fetch it again or choose another file"
         ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of a file, and the classes that ``scripts/export.py`` writes beside them."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    state = safetensors.torch.load_file(path, device="cpu")
+    return {"detector": state, "classes": _class_names(metadata.get("classes", ""))}
+
+
+def _class_names(text: str) -> list[str] | None:
+    """A JSON list of texts; None for whatever else other programs write under that name."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_list_of_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list_of_texts else None
 
 
 def refused_content(error: pickle.UnpicklingError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -21,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from data.errors import InputError
 from detector.build import Detector, build_detector
 from detector.config import DetectorConfig
-from detector.weight_files import fetch_weights
+from detector.weight_files import fetch_weights, read_weights
 from detector.weights import COCO_ROWS, PretrainedReport, load_pretrained
 from losses.config import LossConfig
 
@@ -191,6 +192,31 @@ def test_safetensors_are_read(published: Any, tmp_path: Path) -> None:
     safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
     _, report = start(("cat",), weights=str(tmp_path / "weights.safetensors"))
     assert report.classes_kept == ("cat",)
+
+
+def test_an_exported_file_gives_its_classes_by_name_also_91_of_them(tmp_path: Path) -> None:
+    """Whose rows are not torchvision's 91: ``person`` stands elsewhere there."""
+    options = {**SMALL, "trainable_stages": 5, "norm": "batch"}
+    names = (*(f"class {number}" for number in range(90)), "person")
+    first, _ = start(names, weights="none", **options)
+    path = tmp_path / "best.safetensors"
+    metadata = {"classes": json.dumps(names), "detector": "retinanet"}
+    state = {name: tensor.contiguous() for name, tensor in first.state_dict().items()}
+    safetensors.torch.save_file(state, path, metadata)
+    second, report = start(("person", "dog", "class 3"), weights=str(path), **options)
+    assert report.classes_kept == ("person", "class 3")
+    assert report.reinitialized == ("class dog",)
+    part = "head.classification_head.cls_logits.weight"
+    ours, theirs = rows_of(second.state_dict()[part], 3), rows_of(first.state_dict()[part], 91)
+    assert torch.equal(ours[:, [0, 2]], theirs[:, [90, 3]])
+
+
+@pytest.mark.parametrize("classes", ["cat, dog", "[1, 2]", '{"0": "cat"}', "[" * 100_000, ""])
+def test_what_other_programs_call_classes_is_passed_over(classes: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(2)}, path, {"classes": classes})
+    stored = read_weights(path)
+    assert (stored.classes, list(stored.state)) == (None, ["a"])
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])

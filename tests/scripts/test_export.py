@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
+from detector.weight_files import read_weights
 from engine.trained import load_trained
 from scripts.export import main
 from scripts.exporting.one_image import for_one_image
@@ -49,6 +50,12 @@ def test_torchscript_and_onnx_find_the_same(
     assert json.loads(extra["classes"]) == list(CLASSES)
     with safe_open(checkpoint.with_suffix(".safetensors"), "pt") as file:
         assert json.loads(file.metadata()["classes"]) == list(CLASSES)
+
+
+def test_exported_weights_keep_the_classes_that_were_trained(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    assert main([str(checkpoint), "--formats", "safetensors"]) == 0
+    assert read_weights(checkpoint.with_suffix(".safetensors")).classes == CLASSES
 
 
 def test_pictures_of_the_validation_split_are_compared_where_they_are_here(
