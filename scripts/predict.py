@@ -43,7 +43,7 @@ from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
 from engine.drawing import draw_detections
 from engine.trained import load_trained
-from scripts.prediction.coco_ids import write_coco
+from scripts.prediction.coco_ids import read_ids, write_coco
 from scripts.prediction.inputs import Source, Video, find_sources, open_image, open_video
 from scripts.prediction.looking import Looker, in_batches, unannotated
 from scripts.prediction.pictures import VideoWriter, write_picture
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words, overrides = split_words(options.words)
         if len(words) < 2:
             raise InputError("name a checkpoint, then images, folders, patterns or videos")
+        _check_ids(options)
         sources = find_sources(words[1:], options.output)
         drawn_to = None if options.no_pictures else options.output
         check_targets(sources, drawn_to, comp4=options.comp4 is not None)
@@ -94,6 +95,10 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
     """Look at all sources and write what was asked for."""
     start = time.perf_counter()
     images = [source for source in sources if not source.is_video]
+    ids = None
+    if options.ids is not None:  # read now: what is wrong with it must not cost the detections
+        files = [source.inside.as_posix() for source in images]
+        ids = read_ids(options.ids, files, looker.trained.classes)
     found, videos = Found(), {}
     shown = None if sys.stderr.isatty() else True  # None: where there is a terminal
     with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=shown) as bar:
@@ -108,7 +113,7 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
     annotations = unannotated(found.names, found.sizes, looker.trained, options.set)
     detections = concatenate(found.parts)
     if options.coco:
-        write_coco(options.coco, detections, annotations, found.files, options.ids)
+        write_coco(options.coco, detections, annotations, found.files, ids)
     if options.comp4:
         write_comp4(options.comp4, detections, annotations)
     speed = {
@@ -138,6 +143,15 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
         f"pictures/s, of the detector alone {speed['detector_per_second']} "
         f"({looker.trained.device.type}, batch {options.batch})"
     )
+
+
+def _check_ids(options: argparse.Namespace) -> None:
+    if options.ids is None:
+        return
+    if options.coco is None:
+        raise InputError("--ids: is for the ids in COCO results JSON; name a --coco FILE as well")
+    if options.coco.resolve() == options.ids.resolve():
+        raise InputError(f"--coco: {options.coco} is the file of --ids; name another")
 
 
 def look_at_images(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,41 @@ from engine.coco_results import write_coco_json
 from engine.detections import Detections
 
 
+@dataclass(frozen=True)
+class CocoIds:
+    """What an annotation file calls images and classes.
+
+    Attributes:
+        images: ids of the images by the path that they were named with.
+        categories: ids of the detector's classes, in their order.
+    """
+
+    images: dict[str, int]
+    categories: tuple[int, ...]
+
+
 def write_coco(
     path: Path,
     detections: Detections,
     annotations: Annotations,
     files: Sequence[str],
-    ids: Path | None,
+    ids: CocoIds | None,
 ) -> None:
     """Write COCO results JSON.
 
-    Without ``ids`` images and categories are counted from 1, and ``<name>_images.json`` beside the
+    Without ``ids`` images and categories are counted from 1, and ``<stem>_images.json`` beside the
     results says which is which, in the form of COCO's annotation files.
 
     Args:
         files: the path of each image as it was named.
-        ids: a COCO annotation file that lists these images and classes.
+        ids: what an annotation file calls these images and classes.
     """
     if ids is not None:
-        annotations = with_ids_of(ids, annotations, files)
+        annotations = replace(
+            annotations,
+            image_ids=np.array([ids.images[file] for file in files], dtype=np.int64),
+            category_ids=np.array(ids.categories, dtype=np.int64),
+        )
     write_coco_json(path, detections, annotations)
     if ids is None:
         index = json.dumps(_index(annotations, files), indent=1)
@@ -54,32 +71,61 @@ def _index(annotations: Annotations, files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def with_ids_of(path: Path, annotations: Annotations, files: Sequence[str]) -> Annotations:
-    """The same images with the image ids (by file name) and category ids (by name) of a file.
+def read_ids(path: Path, files: Sequence[str], classes: Sequence[str]) -> CocoIds:
+    """The image ids (by file name) and category ids (by name) of a COCO annotation file.
 
     Raises:
-        InputError: the file cannot be read, or does not list an image or a class.
+        InputError: the file cannot be read, does not list an image or a class, or gives an id to
+            two of them.
     """
     try:
         known = json.loads(path.read_bytes())
-        images = {str(image["file_name"]): int(image["id"]) for image in known["images"]}
-        categories = {str(kind["name"]): int(kind["id"]) for kind in known["categories"]}
+        images = [(image["file_name"], image["id"]) for image in known["images"]]
+        categories = [(kind["name"], kind["id"]) for kind in known["categories"]]
     except OSError as error:
         raise unreadable(path, error) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path}: is no COCO annotation file with images and categories") from None
-    missing = [name for name in annotations.classes if name not in categories]
+    by_class = _by_name(categories, f"{path}: category")
+    missing = [name for name in classes if name not in by_class]
     if missing:
         raise InputError(f"{path}: has no category {some_of(missing)}; name the data trained on")
-    return replace(
-        annotations,
-        image_ids=np.array([_image_id(images, file, path) for file in files], dtype=np.int64),
-        category_ids=np.array([categories[name] for name in annotations.classes], dtype=np.int64),
-    )
+    by_file = _by_name(images, f"{path}: image")
+    return CocoIds(_image_ids(by_file, files, path), tuple(by_class[name] for name in classes))
 
 
-def _image_id(images: dict[str, int], file: str, path: Path) -> int:
-    number = images.get(file, images.get(Path(file).name))
-    if number is None:
-        raise InputError(f"{path}: lists no image {shown(file)}; leave it out, or leave --ids out")
-    return number
+def _by_name(pairs: Sequence[tuple[Any, Any]], where: str) -> dict[str, int]:
+    """``{name: id}`` of names that have one id each, and no two the same."""
+    ids: dict[str, int] = {}
+    names: dict[int, str] = {}
+    for given, number in pairs:
+        name = str(given)
+        if type(number) is not int or abs(number) >= 1 << 63:
+            raise InputError(f"{where} {shown(name)}: its id is {shown(number)}, no whole number")
+        if ids.setdefault(name, number) != number:
+            raise InputError(f"{where} {shown(name)} is listed twice; give each a name of its own")
+        if names.setdefault(number, name) != name:
+            raise InputError(
+                f"{where} {shown(name)} has the id {number} of {shown(names[number])}; give each "
+                "its own"
+            )
+    return ids
+
+
+def _image_ids(by_file: dict[str, int], files: Sequence[str], path: Path) -> dict[str, int]:
+    """Of each image that was named, by its path, or else by its file name alone."""
+    ids: dict[str, int] = {}
+    owners: dict[int, str] = {}
+    for file in files:
+        number = by_file.get(file, by_file.get(Path(file).name))
+        if number is None:
+            raise InputError(
+                f"{path}: lists no image {shown(file)}; leave it out, or leave --ids out"
+            )
+        if owners.setdefault(number, file) != file:
+            raise InputError(
+                f"{path}: {shown(owners[number])} and {shown(file)} would both be its image "
+                f"{number}; look at the one that is meant alone, or leave --ids out"
+            )
+        ids[file] = number
+    return ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -161,6 +162,53 @@ def test_ids_are_taken_from_an_annotation_file(
     assert not (tmp_path / "predictions").exists()
     assert main([*command, str(root / "JPEGImages/i2.png"), "--ids", str(ids)]) == 2
     assert "lists no image 'i2.png'" in capsys.readouterr().err
+
+
+KINDS = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+I0 = {"id": 7, "file_name": "i0.png"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [I0, {"id": 7, "file_name": "i1.png"}]}, "has the id 7 of 'i0.png'"),
+        ({"images": [I0, {"id": 8, "file_name": "i0.png"}]}, "image 'i0.png' is listed twice"),
+        ({"images": [I0]}, "'deep/i0.png' and 'i0.png' would both be its image 7"),
+        ({"images": [{**I0, "id": 2**70}]}, "no whole number"),
+        ({"images": [{**I0, "id": "7"}]}, "no whole number"),
+        ({"images": [I0], "categories": [*KINDS[:2], {"id": 1, "name": "ox"}]}, "the id 1 of 'cat"),
+        ({"images": [I0], "categories": KINDS[:2]}, "has no category ox"),
+        ("[" * 100_000, "is no COCO annotation file"),
+        ([], "is no COCO annotation file"),
+    ],
+)
+def test_ids_that_cannot_be_used_are_said_before_anything_is_looked_at(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: Any,
+    message: str,
+) -> None:
+    for file in ("i0.png", "deep/i0.png"):
+        write_image(tmp_path / "photos" / file, 40, 40)
+    if isinstance(content, dict):
+        content = {"categories": KINDS, **content}
+    ids = tmp_path / "ids.json"
+    ids.write_text(content if isinstance(content, str) else json.dumps(content))
+    monkeypatch.delattr(Looker, "look")
+    command = [str(write_checkpoint(tmp_path)), str(tmp_path / "photos"), "--no-pictures"]
+    assert main([*command, "--coco", str(tmp_path / "c.json"), "--ids", str(ids)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ids_are_for_coco_results_and_are_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["last.pt", "a.png", "--ids", str(tmp_path / "ids.json")]
+    assert main(command) == 2
+    assert "name a --coco FILE as well" in capsys.readouterr().err
+    assert main([*command, "--coco", str(tmp_path / "ids.json")]) == 2
+    assert "is the file of --ids; name another" in capsys.readouterr().err
 
 
 def test_a_video_becomes_a_video_of_as_many_frames(
