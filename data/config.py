@@ -170,7 +170,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default=False, description="accept images that are links to files outside the root"
     )
     on_damaged: Literal["raise", "skip"] = Field(
-        default="raise", description="an undecodable training image stops the run, or is replaced"
+        default="raise",
+        description="an undecodable image stops the run; or it is replaced in training, and left "
+        "out in scoring, where its objects count as missed",
     )
     max_damaged: int = Field(
         default=100,

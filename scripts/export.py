@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from data.build import build_annotations
 from data.errors import InputError
-from data.images import read_image, resize_image, resized_size
+from data.images import DamagedImageError, read_image, resize_image, resized_size
 from engine.config import split_words
 from engine.trained import Trained, load_trained
 from scripts.exporting.parity import compare
@@ -97,12 +97,19 @@ def _check_weights(trained: Trained, path: Path) -> dict[str, Any]:
 def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]:
     """``(3, H, W)`` uint8: the named images, else some of the validation split, else noise.
 
-    An empty picture is always among them, and one of another shape than the first.
+    An empty picture is always among them, and one of another shape than the first. With
+    ``data.on_damaged: skip`` damaged ones are named and left out.
     """
     bounds, limit = trained.config.data.image_size, trained.config.data.max_image_pixels
     images = []
     for path in named or _validation_images(trained):
-        pixels = read_image(path, None, limit)
+        try:
+            pixels = read_image(path, None, limit)
+        except DamagedImageError as error:
+            if trained.config.data.on_damaged == "raise":
+                raise
+            print(f"export.py: left out: {error}", file=sys.stderr)
+            continue
         size = resized_size((pixels.shape[0], pixels.shape[1]), bounds)
         images.append(torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1).contiguous())
     if not images:

@@ -9,7 +9,8 @@ An input is an image, a folder (and the folders in it), a pattern or a video. Pi
 masks, names and scores go to a folder, a video becomes a video; nothing is drawn over an input, and
 what lies in --output already is left out of a folder around it. --coco writes COCO results JSON of
 the images, --comp4 the VOC devkit's files, --json prints everything that was found; these hold all
-detections above detector.score_threshold, the pictures those above --threshold. Key overrides
+detections above detector.score_threshold, the pictures those above --threshold. A damaged file ends
+the run; with data.on_damaged=skip it is named and left out. Key overrides
 (data.image_size=[480,640] train.device=cpu train.amp=bf16) may stand among the inputs.
 """
 
@@ -38,13 +39,21 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data.errors import InputError
+from data.images import DamagedImageError
 from engine.comp4 import write_comp4
 from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
 from engine.drawing import draw_detections
 from engine.trained import load_trained
 from scripts.prediction.coco_ids import read_ids, write_coco
-from scripts.prediction.inputs import Source, Video, find_sources, open_image, open_video
+from scripts.prediction.inputs import (
+    Source,
+    Video,
+    damaged_video,
+    find_sources,
+    open_image,
+    open_video,
+)
 from scripts.prediction.looking import Looker, in_batches, unannotated
 from scripts.prediction.pictures import VideoWriter, write_picture
 from scripts.prediction.targets import check_targets, target_of
@@ -54,12 +63,13 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass
 class Found:
-    """What was found in the images so far."""
+    """What was found in the images so far, and the damaged files that were left out."""
 
     names: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     parts: list[Detections] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, sources: Sequence[Source], images: Sequence[Pixels], found: Detections) -> None:
         """Append a batch of images."""
@@ -68,6 +78,13 @@ class Found:
         self.files += [source.inside.as_posix() for source in sources]
         self.sizes += [(image.shape[0], image.shape[1]) for image in images]
         self.parts.append(make_detections(moved, found.label, found.score, found.boxes, found.rles))
+
+    def leave_out(self, source: Source, looker: Looker, error: DamagedImageError) -> None:
+        """Say that a source is damaged; raises the error where that shall end the run."""
+        if looker.trained.config.data.on_damaged == "raise":
+            raise error
+        self.left_out.append(str(source.path))
+        tqdm.write(f"predict.py: left out: {error}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,8 +124,13 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
             bar.update(len(batch))
         for source in sources:
             if source.is_video:
-                videos[str(source.path)] = look_at_video(source, looker, options)
+                try:
+                    videos[str(source.path)] = look_at_video(source, looker, options)
+                except DamagedImageError as error:
+                    found.leave_out(source, looker, error)
                 bar.update()
+    if len(found.left_out) == len(sources):
+        raise InputError("all files are damaged and were left out: nothing is written")
     seconds = time.perf_counter() - start
     annotations = unannotated(found.names, found.sizes, looker.trained, options.set)
     detections = concatenate(found.parts)
@@ -123,12 +145,13 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
         "detector_per_second": round(looker.pictures / max(looker.seconds, 1e-9), 2),
     }
     if options.json:
-        classes = looker.trained.classes
+        listed = as_json(detections, found.sizes, looker.trained.classes)
         print(
             json.dumps(
                 {
-                    "images": as_json(detections, found.files, classes),
+                    "images": dict(zip(found.files, listed, strict=True)),
                     "videos": videos,
+                    "left_out": found.left_out,
                     "speed": speed,
                 }
             )
@@ -159,33 +182,49 @@ def look_at_images(
 ) -> None:
     """Detect in a batch of image files and draw them."""
     limit = looker.trained.config.data.max_image_pixels
-    images = [open_image(source.path, limit) for source in batch]
+    opened, images = [], []
+    for source in batch:
+        try:
+            images.append(open_image(source.path, limit))
+            opened.append(source)
+        except DamagedImageError as error:
+            found.leave_out(source, looker, error)
+    if not images:
+        return
     detections = looker.look(images)
-    found.add(batch, images, detections)
+    found.add(opened, images, detections)
     if options.no_pictures:
         return
     for source, picture in zip(
-        batch, drawn(images, detections, looker, options.threshold), strict=True
+        opened, drawn(images, detections, looker, options.threshold), strict=True
     ):
         write_picture(target_of(source, options.output), picture)
 
 
 def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -> dict[str, Any]:
-    """Detect in the frames of a video and write them as one; frame counts for the report."""
+    """Detect in the frames of a video and write them as one; what the report says of it.
+
+    For --json with the detections of each frame. Raises DamagedImageError if none can be decoded.
+    """
     video = open_video(source.path)
     target = None if options.no_pictures else target_of(source, options.output)
     frames = objects = 0
+    listed: list[list[dict[str, Any]]] = []
     with VideoWriter(target, video.rate) as writer:
         for batch in in_batches(_shown(video), options.batch):
             detections = looker.look(batch)
             frames += len(batch)
             objects += int((detections.score >= options.threshold).sum())
+            if options.json:
+                sizes = [(frame.shape[0], frame.shape[1]) for frame in batch]
+                listed += as_json(detections, sizes, looker.trained.classes)
             if target is not None:
                 for picture in drawn(batch, detections, looker, options.threshold):
                     writer.write(picture)
     if not frames:
-        raise InputError(f"{source.path}: no frame of the video can be decoded")
-    return {"frames": frames, "objects": objects, "written": str(target) if target else None}
+        raise damaged_video(source.path, "no frame of the video can be decoded")
+    report = {"frames": frames, "objects": objects, "written": str(target) if target else None}
+    return {**report, "detections": listed} if options.json else report
 
 
 def _shown(video: Video) -> Iterator[Pixels]:
@@ -228,18 +267,27 @@ def summary(
 
 
 def as_json(
-    detections: Detections, files: Sequence[str], classes: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
-    """``{file: [{"class", "score", "box"}]}``, boxes xyxy in pixels."""
-    result: dict[str, list[dict[str, Any]]] = {file: [] for file in files}
-    for row, label, score, box in zip(
-        detections.image.tolist(),
-        detections.label.tolist(),
-        detections.score.tolist(),
-        detections.boxes.tolist(),
-        strict=True,
+    detections: Detections, sizes_hw: Sequence[tuple[int, int]], classes: Sequence[str]
+) -> list[list[dict[str, Any]]]:
+    """Of each image ``[{"class", "score", "box"}]``, boxes xyxy in pixels.
+
+    With masks also ``"segmentation"``: compressed run lengths as in COCO results.
+    """
+    result: list[list[dict[str, Any]]] = [[] for _ in sizes_hw]
+    for number, (row, label, score, box) in enumerate(
+        zip(
+            detections.image.tolist(),
+            detections.label.tolist(),
+            detections.score.tolist(),
+            detections.boxes.tolist(),
+            strict=True,
+        )
     ):
-        result[files[row]].append({"class": classes[label], "score": score, "box": box})
+        entry = {"class": classes[label], "score": score, "box": box}
+        if detections.rles is not None:
+            counts = detections.rles[number].decode("ascii")
+            entry["segmentation"] = {"size": list(sizes_hw[row]), "counts": counts}
+        result[row].append(entry)
     return result
 
 

@@ -67,6 +67,21 @@ def test_pictures_of_the_validation_split_are_compared_where_they_are_here(
     assert "4 images" in capsys.readouterr().out
 
 
+def test_a_damaged_picture_is_left_out_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [write_data(tmp_path) / f"JPEGImages/i{number}.png" for number in range(2)]
+    images[0].write_bytes(images[0].read_bytes()[:200])
+    command = [str(write_checkpoint(tmp_path)), "--formats", "torchscript"]
+    command += ["--images", *map(str, images)]
+    assert main(command) == 2
+    capsys.readouterr()
+    assert main([*command, "--json", "data.on_damaged=skip"]) == 0
+    told = capsys.readouterr()
+    assert f"export.py: left out: {images[0]}: " in told.err
+    assert [each["images"] for each in json.loads(told.out)["files"].values()] == [3]
+
+
 def test_a_difference_is_an_error() -> None:
     close = {"images": 1, "detections": 3, "box": 1e-4, "score": 1e-6, "mask": None}
     assert Parity(**close, unmatched=0).holds

@@ -229,6 +229,53 @@ def test_a_video_becomes_a_video_of_as_many_frames(
     assert list(out.iterdir()) == [out / "clip.mp4"]
 
 
+def test_damaged_files_are_left_out_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(photos / name, 40, 40)
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:200])
+    (photos / "broken.mp4").write_text("no video at all")
+    command = [str(write_checkpoint(tmp_path)), "--output", str(tmp_path / "out"), "--json"]
+    results = tmp_path / "c.json"
+    command += ["data.image_size=[48,64]", "--coco", str(results), "--batch", "2"]
+    assert main([*command, str(photos)]) == 2
+    assert not results.exists()
+    capsys.readouterr()
+    assert main([*command, str(photos), "data.on_damaged=skip"]) == 0
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)["images"]) == ["a.png", "c.png"]
+    damaged = [str(photos / "b.png"), str(photos / "broken.mp4")]
+    assert json.loads(told.out)["left_out"] == damaged
+    assert all(f"predict.py: left out: {file}: " in told.err for file in damaged)
+    assert {each["image_id"] for each in json.loads(results.read_text())} == {1, 2}
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    results.unlink()
+    assert main([*command, *damaged, "data.on_damaged=skip"]) == 2
+    assert not results.exists()
+
+
+def test_json_holds_the_frames_of_videos_and_the_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_video(tmp_path / "clip.mp4", frames=3)
+    write_image(tmp_path / "a.png", 48, 64)
+    inputs = [str(clip), str(tmp_path / "a.png"), "data.image_size=[48,64]"]
+    checkpoint = write_checkpoint(tmp_path, "mask_rcnn")
+    results = tmp_path / "c.json"
+    command = [str(checkpoint), *inputs, "--no-pictures", "--json", "--batch", "2"]
+    assert main([*command, "--threshold", "0.005", "--coco", str(results)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    video = told["videos"][str(clip)]
+    assert len(video["detections"]) == video["frames"] == 3
+    assert sum(map(len, video["detections"])) == video["objects"] > 0
+    written = json.loads(results.read_text())
+    listed = told["images"]["a.png"]
+    assert [each["segmentation"] for each in listed] == [each["segmentation"] for each in written]
+    assert all(each["segmentation"]["size"] == [48, 64] for each in video["detections"][2])
+
+
 def test_masks_are_drawn(tmp_path: Path) -> None:
     root, checkpoint = write_data(tmp_path), write_checkpoint(tmp_path, "mask_rcnn")
     out = tmp_path / "out"
