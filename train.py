@@ -87,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="train on one batch, detect in one, describe the model; write nothing",
+        help="train on one batch, detect in one, describe the model; write no run",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="config overrides")
     return parser.parse_intermixed_args()

@@ -136,6 +136,22 @@ def test_unweighted_makes_the_weighted_statistics_equal_below_its_initial_weight
     assert weights == pytest.approx([0.25, 0.4, 0.5, 0.2])
 
 
+@pytest.mark.parametrize(
+    ("update", "initial", "expected"),
+    [
+        ("replace", 1.5, 0.9),  # below 1 by any update
+        ("replace", 0.5, 0.9),  # where it may have to rise
+        ("multiplicative", 1.5, 1.35),
+        ("unweighted", 1.5, 1.35),
+    ],
+)
+def test_an_initial_weight_beside_one_is_left_as_the_update_says(
+    update: str, initial: float, expected: float
+) -> None:
+    alwa = ALWA(PAIR, interval=2, initial=(initial, 1.0), update=update)
+    assert run_window(alwa, *with_ratio(0.9 * initial)) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("initial", [0.5, 0.75, 1.25, 1.5])
 @pytest.mark.parametrize("update", ["replace", "multiplicative", "unweighted"])
 def test_no_update_lifts_the_weight_above_one_and_its_initial_value(
