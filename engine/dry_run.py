@@ -28,7 +28,7 @@ MIB = 2**20
 
 
 def dry_run(config: Config, ranks: Ranks) -> str:
-    """Train on one batch, detect in one batch of the validation split; write no file.
+    """Train on one batch, detect in one batch of the validation split; write no run.
 
     Raises:
         InputError: whatever is wrong with the config, the data or the weights.
