@@ -246,7 +246,10 @@ def _file_of(entry: _Entry, image: VocImage, listing: dict[str, str], root: Path
 
 
 def find_voc_image(name: str, filename: str | None, listing: dict[str, str], where: str) -> str:
-    """The image in JPEGImages: by ``<filename>``, by that with another ending, by ``name``.
+    """The image in JPEGImages: by ``name``, else by ``<filename>`` with its or another ending.
+
+    An image with the annotation's own name is its image whatever ``<filename>`` says, which tools
+    that rename files leave as it was; torchvision, detectron2 and mmdetection read no other image.
 
     Args:
         name: of the annotation file, without its ending.
@@ -256,13 +259,28 @@ def find_voc_image(name: str, filename: str | None, listing: dict[str, str], whe
     """
     if filename is None:
         return listing.get(name, f"{name}.jpg")
+    stem, filename = _stem_and_file(filename, where)
+    if name in listing and stem != name:
+        return listing[name]
+    return listing.get(filename) or listing.get(stem) or filename
+
+
+def other_voc_image(name: str, filename: str | None, listing: dict[str, str], where: str) -> str:
+    """The image that ``<filename>`` names where ``find_voc_image`` took another; else ""."""
+    if filename is None:
+        return ""
+    stem, filename = _stem_and_file(filename, where)
+    named = listing.get(filename) or listing.get(stem) or ""
+    return named if name in listing and stem != name else ""
+
+
+def _stem_and_file(filename: str, where: str) -> tuple[str, str]:
+    """A ``<filename>`` without and with its ending, which is .jpg where it has none."""
     filename = inner_path(filename, f"{where}: <filename>")
     stem, ending = posixpath.splitext(filename)
-    if ending.lower() not in _IMAGE_ENDINGS:
-        stem, filename = filename, f"{filename}.jpg"
-    if filename in listing:
-        return filename
-    return listing.get(stem) or listing.get(name) or filename
+    if ending.lower() in _IMAGE_ENDINGS:
+        return stem, filename
+    return filename, f"{filename}.jpg"
 
 
 def _to_continuous(

@@ -13,7 +13,13 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from data.errors import InputError, shown
-from data.voc import find_voc_image, images_by_stem, listed_name, read_lines
+from data.voc import (
+    find_voc_image,
+    images_by_stem,
+    listed_name,
+    other_voc_image,
+    read_lines,
+)
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.image_checks import ImageChecks, fits, share_by_design
@@ -137,7 +143,7 @@ class _Document:
         size = self._size(annotation, problems)
         boxes = self._objects(annotation, problems)
         try:
-            image = self._image(annotation)
+            image = self._image(annotation, problems)
         except InputError as error:
             problem = problem_of(error, str(self._path), self._file, "", "drop_image")
             return [*problems, problem]
@@ -188,11 +194,16 @@ class _Document:
             return box
         return x1 - 1, y1 - 1, x2, y2
 
-    def _image(self, annotation: Element) -> str:
+    def _image(self, annotation: Element, problems: list[Problem]) -> str:
         folder, _, rest = self._file.partition("Annotations/")
         name = posixpath.splitext(rest)[0]
         filename = (annotation.findtext("filename") or "").strip() or None
         found = find_voc_image(name, filename, self._listing, str(self._path))
+        other = other_voc_image(name, filename, self._listing, str(self._path))
+        if other:
+            problem = f"its <filename> names the image {shown(other)}, but {shown(found)} is taken"
+            cure = "correct <filename>, or give the image and the annotation one name"
+            problems.append(Problem(self._file, "", problem, cure, "warning", "none"))
         image = posixpath.join(folder, "JPEGImages", found)
         self._owners[image].append(self._file)
         return image

@@ -136,18 +136,22 @@ def test_images_without_objects_stay(tmp_path: Path) -> None:
         ("a.jpg", ["a.jpg", "a.png"], "a.jpg"),
         (None, ["a.JPG"], "a.JPG"),
         ("a", ["a.jpeg"], "a.jpeg"),
-        ("other.png", ["other.png", "a.jpg"], "other.png"),
+        ("other.png", ["other.png", "a.jpg"], "a.jpg"),
+        ("other.png", ["other.png"], "other.png"),
+        ("other.png", ["other.jpg"], "other.jpg"),
+        ("a.png", ["a.jpg", "a.png"], "a.png"),
         ("a.jpg", ["a.png"], "a.png"),
         ("gone.jpg", ["a.png"], "a.png"),
         ("v1.2", ["v1.2.png"], "v1.2.png"),
         ("gone.jpg", [], "gone.jpg"),
         (None, [], "a.jpg"),
-        ("b/a.jpg", ["a.jpg", "b/a.jpg"], "b/a.jpg"),
-        ("b/a.jpg", ["a.jpg", "b/a.JPG"], "b/a.JPG"),
+        ("b/a.jpg", ["a.jpg", "b/a.jpg"], "a.jpg"),
+        ("b/a.jpg", ["c.jpg", "b/a.jpg"], "b/a.jpg"),
+        ("b/a.jpg", ["c.jpg", "b/a.JPG"], "b/a.JPG"),
         ("b/a.jpg", ["a.jpg"], "a.jpg"),
     ],
 )
-def test_the_image_is_found_by_filename_else_by_the_annotation_s_name(
+def test_the_image_is_found_by_the_annotation_s_name_else_by_filename(
     tmp_path: Path, filename: str | None, present: list[str], expected: str
 ) -> None:
     root = write_voc(tmp_path, {"a": annotation(filename=filename)})
@@ -266,6 +270,16 @@ def test_two_annotations_of_one_image_are_an_error(tmp_path: Path) -> None:
     same = annotation(filename="a.jpg")
     with pytest.raises(InputError, match=r"b\.xml: its image .* is that of Annotations/a\.xml"):
         load_voc(write_voc(tmp_path, {"a": same, "b": same}), ["train"])
+
+
+def test_an_image_of_another_s_name_is_not_taken_from_its_annotation(tmp_path: Path) -> None:
+    stale = annotation(filename="b.jpg")
+    root = write_voc(tmp_path, {"a": stale, "b": annotation()})
+    (root / "JPEGImages/b.jpg").touch()
+    with pytest.raises(InputError, match=r"b\.xml: its image .* is that of Annotations/a\.xml"):
+        load_voc(root, ["train"])
+    (root / "JPEGImages/a.jpg").touch()
+    assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
 
 
 def test_an_unlisted_class_is_named_with_file_and_object(tmp_path: Path) -> None:

@@ -162,9 +162,11 @@ def break_voc(root: Path, what: str) -> None:
     elif what == "one image twice":
         path = root / "Annotations/b.xml"
         path.write_text(path.read_text().replace("b.png", "a.png"))
+        (root / "JPEGImages/b.png").unlink()
     elif what == "first not its own":
         path = root / "Annotations/a.xml"
         path.write_text(path.read_text().replace("a.png", "b.png"))
+        (root / "JPEGImages/a.png").unlink()
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,7 @@ def test_an_image_of_two_annotation_files_stays_with_that_of_its_name_or_with_no
     for name, file in (("a", "b"), ("c", "other"), ("d", "other")):
         path = root / f"Annotations/{name}.xml"
         path.write_text(path.read_text().replace(f"{name}.png", f"{file}.png"))
+        (root / f"JPEGImages/{name}.png").unlink()
     write_image(root / "JPEGImages/other.png", 80, 100, seed=9)
     _, copy = check_and_repair(root, capsys)
     left = load_voc(copy, ["train"])
@@ -224,6 +227,20 @@ def test_a_list_that_is_not_text_is_named_by_every_command(
     for command in (["validate", str(root), "--fix", new], ["convert", str(root), new]):
         assert main(command) == 2
         assert "train.txt: is not text" in capsys.readouterr().err
+
+
+def test_a_filename_of_another_image_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object("dog", GOOD)] for name in ("a", "b")}
+    root = write_voc(tmp_path / "voc", images, {"train": ["a", "b"]})
+    path = root / "Annotations/b.xml"
+    path.write_text(path.read_text().replace("b.png", "a.png"))
+    code, (found,) = validate(root, capsys)
+    assert (code, found["severity"], found["file"]) == (0, "warning", "Annotations/b.xml")
+    assert found["problem"] == "its <filename> names the image 'a.png', but 'b.png' is taken"
+    path.write_text(path.read_text().replace("a.png", "gone.png"))
+    assert validate(root, capsys) == (0, [])
 
 
 def test_leaks_doubles_and_unlisted_files_are_warnings(
