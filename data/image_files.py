@@ -14,6 +14,7 @@ import numpy.typing as npt
 from data.annotations import Annotations
 from data.errors import InputError
 from data.images import read_image
+from data.parent_process import start_method
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -70,7 +71,7 @@ class CachedImages(ImageFiles):
         self._filled = np.frombuffer(mmap.mmap(-1, max(1, len(self._ends))), np.uint8)
         # Not for exclusion (two workers would write the same bytes) but for order: whoever sees
         # the mark also sees the pixels, on any processor.
-        self._lock = multiprocessing.Lock()
+        self._lock = multiprocessing.get_context("fork").Lock()
         log.info(
             "%s: decoded images stay in memory, up to %.2f GB", annotations.source, total / 1e9
         )
@@ -96,7 +97,7 @@ def open_images(
 
 
 def _check_room(needed: int, source: str) -> None:
-    if multiprocessing.get_start_method() != "fork":
+    if start_method() != "fork":
         raise InputError("data.cache: memory is shared with forked workers only; write none")
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > machine:

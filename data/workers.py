@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.errors import InputError, WorkerDiedError
 from data.packing import PackedBatch
-from data.parent_process import signal_at_parents_end
+from data.parent_process import signal_at_parents_end, start_method
 from data.target import Batch
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class BatchStream:
             generator=torch.Generator(),  # or each pass would draw from the global stream
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
+            multiprocessing_context=start_method() if workers else None,
         )
         # At exit this runs before multiprocessing closes its queues (10), through which the workers
         # are told to end, and before it waits for the workers, which ignore its SIGTERM.

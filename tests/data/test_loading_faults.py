@@ -174,6 +174,51 @@ PROGRAM = """
 """
 
 
+START_METHOD = """
+    import multiprocessing, sys
+    from pathlib import Path
+    from data.coco import load_coco
+    from data.config import DataConfig
+    from data.errors import InputError
+    from data.loading import build_eval_loader
+
+    if __name__ == "__main__":
+        multiprocessing.set_start_method(sys.argv[2])
+        root = Path(sys.argv[1])
+        for cache in ("none", "memory"):
+            config = DataConfig(format="coco", root=root, batch_size=9, workers=1, cache=cache)
+            try:
+                loader = build_eval_loader(config, load_coco(root, "train"), rank=0, world_size=1)
+            except InputError as error:
+                print(error)
+                continue
+            print(sum(len(batch) for batch in loader))
+            loader.close()
+"""
+REFUSED = "data.cache: memory is shared with forked workers only; write none"
+
+
+@linux
+@pytest.mark.parametrize(
+    ("method", "answers"),
+    [("fork", ["9", "9"]), ("forkserver", ["9", "9"]), ("spawn", ["9", REFUSED])],
+)
+def test_workers_live_whatever_the_start_method(
+    method: str, answers: list[str], dataset: tuple[Path, Annotations], tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(START_METHOD))
+    ended = subprocess.run(
+        [sys.executable, str(program), str(dataset[0]), method],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.stdout.splitlines() == answers, ended.stderr
+
+
 @linux
 def test_workers_outlive_a_sigterm_to_the_group_and_not_their_parent(
     dataset: tuple[Path, Annotations], tmp_path: Path

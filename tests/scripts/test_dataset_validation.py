@@ -160,9 +160,9 @@ def break_voc(root: Path, what: str) -> None:
         path = root / "Annotations/b.xml"
         path.write_text(path.read_text().replace("<width>100", "<width>-4"))
     elif what == "one image twice":
+        (root / "JPEGImages/b.png").unlink()
         path = root / "Annotations/b.xml"
         path.write_text(path.read_text().replace("b.png", "a.png"))
-        (root / "JPEGImages/b.png").unlink()
     elif what == "first not its own":
         path = root / "Annotations/a.xml"
         path.write_text(path.read_text().replace("a.png", "b.png"))
