@@ -51,13 +51,16 @@ def build_annotations(
 
 def _load_voc(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
     zero_based = config.voc.coordinates == "zero_based"
-    return load_voc(config.root, splits, classes, zero_based, config.follow_links)
+    ignore_exif = config.exif == "ignore"
+    return load_voc(config.root, splits, classes, zero_based, config.follow_links, ignore_exif)
 
 
 def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
-    parts = [load_coco(config.root, splits[0], classes, config.follow_links)]
-    for split in splits[1:]:
-        parts.append(load_coco(config.root, split, parts[0].classes, config.follow_links))
+    parts: list[Annotations] = []
+    for split in splits:
+        shared = parts[0].classes if parts else classes
+        part = load_coco(config.root, split, shared, config.follow_links, config.exif == "ignore")
+        parts.append(part)
     return concatenate(parts)
 
 

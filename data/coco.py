@@ -28,7 +28,11 @@ log = logging.getLogger(__name__)
 
 
 def load_coco(
-    root: Path, split: str, classes: Sequence[str] | None = None, follow_links: bool = False
+    root: Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    follow_links: bool = False,
+    ignore_exif: bool = False,
 ) -> Annotations:
     """Read one split of a COCO dataset; its images are only opened where the file lacks sizes.
 
@@ -38,6 +42,7 @@ def load_coco(
         classes: names in the order of their labels, among them those of all objects; None takes
             the file's categories in their order. Names that are no category are warned of.
         follow_links: allow images that are links to outside the root.
+        ignore_exif: sizes that are read from images are those of the stored pixels.
 
     Raises:
         InputError: whatever is wrong with the file; the message names it and the object.
@@ -63,7 +68,10 @@ def load_coco(
         raise InputError(f"{path}: has no 'annotations'; name a split that is annotated")
     if not len(images.ids):
         raise InputError(f"{path}: lists no images; add them under 'images', or name another split")
-    annotations = _build(root, split, path, images, objects, categories, follow_links)
+    files = [f"{split}/{file}" for file in images.files]
+    given = np.array(images.sizes).reshape(-1, 2)
+    sizes = complete_sizes(root, files, given, str(path), follow_links, ignore_exif)
+    annotations = _build(split, path, images, objects, categories, files, sizes)
     return annotations if classes is None else _choose_classes(annotations, path, classes)
 
 
@@ -78,18 +86,14 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _build(
-    root: Path,
     split: str,
     path: Path,
     images: ImageColumns,
     objects: ObjectColumns,
     categories: dict[str, int],
-    follow_links: bool,
+    files: list[str],
+    sizes: npt.NDArray[np.int32],
 ) -> Annotations:
-    files = [f"{split}/{file}" for file in images.files]
-    sizes = complete_sizes(
-        root, files, np.array(images.sizes).reshape(-1, 2), str(path), follow_links
-    )
     image_rows = images.rows_of(np.asarray(objects.image_ids))
     labels = _labels_of(objects, categories)
     _check_known(objects, image_rows, labels)

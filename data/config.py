@@ -169,6 +169,11 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     follow_links: bool = Field(
         default=False, description="accept images that are links to files outside the root"
     )
+    exif: Literal["apply", "ignore"] = Field(
+        default="apply",
+        description="turn pictures as their EXIF orientation says, except where the annotated size "
+        "is that of the stored pixels; ignore: annotations are of the stored pixels",
+    )
     on_damaged: Literal["raise", "skip"] = Field(
         default="raise",
         description="an undecodable image stops the run; or it is replaced in training, and left "

@@ -28,13 +28,17 @@ class ImageFiles:
         annotations: of them only files and sizes are read.
         root: the folder that the files are relative to.
         max_pixels: larger images are refused.
+        ignore_exif: leave all pictures as they are stored.
     """
 
-    def __init__(self, annotations: Annotations, root: Path, max_pixels: int) -> None:
+    def __init__(
+        self, annotations: Annotations, root: Path, max_pixels: int, ignore_exif: bool = False
+    ) -> None:
         self._files = annotations.files
         self._sizes = annotations.sizes
         self._root = root
         self._max_pixels = max_pixels
+        self._ignore_exif = ignore_exif
 
     def path(self, row: int) -> Path:
         """The file of one image."""
@@ -47,7 +51,7 @@ class ImageFiles:
 
     def read(self, row: int) -> Pixels:
         """``(H, W, 3)`` uint8 RGB, the caller's own. Raises InputError as ``read_image`` does."""
-        return read_image(self.path(row), self.size(row), self._max_pixels)
+        return read_image(self.path(row), self.size(row), self._max_pixels, self._ignore_exif)
 
 
 class CachedImages(ImageFiles):
@@ -62,8 +66,10 @@ class CachedImages(ImageFiles):
             inherit no memory.
     """
 
-    def __init__(self, annotations: Annotations, root: Path, max_pixels: int) -> None:
-        super().__init__(annotations, root, max_pixels)
+    def __init__(
+        self, annotations: Annotations, root: Path, max_pixels: int, ignore_exif: bool = False
+    ) -> None:
+        super().__init__(annotations, root, max_pixels, ignore_exif)
         self._ends = np.cumsum(self._sizes.astype(np.int64).prod(axis=1) * 3)
         total = int(self._ends[-1]) if len(self._ends) else 0
         _check_room(total, annotations.source)
@@ -90,10 +96,11 @@ class CachedImages(ImageFiles):
 
 
 def open_images(
-    annotations: Annotations, root: Path, max_pixels: int, in_memory: bool
+    annotations: Annotations, root: Path, max_pixels: int, in_memory: bool, ignore_exif: bool
 ) -> ImageFiles:
-    """The images of a split as ``data.cache`` asks for them."""
-    return (CachedImages if in_memory else ImageFiles)(annotations, root, max_pixels)
+    """The images of a split as ``data.cache`` and ``data.exif`` ask for them."""
+    kind = CachedImages if in_memory else ImageFiles
+    return kind(annotations, root, max_pixels, ignore_exif)
 
 
 def _check_room(needed: int, source: str) -> None:

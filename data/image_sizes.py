@@ -23,6 +23,7 @@ def complete_sizes(
     sizes_hw: npt.NDArray[np.int64],
     source: str,
     follow_links: bool = False,
+    ignore_exif: bool = False,
 ) -> npt.NDArray[np.int32]:
     """Fill in the sizes that are 0; only those images are opened (and decoded: about 5 ms each).
 
@@ -32,13 +33,14 @@ def complete_sizes(
         sizes_hw: ``(I, 2)`` height and width in pixels, 0 where not known.
         source: what messages call the annotations.
         follow_links: allow images that are links to outside the root.
+        ignore_exif: the sizes of the pictures as they are stored.
 
     Raises:
         InputError: an image that is needed is missing or damaged, or one has too many pixels.
     """
     sizes = sizes_hw.copy()
     for row in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        sizes[row] = _read_size(root, files[row], source, follow_links)
+        sizes[row] = _read_size(root, files[row], source, follow_links, ignore_exif)
     too_large = np.flatnonzero(sizes[:, 0] * sizes[:, 1] > MOST_PIXELS)
     if len(too_large):
         row = int(too_large[0])
@@ -49,7 +51,9 @@ def complete_sizes(
     return sizes.astype(np.int32)
 
 
-def _read_size(root: Path, file: str, source: str, follow_links: bool) -> tuple[int, int]:
+def _read_size(
+    root: Path, file: str, source: str, follow_links: bool, ignore_exif: bool
+) -> tuple[int, int]:
     image = root / file
     if not os.path.isfile(image):
         raise InputError(
@@ -58,5 +62,5 @@ def _read_size(root: Path, file: str, source: str, follow_links: bool) -> tuple[
         )
     if not follow_links:
         check_inside(root, image, source)
-    height, width = read_image(image, None, MOST_PIXELS).shape[:2]
+    height, width = read_image(image, None, MOST_PIXELS, ignore_exif).shape[:2]
     return height, width

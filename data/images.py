@@ -2,7 +2,7 @@
 
 Every picture, whatever it is stored as, becomes ``(height, width, 3)`` uint8 RGB: grey is repeated,
 alpha is dropped, CMYK is converted, 16 bits lose their lower 8, of an animation the first frame
-counts, and an EXIF orientation is applied.
+counts, and an EXIF orientation is applied unless it shall be ignored.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class DamagedImageError(InputError):
     """A file whose pixels cannot be had: empty, cut off, not an image."""
 
 
-def read_image(path: Path, size_hw: tuple[int, int] | None, max_pixels: int) -> Pixels:
+def read_image(
+    path: Path, size_hw: tuple[int, int] | None, max_pixels: int, ignore_exif: bool = False
+) -> Pixels:
     """Decode an image file to ``(H, W, 3)`` uint8 RGB.
 
     Args:
@@ -58,6 +60,7 @@ def read_image(path: Path, size_hw: tuple[int, int] | None, max_pixels: int) -> 
         size_hw: height and width by the annotation, or None to take what comes. An annotation made
             on the unrotated pixels is recognized by its size; the EXIF rotation is left out then.
         max_pixels: larger images are refused by their header, before memory is taken.
+        ignore_exif: leave all pictures as they are stored.
 
     Raises:
         DamagedImageError: no image, or not all of it.
@@ -71,7 +74,7 @@ def read_image(path: Path, size_hw: tuple[int, int] | None, max_pixels: int) -> 
             f"{path}: {width}x{height} pixels are more than data.max_image_pixels={max_pixels}; "
             "cut the picture into tiles, or raise the limit"
         )
-    orientation = _orientation_to_apply(path, header, size_hw)
+    orientation = _orientation_to_apply(path, header, size_hw, ignore_exif)
     _check_complete(path, raw)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -81,6 +84,15 @@ def read_image(path: Path, size_hw: tuple[int, int] | None, max_pixels: int) -> 
     if image is None or image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise _damaged(path, "its pixels cannot be decoded")
     return _orient(np.asarray(image, np.uint8), orientation)
+
+
+def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
+    """The EXIF orientation of a picture, 1 to 8, and the stored height and width.
+
+    Raises DamagedImageError for what is no image.
+    """
+    header = _read_header(path, _read_bytes(path))
+    return _exif_orientation(header), (header.height, header.width)
 
 
 def _damaged(path: Path, complaint: str) -> DamagedImageError:
@@ -110,21 +122,28 @@ def _read_header(path: Path, raw: bytes) -> ImageFile.ImageFile:
 
 
 def _orientation_to_apply(
-    path: Path, header: ImageFile.ImageFile, size_hw: tuple[int, int] | None
+    path: Path,
+    header: ImageFile.ImageFile,
+    size_hw: tuple[int, int] | None,
+    ignore_exif: bool,
 ) -> int:
     """The EXIF orientation (1: leave as it is) that gives the annotated size."""
     stored = (header.height, header.width)
     orientation = _exif_orientation(header)
     if orientation != 1 and isinstance(header, TiffImageFile):  # OpenCV would rotate it unasked
         raise InputError(f"{path}: a TIFF with a rotation flag; save the picture upright, as PNG")
-    shown = stored[::-1] if orientation in _TRANSPOSED else stored
+    upright = stored[::-1] if orientation in _TRANSPOSED else stored
+    shown = stored if ignore_exif else upright
     if size_hw is None or tuple(size_hw) == shown:
-        return orientation
+        return 1 if ignore_exif else orientation
     if tuple(size_hw) == stored:
         return 1
+    cure = "correct the annotation, its boxes are not of this picture"
+    if tuple(size_hw) == upright:
+        cure = "it is of the upright picture: write data.exif: apply"
     raise InputError(
         f"{path}: the picture is {shown[1]}x{shown[0]} (width x height) but its annotation says "
-        f"{size_hw[1]}x{size_hw[0]}; correct the annotation, its boxes are not of this picture"
+        f"{size_hw[1]}x{size_hw[0]}; {cure}"
     )
 
 

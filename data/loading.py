@@ -88,7 +88,8 @@ def build_eval_loader(
 
 def _images(config: DataConfig, annotations: Annotations) -> ImageFiles:
     in_memory = config.cache == "memory"
-    return open_images(annotations, config.root, config.max_image_pixels, in_memory)
+    ignore_exif = config.exif == "ignore"
+    return open_images(annotations, config.root, config.max_image_pixels, in_memory, ignore_exif)
 
 
 def _stream(

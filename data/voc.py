@@ -36,6 +36,7 @@ def load_voc(
     classes: Sequence[str] | None = None,
     zero_based: bool = False,
     follow_links: bool = False,
+    ignore_exif: bool = False,
 ) -> Annotations:
     """Read one or several splits of a VOC dataset, one after the other.
 
@@ -49,6 +50,7 @@ def load_voc(
         zero_based: boxes are taken as they are. Otherwise they are the devkit's, pixels counted
             from 1 and both corners included: ``(xmin - 1, ymin - 1, xmax, ymax)`` here.
         follow_links: allow images that are links to outside the root.
+        ignore_exif: sizes that are read from images are those of the stored pixels.
 
     Raises:
         InputError: whatever is wrong with a file; the message names it and the object.
@@ -60,9 +62,8 @@ def load_voc(
     if classes is not None:
         _check_classes(root, entries, images, classes)
     files = _find_files(root, entries, images)
-    sizes = complete_sizes(
-        root, files, np.array([image.size_hw for image in images]), source, follow_links
-    )
+    given = np.array([image.size_hw for image in images])
+    sizes = complete_sizes(root, files, given, source, follow_links, ignore_exif)
     annotations = Annotations(
         source=source,
         split="+".join(dict.fromkeys(posixpath.basename(split) for split in splits)),

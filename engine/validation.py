@@ -45,6 +45,7 @@ class Validation:
         view: makes a detector look twice where ``evaluate.flip`` asks for it.
         root: the folder that image files are relative to.
         max_pixels: larger images are refused.
+        ignore_exif: images are left as they are stored.
     """
 
     loader: EvalLoader
@@ -57,6 +58,7 @@ class Validation:
     view: Callable[[nn.Module], nn.Module]
     root: Path
     max_pixels: int
+    ignore_exif: bool
 
     def run(self, detector: nn.Module) -> tuple[Detections, dict[str, Any]] | None:
         """All detections and their scores on the main rank, None on the others.
@@ -90,7 +92,7 @@ class Validation:
     def _read(self, row: int) -> Pixels:
         height, width = self.annotations.sizes[row].tolist()
         file = self.root / str(self.annotations.files[row])
-        return read_image(file, (height, width), self.max_pixels)
+        return read_image(file, (height, width), self.max_pixels, self.ignore_exif)
 
     def _batches(self) -> Iterator[Batch]:
         shown = self.ranks.is_main and sys.stderr.isatty()
@@ -126,6 +128,7 @@ def build_validation(
         view=partial(_viewed, config),
         root=config.data.root,
         max_pixels=config.data.max_image_pixels,
+        ignore_exif=config.data.exif == "ignore",
     )
 
 

@@ -253,9 +253,11 @@ def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace)
     worst = []
     for row in faults.worst(options.worst):
         height, width = annotations.sizes[row].tolist()
-        file = split.config.data.root / str(annotations.files[row])
+        data = split.config.data
+        file = data.root / str(annotations.files[row])
         try:
-            image = read_image(file, (height, width), split.config.data.max_image_pixels)
+            ignore_exif = data.exif == "ignore"
+            image = read_image(file, (height, width), data.max_image_pixels, ignore_exif)
         except DamagedImageError:
             continue
         except InputError as error:

@@ -28,7 +28,8 @@ _LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
     """Check the annotation files and images of the splits."""
     images = ImageChecks(layout.root, decode, layout.follow_links)
-    return [problem for split in splits for problem in _Split(layout.root, split).check(images)]
+    found = [problem for split in splits for problem in _Split(layout.root, split).check(images)]
+    return [*found, *images.check_orientations()]
 
 
 def read_document(path: Path) -> dict[str, Any]:

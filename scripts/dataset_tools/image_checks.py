@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from data.errors import InputError
 from data.image_sizes import MOST_PIXELS
-from data.images import DamagedImageError, read_image
+from data.images import DamagedImageError, read_image, read_orientation
 from data.paths import check_inside
 from scripts.dataset_tools.problems import Problem, problem_of
 
@@ -31,6 +31,8 @@ class ImageChecks:
         self._decode = decode
         self._follow_links = follow_links
         self._seen: dict[bytes, list[str]] = defaultdict(list)
+        self._unsettled: list[str] = []  # images whose size does not tell what EXIF does to boxes
+        self._settled: Counter[str] = Counter()
 
     def check(
         self, file: str, entry: str, image: str, size_hw: Size, row: int
@@ -64,6 +66,7 @@ class ImageChecks:
             found, mismatch = _read_size(path, size_hw)
         except InputError as error:
             return size_hw, [problem_of(error, str(path), image, "", "drop_image", row)]
+        self._note_orientation(path, image, size_hw)
         problems = self._check_double(path, image)
         if mismatch is not None:
             problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
@@ -72,6 +75,30 @@ class ImageChecks:
             cure = f"write width {found[1]} and height {found[0]}"
             problems.append(Problem(file, entry, problem, cure, "warning", "set_size", row))
         return found, problems
+
+    def check_orientations(self) -> Iterator[Problem]:
+        """One warning for all images whose EXIF orientation the annotated size cannot settle."""
+        if not self._unsettled:
+            return
+        upright, stored = self._settled["upright"], self._settled["stored"]
+        problem = (
+            f"{len(self._unsettled)} pictures, this is the first, have an EXIF orientation of "
+            "which the annotated size does not tell whether boxes are of the upright or of the "
+            f"stored pixels; of the pictures whose size tells, {upright} have boxes of the upright "
+            f"and {stored} of the stored pixels"
+        )
+        cure = "look at some, and write data.exif: apply for upright, ignore for stored pixels"
+        yield Problem(self._unsettled[0], "", problem, cure, "warning", "none")
+
+    def _note_orientation(self, path: Path, image: str, size_hw: Size) -> None:
+        orientation, stored = read_orientation(path)
+        upright = stored[::-1] if orientation >= 5 else stored
+        if orientation == 1 or (all(size_hw) and size_hw not in (stored, upright)):
+            return
+        if upright == stored or not all(size_hw):
+            self._unsettled.append(image)
+        else:
+            self._settled["upright" if size_hw == upright else "stored"] += 1
 
     def _check_double(self, path: Path, image: str) -> list[Problem]:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()

@@ -47,6 +47,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
         problems += checked.check(images)
     for image, files in owners.items():
         problems += _check_owners(image, files)
+    problems += images.check_orientations()
     if set(splits) >= set(layout.splits):
         problems += _check_unlisted(layout.root, set(annotations))
     return problems

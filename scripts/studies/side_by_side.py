@@ -63,7 +63,8 @@ def panels_of(
     """One image with its ground truth, and with the detections of each run, (H, W, 3) each."""
     height, width = annotations.sizes[row].tolist()
     file = config.data.root / str(annotations.files[row])
-    image = read_image(file, (height, width), config.data.max_image_pixels)
+    ignore_exif = config.data.exif == "ignore"
+    image = read_image(file, (height, width), config.data.max_image_pixels, ignore_exif)
     pairs = [draw_pair(image, row, annotations, detections) for detections in found]
     middle = (pairs[0].shape[1] - GAP) // 2  # a pair is two pictures of one width, GAP apart
     return [pairs[0][:, :middle], *(pair[:, middle + GAP :] for pair in pairs)]

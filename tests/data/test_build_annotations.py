@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from data.build import FORMATS, build_annotations
@@ -214,6 +215,26 @@ def test_a_transform_s_name_alone_means_its_defaults() -> None:
 def test_a_data_block_survives_being_written_down() -> None:
     config = DataConfig.model_validate({"format": "coco", "train": ["a", "b"], "classes": ["x"]})
     assert DataConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize(("word", "size"), [("apply", [30, 20]), ("ignore", [20, 30])])
+def test_sizes_from_images_follow_exif_as_their_pixels_do(
+    tmp_path: Path, word: str, size: list[int]
+) -> None:
+    coco = make_coco(tmp_path).model_copy(update={"exif": word})
+    path = tmp_path / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace('"height": 8', '"height": null'))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder in ("val", "JPEGImages"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / folder / "a.jpg", exif=exif)
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/a.xml").write_text("<annotation/>")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/val.txt").write_text("a")
+    for config in (coco, coco.model_copy(update={"format": "voc"})):
+        assert build_annotations(config, "val").sizes.tolist() == [size]
 
 
 def test_a_limit_keeps_the_first_images_of_every_split(tmp_path: Path) -> None:

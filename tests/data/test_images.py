@@ -113,6 +113,21 @@ def test_the_exif_rotation_is_left_out_where_the_annotation_was_made_without_it(
     assert read_image(path, (56, 40), NO_LIMIT).shape == (56, 40, 3)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_ignored_exif_orientation_leaves_the_stored_pixels(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = written(tmp_path, encoded(smooth_picture(), "PNG", exif=exif))
+    for size in ((40, 56), None):
+        stored = read_image(path, size, NO_LIMIT, ignore_exif=True)
+        np.testing.assert_array_equal(stored, np.asarray(smooth_picture()))
+    cure = "write data.exif: apply" if orientation >= 5 else "correct the annotation"
+    with pytest.raises(InputError, match=f"is 56x40 .* says 40x56; .*{cure}"):
+        read_image(path, (56, 40), NO_LIMIT, ignore_exif=True)
+
+
 def test_a_picture_of_another_size_than_annotated_is_an_error_with_both_sizes(
     tmp_path: Path,
 ) -> None:

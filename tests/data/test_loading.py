@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rectangles import (
     SIZES_HW,
     contents,
@@ -210,6 +211,23 @@ def test_evaluation_batches_are_plain_and_without_objects(
                 original = read_image(root / str(annotations.files[row]), None, 10**6)
                 expected = cv2.resize(original, tuple(image.shape[:0:-1]))
                 np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_an_exif_orientation_is_applied_or_ignored_by_all_readers(
+    dataset: tuple[Path, Annotations], tmp_path: Path, cache: str
+) -> None:
+    pixels = read_image(dataset[0] / "train/2.png", None, 10**6)  # square: no size tells
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "train").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "train/2.png", exif=exif)
+    one = (tmp_path, dataset[1].select([2]))
+    for word, shown in (("apply", np.rot90(pixels, -1)), ("ignore", pixels)):
+        options = {"exif": word, "cache": cache, "image_size": (48, 64), "batch_size": 1}
+        with training(one, augment=(), **options) as train, evaluation(one, **options) as scored:
+            for (batch,) in (list(train.epoch(0)), list(scored)):
+                np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0), shown)
 
 
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason="needs the shared data")

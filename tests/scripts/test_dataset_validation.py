@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets_on_disk import (
     SHARED,
@@ -16,6 +17,7 @@ from datasets_on_disk import (
     write_image,
     write_voc,
 )
+from PIL import Image
 
 from data.coco import load_coco
 from data.errors import InputError
@@ -241,6 +243,30 @@ def test_a_filename_of_another_image_is_a_warning(
     assert found["problem"] == "its <filename> names the image 'a.png', but 'b.png' is taken"
     path.write_text(path.read_text().replace("a.png", "gone.png"))
     assert validate(root, capsys) == (0, [])
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_pictures_whose_orientation_no_size_tells_are_counted(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if layout == "voc":
+        names = [f"JPEGImages/{name}.png" for name in "abcd"]
+        write_voc(tmp_path, {name: [] for name in "abcd"}, {"train": list("abcd")})
+    else:
+        names = [f"train/train_{number}.png" for number in range(1, 5)]
+        write_coco(tmp_path, [], images=4)
+    for seed, (name, orientation) in enumerate(zip(names, (3, 6, 1, 2), strict=True)):
+        pixels = np.random.default_rng(seed).integers(0, 255, (80, 100, 3), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    code, (found,) = validate(tmp_path, capsys)
+    assert (code, found["severity"], found["file"]) == (0, "warning", names[0])
+    assert found["problem"].startswith("2 pictures, this is the first, have an EXIF orientation")
+    assert found["problem"].endswith(
+        "of the pictures whose size tells, 0 have boxes of the upright and 1 of the stored pixels"
+    )
+    assert validate(tmp_path, capsys, "--skip-pixels") == (0, [])
 
 
 def test_leaks_doubles_and_unlisted_files_are_warnings(
