@@ -47,17 +47,20 @@ class Picture:
 Augmentation = Callable[[Picture, int], Picture]
 
 
-def build_augmentation(transforms: Sequence[Mapping[str, Mapping[str, Any]]]) -> Augmentation:
+def build_augmentation(
+    transforms: Sequence[Mapping[str, Mapping[str, Any]]], with_masks: bool = False
+) -> Augmentation:
     """The transforms of ``data.augment`` as one function.
 
     Raises:
-        InputError: an unknown transform or parameter, or one that makes floats of the pixels.
+        InputError: an unknown transform or parameter, one that makes floats of the pixels, or,
+            ``with_masks``, one after which boxes and masks do not belong together.
     """
     flips = [_flip_probability(transform) for transform in transforms]
     if all(p is not None for p in flips):
         return Chain([HorizontalFlip(p) for p in flips if p is not None])
     library = import_albumentations()
-    built = build_transforms(library, transforms)
+    built = build_transforms(library, transforms, with_masks)
     moves = [moves_boxes(library, transform) for transform in built]
     if any(move and p is None for move, p in zip(moves, flips, strict=True)):
         return AlbumentationsPipeline(library, built, moves_boxes=True)

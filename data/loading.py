@@ -46,7 +46,7 @@ def build_train_loader(
         annotations,
         _images(config, annotations),
         rows,
-        build_augmentation(config.augment),
+        build_augmentation(config.augment, with_masks),
         seed=seed,
         use_difficult=config.voc.use_difficult,
         with_masks=with_masks,

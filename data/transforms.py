@@ -14,7 +14,13 @@ from pydantic import ValidationError
 from data.errors import InputError
 
 # Albumentations 2.0.8 dilates the stack of all boxes as if it were one picture: they run together.
-_WRONG_BOXES = {"Morphological"}
+# ConstrainedCoarseDropout would compare its classes with the row numbers that boxes carry here.
+_REFUSED = {
+    "Morphological": "Albumentations' boxes are wrong after it",
+    "ConstrainedCoarseDropout": "it cannot tell classes here",
+}
+# One object becomes several boxes, each of which would keep the whole mask.
+_WRONG_MASKS = {"RandomGridShuffle"}
 _TO_FLOAT = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
 _ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform", "Transform3D"}
 _NEED_CODE = {"Compose", "ReplayCompose", "Lambda"}
@@ -29,12 +35,17 @@ def import_albumentations() -> ModuleType:
     return albumentations
 
 
-def build_transforms(library: ModuleType, transforms: Sequence[Any]) -> list[Any]:
-    """Transforms as a config names them. Raises InputError that names the choices."""
-    return [_build_transform(library, transform) for transform in transforms]
+def build_transforms(
+    library: ModuleType, transforms: Sequence[Any], with_masks: bool = False
+) -> list[Any]:
+    """Transforms as a config names them. Raises InputError that names the choices.
+
+    ``with_masks`` also refuses those after which boxes and masks do not belong together.
+    """
+    return [_build_transform(library, transform, with_masks) for transform in transforms]
 
 
-def _build_transform(library: ModuleType, transform: Any) -> Any:
+def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> Any:
     """``{Name: {parameter: value}}`` or ``Name`` -> an Albumentations transform."""
     if isinstance(transform, str):
         transform = {transform: {}}
@@ -50,11 +61,24 @@ def _build_transform(library: ModuleType, transform: Any) -> Any:
     _check_parameters(kind, str(name), parameters)
     inner = parameters.get("transforms")
     if isinstance(inner, Sequence):
-        parameters = {**parameters, "transforms": build_transforms(library, inner)}
+        parameters = {**parameters, "transforms": build_transforms(library, inner, with_masks)}
     try:
-        return kind(**parameters)
+        built = kind(**parameters)
     except Exception as error:  # pydantic's and the transforms' own checks
         raise InputError(f"data.augment: {name}: {one_line(error)}") from None
+    if with_masks:
+        _check_masks(built, str(name))
+    return built
+
+
+def _check_masks(built: Any, name: str) -> None:
+    """Holes shrink the boxes that they cut off, so that they must be cut out of the masks too."""
+    if name in _WRONG_MASKS:
+        raise InputError(f"data.augment: {name}: masks do not fit their boxes after it; remove it")
+    if getattr(built, "fill_mask", 0) is None:
+        raise InputError(
+            f"data.augment: {name}: it cuts boxes and not their masks; write fill_mask: 0 for it"
+        )
 
 
 def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
@@ -63,10 +87,8 @@ def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
             f"data.augment: {name}: pixels stay uint8 until they are on the device, where they "
             "are normalized; remove it"
         )
-    if name in _WRONG_BOXES:
-        raise InputError(
-            f"data.augment: {name}: Albumentations' boxes are wrong after it; remove it"
-        )
+    if name in _REFUSED:
+        raise InputError(f"data.augment: {name}: {_REFUSED[name]}; remove it")
     bases = (library.BasicTransform, library.BaseCompose)
     known = {
         known: kind

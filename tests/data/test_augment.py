@@ -285,6 +285,7 @@ def test_no_transforms_change_nothing() -> None:
         ([{"Normalize": {}}], "Normalize: pixels stay uint8 until they are on the device"),
         ([{"ToFloat": {"p": 0.1}}], "ToFloat: pixels stay uint8"),
         ([{"OneOf": {"transforms": [{"Morphological": {}}]}}], "Morphological: .* boxes are wrong"),
+        ([{"ConstrainedCoarseDropout": {"bbox_labels": [1]}}], "it cannot tell classes here"),
     ],
 )
 def test_what_cannot_be_built_is_named_with_the_choices(
@@ -294,6 +295,42 @@ def test_what_cannot_be_built_is_named_with_the_choices(
         build_augmentation(transforms)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith("data.augment: ")
+
+
+HOLES: list[tuple[str, Mapping[str, Any]]] = [
+    ("GridDropout", {}),
+    ("Erasing", {}),
+    ("CoarseDropout", {"num_holes_range": [8, 12], "hole_height_range": [0.2, 0.4]}),
+    ("XYMasking", {"num_masks_x": 3, "mask_x_length": 15}),
+    ("TimeMasking", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), HOLES)
+def test_holes_are_cut_out_of_masks_too_or_refused_where_masks_are_trained(
+    name: str, parameters: Mapping[str, Any]
+) -> None:
+    if name != "TimeMasking":  # it fills masks by itself
+        left = {"OneOf": {"transforms": [{name: parameters}], "p": 1}}
+        with pytest.raises(InputError, match=f"{name}: it cuts boxes and not .* fill_mask: 0"):
+            build_augmentation([left], with_masks=True)
+        build_augmentation([left])
+        parameters = {**parameters, "fill_mask": 0}
+    augmentation = build_augmentation([{name: {**parameters, "p": 1}}], with_masks=True)
+    differences: list[float] = []
+    for seed in range(60):
+        after = augmentation(picture_of_rectangles(), seed)
+        assert after.masks is not None
+        differences += np.abs(tight_boxes(after.masks) - after.boxes).max(axis=1).tolist()
+    # Its boxes are rounded down: what a hole leaves of the last column counts only in the mask.
+    assert sum(difference > 1.5 for difference in differences) <= 0.03 * len(differences)
+
+
+def test_pieces_of_a_picture_are_not_shuffled_where_masks_are_trained() -> None:
+    shuffle: list[Transform] = [{"RandomGridShuffle": {}}]
+    with pytest.raises(InputError, match="RandomGridShuffle: masks do not fit"):
+        build_augmentation(shuffle, with_masks=True)
+    build_augmentation(shuffle)
 
 
 def test_a_transform_that_cannot_take_a_picture_says_which() -> None:

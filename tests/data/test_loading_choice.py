@@ -80,6 +80,19 @@ def test_classes_cannot_be_balanced_where_there_are_no_objects(
         pass
 
 
+def test_transforms_that_part_boxes_from_masks_are_refused_with_masks_alone(
+    dataset: tuple[Path, Annotations],
+) -> None:
+    augment = [{"Erasing": {"p": 1}}]
+    with (
+        pytest.raises(InputError, match="Erasing: it cuts boxes"),
+        training(dataset, augment=augment),
+    ):
+        pass
+    with training(dataset, augment=augment, with_masks=False) as loader:
+        assert len(list(loader.epoch(0))) == len(loader)
+
+
 def test_a_detector_of_masks_needs_masks(dataset: tuple[Path, Annotations]) -> None:
     root, annotations = dataset
     with (
