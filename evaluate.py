@@ -24,7 +24,7 @@ import torch
 from data.annotations import Annotations
 from data.build import build_annotations
 from data.errors import InputError
-from engine.coco_results import write_coco_json
+from engine.coco_results import check_image_ids, write_coco_json
 from engine.comp4 import write_comp4
 from engine.config import Config, load_config, split_words
 from engine.detections import Detections
@@ -116,6 +116,8 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
     config = trained.config
     with start_ranks(config.train.device) as ranks:
         annotations = open_split(config, arguments.split, trained.classes)
+        if arguments.coco_results:  # now, not when all images have been looked at
+            check_image_ids(arguments.coco_results, annotations)
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
         with closing(validation.loader):

@@ -56,6 +56,7 @@ class Annotations:
         crowd: ``(N,)`` bool (COCO ``iscrowd``): ignore regions in scores, never trained on.
         masks: the segmentations, or None where the format has none.
         dropped: the number of boxes without area that were left out.
+        renumbered: the image ids are those of no annotation file: several had the same.
     """
 
     source: str
@@ -74,6 +75,7 @@ class Annotations:
     crowd: npt.NDArray[np.bool_]
     masks: MaskStore | None = None
     dropped: int = 0
+    renumbered: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -222,10 +224,13 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
     unique, counts = np.unique(files, return_counts=True)
     source = " + ".join(part.source for part in parts)
     if len(unique) < len(files):
-        doubled = shown(str(unique[counts > 1][0]))
-        raise InputError(f"{source}: the image {doubled} is in two splits; keep it in one of them")
+        doubled = str(unique[counts > 1][0])
+        holding = [part.source for part in parts if doubled in part.files]
+        where = f"in {' and '.join(holding)}" if len(holding) > 1 else f"twice in {holding[0]}"
+        raise InputError(f"{source}: the image {shown(doubled)} is {where}; keep it once")
     image_ids = np.concatenate([part.image_ids for part in parts])
-    if len(np.unique(image_ids)) < len(image_ids):
+    renumbered = len(np.unique(image_ids)) < len(image_ids)
+    if renumbered:
         image_ids = np.arange(1, len(image_ids) + 1)
     objects = np.cumsum([0] + [len(part.boxes) for part in parts])
     starts = [part.offsets[:-1] + objects[i] for i, part in enumerate(parts)]
@@ -248,4 +253,5 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         crowd=np.concatenate([part.crowd for part in parts]),
         masks=masks,
         dropped=sum(part.dropped for part in parts),
+        renumbered=renumbered or any(part.renumbered for part in parts),
     )

@@ -95,6 +95,7 @@ def _build(
     sizes: npt.NDArray[np.int32],
 ) -> Annotations:
     image_rows = images.rows_of(np.asarray(objects.image_ids))
+    images.check_files()
     labels = _labels_of(objects, categories)
     _check_known(objects, image_rows, labels)
     boxes = objects.boxes_xyxy()

@@ -59,6 +59,17 @@ class ImageColumns:
         rows = order[place]
         return np.where(own[rows] == image_ids, rows, -1)
 
+    def check_files(self) -> None:
+        """Raise InputError for a file of two entries, each of which would lack objects of it."""
+        first: dict[str, int] = {}
+        for file, identity in zip(self.files, self.ids, strict=True):
+            if file in first:
+                raise InputError(
+                    f"{self._path}: the images {first[file]} and {identity} are both of the file "
+                    f"{shown(file)}; keep one of them, and give its id to the objects of both"
+                )
+            first[file] = identity
+
 
 def _side(value: Any, key: str, where: str) -> int:
     if value is None:

@@ -27,6 +27,15 @@ LARGEST_COORDINATE = 1e7
 LARGEST_SCORE = sys.float_info.max
 
 
+def check_image_ids(path: str | Path, annotations: Annotations) -> None:
+    """Raise InputError where results would hold image ids that no annotation file has."""
+    if annotations.renumbered:
+        raise InputError(
+            f"{path}: COCO results name images by their ids, and the files of {annotations.source} "
+            "give the same id to several; score one split at a time (--split), or renumber one file"
+        )
+
+
 def write_coco_json(path: str | Path, detections: Detections, annotations: Annotations) -> None:
     """Write COCO results JSON with the dataset's own image and category ids.
 
@@ -34,7 +43,11 @@ def write_coco_json(path: str | Path, detections: Detections, annotations: Annot
     ``segmentation`` as compressed run lengths. Reading the file gives equal float64 values. (The
     COCO API's own ``loadRes`` takes the area of an entry with both from its box; this program takes
     it from the mask when it scores masks.)
+
+    Raises:
+        InputError: several splits whose image ids are the same.
     """
+    check_image_ids(path, annotations)
     images, categories = annotations.image_ids.tolist(), annotations.category_ids.tolist()
     rows, scores = detections.image.tolist(), detections.score.tolist()
     labels = detections.label.tolist()
@@ -58,8 +71,10 @@ def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
 
     Raises:
         InputError: the file cannot be read or is no such list; an entry has an unknown image or
-            category id, a number that is not finite or out of all proportion, a damaged mask.
+            category id, a number that is not finite or out of all proportion, a damaged mask;
+            several splits whose image ids are the same.
     """
+    check_image_ids(path, annotations)
     entries = _load_entries(Path(path))
     rows = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
     labels = {category: label for label, category in enumerate(annotations.category_ids.tolist())}

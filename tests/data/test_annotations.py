@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,14 +96,27 @@ def test_selecting_undoes_concatenating() -> None:
     assert (both.split, both.dropped, len(both)) == ("a+b", 2, 6)
 
 
-def test_concatenated_image_ids_are_distinct() -> None:
+def test_concatenated_image_ids_are_distinct_and_known_to_be_new() -> None:
     both = concatenate([make_annotations("a"), make_annotations("b")])
     assert both.image_ids.tolist() == list(range(1, 9))
+    assert both.renumbered
+    assert both.select([0]).relabel(["dog", "cat"]).renumbered
+    other = replace(make_annotations("b"), image_ids=np.arange(20, 24))
+    kept = concatenate([make_annotations("a"), other])
+    assert kept.image_ids.tolist() == [10, 11, 12, 13, 20, 21, 22, 23]
+    assert not kept.renumbered
 
 
 def test_an_image_in_two_splits_is_an_error_that_names_it() -> None:
-    with pytest.raises(InputError, match=r"'a/0\.jpg' is in two splits"):
-        concatenate([make_annotations("a"), make_annotations("a")])
+    again = replace(make_annotations("a"), source="c")
+    with pytest.raises(InputError, match=r"'a/0\.jpg' is in a and c; keep it once"):
+        concatenate([make_annotations("a"), again])
+
+
+def test_an_image_twice_in_one_split_is_not_said_to_be_in_two() -> None:
+    twice = make_annotations("a").select([0, 1, 0])
+    with pytest.raises(InputError, match=r"'a/0\.jpg' is twice in a; keep it once"):
+        concatenate([make_annotations("b"), twice])
 
 
 def test_relabeling_keeps_every_class_name_and_category_id() -> None:

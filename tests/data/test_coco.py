@@ -179,6 +179,7 @@ def test_a_byte_order_mark_and_white_space_do_no_harm(tmp_path: Path) -> None:
     assert len(load_coco(write(tmp_path, text), "val").boxes) == 1
 
 
+NO_OBJECTS: dict[str, Any] = {"annotations": []}
 BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"images": []}, "lists no images"),
     "images of another type": ({"images": {}}, "'images' is not a list"),
@@ -188,6 +189,10 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "image id of text": ({"images": [changed(IMAGE, id="7")]}, "its id is '7'"),
     "image id too large": ({"images": [changed(IMAGE, id=2**70)]}, "whole number"),
     "image twice": ({"images": [IMAGE, IMAGE]}, "both have id 0"),
+    "file twice": (
+        {"images": [changed(IMAGE, id=5), changed(IMAGE, id=7, file_name="./a.jpg")]} | NO_OBJECTS,
+        r"the images 5 and 7 are both of the file 'a\.jpg'; keep one",
+    ),
     "no file name": ({"images": [without(IMAGE, "file_name")]}, "image 0: None is not a file"),
     "parent": ({"images": [changed(IMAGE, file_name="../a.jpg")]}, "image 0: .* may leave"),
     "absolute": ({"images": [changed(IMAGE, file_name="/a.jpg")]}, "may leave the root"),

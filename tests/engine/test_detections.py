@@ -118,6 +118,17 @@ def test_coco_json_gives_back_every_bit_of_boxes_scores_and_masks(tmp_path: Path
         assert_equal(read_coco_json(tmp_path / "results.json", annotations), detections)
 
 
+def test_coco_json_is_neither_written_nor_read_with_ids_that_no_file_has(tmp_path: Path) -> None:
+    annotations = replace(annotate(images=3), renumbered=True)
+    path, nothing = tmp_path / "results.json", make_detections([], [], [], [])
+    with pytest.raises(InputError, match=r"results\.json: .* made by hand give the same id to"):
+        write_coco_json(path, nothing, annotations)
+    assert not path.exists()
+    path.write_text("[]")
+    with pytest.raises(InputError, match="score one split at a time"):
+        read_coco_json(path, annotations)
+
+
 def test_coco_json_has_the_ids_of_the_dataset_and_width_and_height(tmp_path: Path) -> None:
     annotations = annotate(images=3, size=(2, 3))
     detections = make_detections([2], [1], [0.25], [BOX], rles=[b"06"])

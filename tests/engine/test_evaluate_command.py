@@ -113,3 +113,16 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(
 ) -> None:
     assert call(monkeypatch, trained / "last.pt", "--split", "tset") == 2
     assert "no split 'tset'; it has train and val" in capsys.readouterr().err
+
+
+def test_results_of_splits_with_the_same_image_ids_are_refused_before_the_evaluation(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = trained / "last.pt", "--output", tmp_path / "metrics.json", "data.val=[train, val]"
+    assert call(monkeypatch, *words, "--coco-results", tmp_path / "results.json") == 2
+    assert "give the same id to several; score one split" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+    assert call(monkeypatch, *words) == 0
