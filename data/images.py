@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,8 @@ from data.errors import InputError, unreadable
 Pixels = npt.NDArray[np.uint8]
 
 # The only formats that are read, by their first bytes. Their headers are parsed by Pillow (which
-# would also open formats that run other programs, had it the choice), their pixels by OpenCV.
+# would also open formats that run other programs, had it the choice), their pixels by OpenCV
+# (those of TIFFs with alpha by Pillow).
 _FORMATS: tuple[tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -39,6 +41,9 @@ _FORMATS: tuple[tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...] = (
 )
 _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _PNG_END = b"IEND\xaeB`\x82"
+# Pillow refuses large ones; nothing here reads them.
+_PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+_TIFF_BITS = 258
 _EXIF_ORIENTATION = 0x0112
 # Orientations 1 to 8 of EXIF: is the picture transposed first, then flipped left-right, up-down?
 _TRANSPOSED, _FLIPPED_LEFT_RIGHT, _FLIPPED_UP_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
@@ -76,14 +81,21 @@ def read_image(
         )
     orientation = _orientation_to_apply(path, header, size_hw, ignore_exif)
     _check_complete(path, raw)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
-    except cv2.error:
-        image = None
+    image = _decode(raw, header)
     if image is None or image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise _damaged(path, "its pixels cannot be decoded")
-    return _orient(np.asarray(image, np.uint8), orientation)
+    return _orient(np.ascontiguousarray(image, np.uint8), orientation)
+
+
+def _decode(raw: bytes, header: ImageFile.ImageFile) -> npt.NDArray[Any] | None:
+    """The pixels, as they are stored; None where they cannot be had."""
+    try:
+        if isinstance(header, TiffImageFile) and header.mode == "RGBA":
+            return np.asarray(header)[:, :, :3]  # OpenCV would multiply alpha into the colors
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
+    except Exception:  # cv2.error, and whatever Pillow raises
+        return None
 
 
 def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
@@ -95,10 +107,8 @@ def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
     return _exif_orientation(header), (header.height, header.width)
 
 
-def _damaged(path: Path, complaint: str) -> DamagedImageError:
-    return DamagedImageError(
-        f"{path}: {complaint}; replace the file, or write data.on_damaged: skip"
-    )
+def _damaged(path: Path, complaint: str, cure: str = "replace the file") -> DamagedImageError:
+    return DamagedImageError(f"{path}: {complaint}; {cure}, or write data.on_damaged: skip")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -115,10 +125,30 @@ def _read_header(path: Path, raw: bytes) -> ImageFile.ImageFile:
     for magic, parse in _FORMATS:
         if raw.startswith(magic):
             try:
-                return parse(BytesIO(raw))
-            except Exception:  # Pillow raises nearly every type on hostile bytes
+                header = parse(BytesIO(_png_head(raw) if parse is PngImageFile else raw))
+            except Exception as error:  # Pillow raises nearly every type on hostile bytes
+                if "unknown pixel mode" in str(error):
+                    raise _unread_pixels(path) from None
                 raise _damaged(path, "the image's header is damaged") from None
+            if isinstance(header, TiffImageFile) and header.tag_v2.get(_TIFF_BITS) == (32,):
+                raise _unread_pixels(path)
+            return header
     raise _damaged(path, "is no JPEG, PNG, GIF, BMP, WebP or TIFF image")
+
+
+def _unread_pixels(path: Path) -> DamagedImageError:
+    kind = "its pixels are of a kind that is not read, such as 32 bits or floats"
+    return _damaged(path, kind, "save it as 8 or 16 bit RGB or grey")
+
+
+def _png_head(raw: bytes) -> bytes:
+    """A PNG up to the beginning of its pixels, without texts and color profiles."""
+    kept, position = [raw[:8]], 8
+    while (kind := raw[position + 4 : position + 8]) not in (b"IDAT", b""):
+        end = position + 12 + int.from_bytes(raw[position : position + 4], "big")
+        kept += [] if kind in _PNG_TEXTS else [raw[position:end]]
+        position = end
+    return b"".join([*kept, raw[position : position + 8]])
 
 
 def _orientation_to_apply(

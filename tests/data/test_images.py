@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from data.errors import InputError
 from data.images import (
@@ -62,20 +63,51 @@ def test_every_color_mode_becomes_rgb(tmp_path: Path, mode: str, kind: str) -> N
     assert np.abs(image - expected).max() <= 2
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_dropped_and_not_blended(tmp_path: Path, mode: str) -> None:
+def test_alpha_is_dropped_and_not_blended(tmp_path: Path, mode: str, kind: str) -> None:
     picture = smooth_picture().convert(mode)
     picture.putalpha(Image.new("L", picture.size, 40))
-    image = read_image(written(tmp_path, encoded(picture, "PNG")), None, NO_LIMIT)
+    content = encoded(picture, kind)
+    image = read_image(written(tmp_path, content), None, NO_LIMIT)
     np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+    for kept in (0.1, 0.9):
+        with pytest.raises(DamagedImageError, match="replace the file"):
+            read_image(written(tmp_path, content[: int(len(content) * kept)]), None, NO_LIMIT)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_tiff_of_more_than_16_bits_is_not_called_damaged(
+    tmp_path: Path, kind: type[np.generic], channels: int
+) -> None:
+    pixels = np.asarray(smooth_picture())[:, :, :channels].astype(kind)
+    path = written(tmp_path, cv2.imencode(".tiff", pixels)[1].tobytes())
+    with pytest.raises(DamagedImageError, match="save it as 8 or 16 bit") as raised:
+        read_image(path, None, NO_LIMIT)
+    assert "header is damaged" not in str(raised.value)
+
+
+@pytest.mark.parametrize("large", ["text", "profile"])
+def test_large_texts_and_profiles_in_a_png_do_no_harm(tmp_path: Path, large: str) -> None:
+    texts = PngInfo()
+    texts.add_text("notes", "x" * 3_000_000, zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    more = {"pnginfo": texts} if large == "text" else {"icc_profile": b"x" * 3_000_000}
+    path = written(tmp_path, encoded(smooth_picture(), "PNG", exif=exif, **more))
+    expected = np.asarray(smooth_picture())[::-1, ::-1]
+    np.testing.assert_array_equal(read_image(path, (40, 56), NO_LIMIT), expected)
 
 
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits_lose_their_lower_eight(tmp_path: Path, extension: str, channels: int) -> None:
     shallow = np.asarray(smooth_picture())[:, :, :channels]
-    deep = shallow.astype(np.uint16) * 256 + 77
-    path = written(tmp_path, cv2.imencode(extension, deep[:, :, ::-1])[1].tobytes())
+    deep = shallow.astype(np.uint16)[:, :, ::-1] * 256 + 77
+    if channels == 4:
+        deep = np.dstack([deep, np.full(deep.shape[:2], 9000, np.uint16)])
+    path = written(tmp_path, cv2.imencode(extension, deep)[1].tobytes())
     image = read_image(path, None, NO_LIMIT).astype(int)
     assert np.abs(image - np.broadcast_to(shallow, (40, 56, 3))).max() <= 1
 
