@@ -188,6 +188,16 @@ def _select(picture: Picture, image: npt.NDArray[np.uint8], result: Mapping[str,
     labels, masks = picture.labels[rows], None
     if picture.masks is not None:
         masks = np.asarray(result.get("masks", np.zeros((0, *image.shape[:2]), np.uint8)))[rows]
-        seen = masks.max(axis=(1, 2), initial=0) > 0
-        boxes, labels, masks = boxes[seen], labels[seen], np.ascontiguousarray(masks[seen])
-    return Picture(image, boxes, labels, masks)
+        masks = np.ascontiguousarray(masks)
+    return only_seen(Picture(image, boxes, labels, masks))
+
+
+def only_seen(picture: Picture) -> Picture:
+    """The picture without objects whose mask has no pixel; all of them where there are no masks."""
+    if picture.masks is None:
+        return picture
+    seen = picture.masks.max(axis=(1, 2), initial=0) > 0
+    if seen.all():
+        return picture
+    boxes, labels, masks = picture.boxes[seen], picture.labels[seen], picture.masks[seen]
+    return Picture(picture.image, boxes, labels, masks)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from data.augment import MIN_BOX_SIDE, Augmentation, Picture
+from data.augment import MIN_BOX_SIDE, Augmentation, Picture, only_seen
 from data.errors import InputError
 from data.image_files import ImageFiles
 from data.images import DamagedImageError, resize_image, resize_masks, resized_size
@@ -110,7 +110,8 @@ class TrainingDataset:
         labels = self.annotations.labels[objects].astype(np.int64)
         masks = self.annotations.decode_masks(row, objects) if self.with_masks else None
         try:
-            return self.augmentation(Picture(image, boxes, labels, masks), seed)
+            # Here, too: not all augmentations look at masks, and all must leave the same objects.
+            return self.augmentation(only_seen(Picture(image, boxes, labels, masks)), seed)
         except InputError as error:
             raise InputError(f"{self.images.path(row)}: {error}") from error.__cause__
 

@@ -93,6 +93,27 @@ def test_transforms_that_part_boxes_from_masks_are_refused_with_masks_alone(
         assert len(list(loader.epoch(0))) == len(loader)
 
 
+@pytest.mark.parametrize(
+    "augment", [[], [{"HorizontalFlip": {"p": 1}}], [{"VerticalFlip": {"p": 1}}]]
+)
+def test_an_object_whose_mask_has_no_pixel_is_not_trained_on_whatever_the_transforms(
+    dataset: tuple[Path, Annotations], augment: list[dict[str, dict[str, float]]]
+) -> None:
+    root, annotations = dataset
+    assert annotations.masks is not None
+    first = int(annotations.offsets[3])
+    coordinates = annotations.masks.coordinates.copy()
+    start, stop = annotations.masks.part_coordinates[first]
+    coordinates[start:stop] = 500  # all corners in one point
+    masks = replace(annotations.masks, coordinates=coordinates)
+    changed = (root, replace(annotations, masks=masks).select([3]))
+    for with_masks, labels in ((True, [[1, 2]]), (False, [[0, 1, 2]])):
+        options = {"augment": augment, "batch_size": 1, "with_masks": with_masks}
+        with training(changed, **options) as loader:
+            (batch,) = loader.epoch(0)
+            assert batch.targets.labels.tolist() == labels
+
+
 def test_a_detector_of_masks_needs_masks(dataset: tuple[Path, Annotations]) -> None:
     root, annotations = dataset
     with (
