@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Rows
-from data.errors import InputError, shown
+from data.errors import InputError, control_in, shown
 from data.image_sizes import MOST_PIXELS
 from data.paths import inner_path
 from data.segmentations import SegmentationColumns
@@ -190,8 +190,13 @@ def read_categories(path: Path, categories: Any) -> dict[str, int]:
         identity, name = category.get("id"), category.get("name")
         if type(identity) is not int or abs(identity) >= 1 << 62:
             raise InputError(f"{where}: its id is {shown(identity)}; give it a whole number")
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise InputError(f"{where}: its name is {shown(name)}; give it one of printable text")
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{where}: its name is {shown(name)}; give it one that is text")
+        if control_in(name):
+            raise InputError(
+                f"{where}: its name {shown(name)} holds the control character "
+                f"{shown(control_in(name))}; take it out"
+            )
         if name in ids or identity in ids.values():
             raise InputError(
                 f"{where}: id {identity} or name {shown(name)} is taken by another category; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Sequence
 
@@ -21,6 +22,16 @@ class WorkerDiedError(RuntimeError):
 _SHORTENED = reprlib.Repr()
 _SHORTENED.maxstring = _SHORTENED.maxother = _SHORTENED.maxlong = 80
 _SHORTENED.maxlevel = 2
+
+
+# Also what ends a line or cannot be encoded; joiners and no-break spaces belong to scripts.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def control_in(name: str) -> str:
+    """The first character of a name that no file or table could hold, or ""."""
+    found = _CONTROL.search(name)
+    return found.group() if found else ""
 
 
 def shown(value: object) -> str:

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from data.errors import InputError, shown, unreadable
+from data.errors import InputError, control_in, shown, unreadable
 
 _LARGEST_FILE = 1 << 23  # bytes; VOC's own stay below 100 kB
 _LARGEST_COORDINATE = float(1 << 24)  # float32 holds every whole pixel up to here
@@ -106,8 +106,13 @@ def read_voc_object(element: Element, where: str) -> VocObject:
     """One ``<object>``, which messages call ``where``; raises InputError."""
     fields = {child.tag: child for child in element}
     name = (fields["name"].text or "").strip() if "name" in fields else ""
-    if not name or not name.isprintable():
+    if not name:
         raise InputError(f"{where}: its <name> is {shown(name)}; give it the name of its class")
+    if control_in(name):
+        raise InputError(
+            f"{where}: its <name> {shown(name)} holds the control character "
+            f"{shown(control_in(name))}; take it out"
+        )
     where = f"{where} ({shown(name)})"
     flag = (fields["difficult"].text or "").strip().lower() if "difficult" in fields else ""
     if flag not in _TRUE and flag not in _FALSE:

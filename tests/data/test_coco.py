@@ -119,6 +119,13 @@ def test_sparse_category_ids_are_mapped_both_ways(tmp_path: Path) -> None:
     assert loaded.category_ids[loaded.labels].tolist() == ids
 
 
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f33e", "a\xa0b"]
+)
+def test_joiners_and_no_break_spaces_belong_to_names(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, categories=[{"id": 3, "name": name}]).classes == (name,)
+
+
 def test_given_classes_decide_the_labels(tmp_path: Path) -> None:
     loaded = load_coco(write(tmp_path, coco()), "val", ["dog", "cat"])
     assert (loaded.classes, loaded.labels.tolist()) == (("dog", "cat"), [1])
@@ -230,7 +237,8 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "no categories": ({"categories": []}, "'categories' must be a list"),
     "category without id": ({"categories": [{"name": "cat"}]}, "category number 1: its id is None"),
     "category without name": ({"categories": [{"id": 3}]}, "its name is None"),
-    "category with control": ({"categories": [{"id": 3, "name": "a\nb"}]}, "printable"),
+    "category with control": ({"categories": [{"id": 3, "name": "a\nb"}]}, r"control .* '\\n'"),
+    "category with a surrogate": ({"categories": [{"id": 3, "name": "a\ud800"}]}, "control"),
     "category twice": ({"categories": [CATEGORIES[0]] * 2}, "taken by another"),
 }
 

@@ -119,6 +119,13 @@ def test_other_names_are_sorted(tmp_path: Path) -> None:
     assert annotations.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f33e", "a\xa0b"]
+)
+def test_joiners_and_no_break_spaces_belong_to_names(tmp_path: Path, name: str) -> None:
+    assert load_one(tmp_path, voc_object(name=name)).classes == (name,)
+
+
 def test_given_classes_decide_the_labels(tmp_path: Path) -> None:
     annotations = load_one(tmp_path, voc_object(name="cat"), classes=["tree", "cow", "cat"])
     assert annotations.classes == ("tree", "cow", "cat")
@@ -205,6 +212,7 @@ BAD_XML = {
     "external entity": (EXTERNAL, "DTD or entities"),
     "encoding": ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "not valid XML"),
     "no name": (annotation("<object><bndbox/></object>"), "object 1: its <name> is ''"),
+    "control": (annotation(voc_object(name="c\x85t")), r"'c\\x85t' holds the control .* '\\x85'"),
     "no box": (annotation("<object><name>cat</name></object>"), r"object 1 \('cat'\): has no"),
     "no corner": (annotation("<object><name>c</name><bndbox/></object>"), "<xmin> is 'missing'"),
     "text corner": (annotation(voc_object((1, "x", 3, 4))), "<ymin> is 'x'"),
