@@ -131,7 +131,8 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     limit: int | None = Field(
         default=None,
         ge=1,
-        description="use only the first images of every split: to try out or to overfit on purpose",
+        description="use only the first images of train and of val, each of which may be a list of "
+        "splits: to try out or to overfit on purpose",
     )
     image_size: tuple[int, int] = Field(
         default=(600, 1000),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.errors import InputError, shown
@@ -56,10 +57,23 @@ def require_images(
             check_inside(root, root / folder, source)
     if missing:
         some = ", ".join(shown(file) for file in missing[:3])
+        cure = "put them there, or take them out of the annotations"
+        if _in_other_form(missing[0], listed):
+            cure = (
+                "a file there has the first one's name in another Unicode normal form (NFC, NFD): "
+                "rename the files, or write the annotations in theirs"
+            )
         raise InputError(
             f"{source}: {len(missing)} of {len(files)} images are missing under {root}, "
-            f"the first: {some}; put them there, or take them out of the annotations"
+            f"the first: {some}; {cure}"
         )
+
+
+def _in_other_form(file: str, listed: Mapping[str, Iterable[str]]) -> bool:
+    """Whether a folder has a file of this name but for its normal form: macOS decomposes names."""
+    folder, name = posixpath.split(file)
+    wanted = unicodedata.normalize("NFC", name)
+    return any(unicodedata.normalize("NFC", other) == wanted for other in listed[folder])
 
 
 def _folders(files: Iterable[str]) -> list[str]:

@@ -59,6 +59,13 @@ def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
     assert len(build_annotations(config, "val", check_images=False)) == 3
 
 
+def test_a_name_in_another_normal_form_is_said_to_be_there(tmp_path: Path) -> None:
+    config = make_coco(tmp_path, names=("caf\u00e9.jpg",))
+    (tmp_path / "val/caf\u00e9.jpg").rename(tmp_path / "val/cafe\u0301.jpg")
+    with pytest.raises(InputError, match="another Unicode normal form"):
+        build_annotations(config, "val")
+
+
 def test_a_folder_in_an_image_s_place_is_no_image(tmp_path: Path) -> None:
     config = make_coco(tmp_path)
     (tmp_path / "val/a.jpg").unlink()
@@ -237,9 +244,12 @@ def test_sizes_from_images_follow_exif_as_their_pixels_do(
         assert build_annotations(config, "val").sizes.tolist() == [size]
 
 
-def test_a_limit_keeps_the_first_images_of_every_split(tmp_path: Path) -> None:
+def test_a_limit_keeps_the_first_images_of_a_split_or_of_a_list_of_splits(tmp_path: Path) -> None:
+    make_coco(tmp_path, "train", ("d.jpg",))
     config = make_coco(tmp_path, "val", ("a.jpg", "b.jpg", "c.jpg"))
     limited = config.model_copy(update={"limit": 2})
     assert build_annotations(limited, "val").files.tolist() == ["val/a.jpg", "val/b.jpg"]
+    both = build_annotations(limited, ["train", "val"]).files.tolist()
+    assert both == ["train/d.jpg", "val/a.jpg"]
     beyond = config.model_copy(update={"limit": 9})
     assert len(build_annotations(beyond, "val")) == 3
