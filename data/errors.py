@@ -24,8 +24,9 @@ _SHORTENED.maxstring = _SHORTENED.maxother = _SHORTENED.maxlong = 80
 _SHORTENED.maxlevel = 2
 
 
-# Also what ends a line or cannot be encoded; joiners and no-break spaces belong to scripts.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Also what ends a line, turns its direction or cannot be encoded. Joiners and no-break spaces are
+# parts of words.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def control_in(name: str) -> str:
