@@ -89,6 +89,9 @@ def split_voc(
     """
     folder = layout.root / "ImageSets/Main"
     targets = [folder / f"{inner_path(name, '--names')}.txt" for name in names]
+    for name in names:
+        if "/" in name:  # which would be a list of the year before it
+            raise InputError(f"--names: {shown(name)} is no name of a list; leave out the /")
     for target in targets:
         if target.exists():
             raise InputError(f"{target}: exists already; choose other --names")

@@ -328,6 +328,7 @@ def test_images_that_a_division_of_coco_misses_are_counted(
         (["--fractions", "1"], "give each split a name of its own and a fraction"),
         (["--names", "a", "a"], "give each split a name of its own"),
         (["--names", "../a", "b"], "may leave the root"),
+        (["--names", "a/b", "c"], "'a/b' is no name of a list; leave out the /"),
         (
             ["--source", "nothing", "--names", "x", "y"],
             "has no split 'nothing'; it has train, trainval",
