@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
+from data.config import DataConfig
 from data.errors import InputError
 from data.images import read_image
 from data.parent_process import start_method
@@ -95,12 +96,10 @@ class CachedImages(ImageFiles):
         return kept.reshape(height, width, 3).copy()
 
 
-def open_images(
-    annotations: Annotations, root: Path, max_pixels: int, in_memory: bool, ignore_exif: bool
-) -> ImageFiles:
-    """The images of a split as ``data.cache`` and ``data.exif`` ask for them."""
+def open_images(config: DataConfig, annotations: Annotations, in_memory: bool) -> ImageFiles:
+    """The images of a split as ``data.root``, ``max_image_pixels`` and ``exif`` ask for them."""
     kind = CachedImages if in_memory else ImageFiles
-    return kind(annotations, root, max_pixels, ignore_exif)
+    return kind(annotations, config.root, config.max_image_pixels, config.exif == "ignore")
 
 
 def _check_room(needed: int, source: str) -> None:

@@ -87,9 +87,7 @@ def build_eval_loader(
 
 
 def _images(config: DataConfig, annotations: Annotations) -> ImageFiles:
-    in_memory = config.cache == "memory"
-    ignore_exif = config.exif == "ignore"
-    return open_images(annotations, config.root, config.max_image_pixels, in_memory, ignore_exif)
+    return open_images(config, annotations, in_memory=config.cache == "memory")
 
 
 def _stream(

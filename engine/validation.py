@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from torch import nn
 from tqdm import tqdm
 
 from data.annotations import Annotations
-from data.images import DamagedImageError, read_image
+from data.image_files import ImageFiles, open_images
+from data.images import DamagedImageError
 from data.loading import EvalLoader, build_eval_loader
 from data.target import Batch
 from engine.coco_engines import Engine, check_engine
@@ -43,9 +43,7 @@ class Validation:
         engine: what computes the COCO scores.
         amp: automatic mixed precision.
         view: makes a detector look twice where ``evaluate.flip`` asks for it.
-        root: the folder that image files are relative to.
-        max_pixels: larger images are refused.
-        ignore_exif: images are left as they are stored.
+        images: its pictures, for examples.
     """
 
     loader: EvalLoader
@@ -56,9 +54,7 @@ class Validation:
     engine: Engine
     amp: Amp
     view: Callable[[nn.Module], nn.Module]
-    root: Path
-    max_pixels: int
-    ignore_exif: bool
+    images: ImageFiles
 
     def run(self, detector: nn.Module) -> tuple[Detections, dict[str, Any]] | None:
         """All detections and their scores on the main rank, None on the others.
@@ -86,13 +82,8 @@ class Validation:
         for row in rows:
             # where damaged images are not to be left out, the evaluation has ended before
             with suppress(DamagedImageError):
-                images[row] = self._read(row)
+                images[row] = self.images.read(row)
         return list(images), list(images.values())
-
-    def _read(self, row: int) -> Pixels:
-        height, width = self.annotations.sizes[row].tolist()
-        file = self.root / str(self.annotations.files[row])
-        return read_image(file, (height, width), self.max_pixels, self.ignore_exif)
 
     def _batches(self) -> Iterator[Batch]:
         shown = self.ranks.is_main and sys.stderr.isatty()
@@ -126,9 +117,7 @@ def build_validation(
         engine=config.evaluate.engine,
         amp=config.train.amp,
         view=partial(_viewed, config),
-        root=config.data.root,
-        max_pixels=config.data.max_image_pixels,
-        ignore_exif=config.data.exif == "ignore",
+        images=open_images(config.data, annotations, in_memory=False),
     )
 
 

@@ -37,7 +37,8 @@ from tqdm import tqdm
 from data.annotations import Annotations
 from data.build import build_annotations
 from data.errors import InputError
-from data.images import DamagedImageError, read_image
+from data.image_files import open_images
+from data.images import DamagedImageError
 from data.loading import build_eval_loader
 from data.target import Batch
 from engine.atomic_file import write_atomically
@@ -250,14 +251,11 @@ def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace)
     annotations, threshold = split.annotations, options.threshold
     verdicts = [judge_errors(run.detections, annotations, IOU) for run in runs]
     faults = count_faults(runs[0].detections, annotations, verdicts[0], threshold)
+    images = open_images(split.config.data, annotations, in_memory=False)
     worst = []
     for row in faults.worst(options.worst):
-        height, width = annotations.sizes[row].tolist()
-        data = split.config.data
-        file = data.root / str(annotations.files[row])
         try:
-            ignore_exif = data.exif == "ignore"
-            image = read_image(file, (height, width), data.max_image_pixels, ignore_exif)
+            image = images.read(row)
         except DamagedImageError:
             continue
         except InputError as error:

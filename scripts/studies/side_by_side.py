@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from data.annotations import Annotations
 from data.build import build_annotations
 from data.errors import InputError
-from data.images import read_image
+from data.image_files import open_images
 from engine.config import Config, parse_config
 from engine.detections import Detections
 from engine.drawing import GAP, Pixels, draw_pair
@@ -61,10 +61,7 @@ def panels_of(
     row: int, annotations: Annotations, found: Sequence[Detections], config: Config
 ) -> list[Pixels]:
     """One image with its ground truth, and with the detections of each run, (H, W, 3) each."""
-    height, width = annotations.sizes[row].tolist()
-    file = config.data.root / str(annotations.files[row])
-    ignore_exif = config.data.exif == "ignore"
-    image = read_image(file, (height, width), config.data.max_image_pixels, ignore_exif)
+    image = open_images(config.data, annotations, in_memory=False).read(row)
     pairs = [draw_pair(image, row, annotations, detections) for detections in found]
     middle = (pairs[0].shape[1] - GAP) // 2  # a pair is two pictures of one width, GAP apart
     return [pairs[0][:, :middle], *(pair[:, middle + GAP :] for pair in pairs)]

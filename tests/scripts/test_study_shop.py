@@ -73,6 +73,16 @@ def wait_until(holds: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def beside_another_shell(shop: Shop, held: Job, free: Job) -> Iterator[None]:
+    """The block runs when the shop has done the free job; then the other shell lets go of its."""
+    other = ExitStack()
+    assert other.enter_context(locked(held.folder)) is not None
+    with at_work(shop), other:
+        wait_until(lambda: scores_file(free.folder, "val").is_file())
+        yield
+
+
 def jobs_of(study: Study, runs: Path, *splits: str) -> list[Job]:
     return [
         Job(study.run(labels, 0, {}), runs, split) for labels in (FIXED, ALWA) for split in splits
@@ -104,13 +114,9 @@ def test_what_another_shell_does_is_waited_for_and_not_done_again(
 ) -> None:
     jobs = jobs_of(tiny, tmp_path, "val")
     shop = Shop(jobs, jobs)
-    other = ExitStack()
-    assert other.enter_context(locked(jobs[0].folder)) is not None
-    with at_work(shop):
-        wait_until(lambda: scores_file(jobs[1].folder, "val").is_file())
+    with beside_another_shell(shop, *jobs):
         scores_file(jobs[0].folder, "val").write_text("{}")
         (jobs[0].folder / "study.json").write_text('{"trained": true}')
-        other.close()
     assert {name for _, name in calls} == {jobs[1].folder.name}
     assert not shop.failed
 
@@ -119,13 +125,8 @@ def test_what_another_shell_leaves_undone_is_taken_over(
     tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
     jobs = jobs_of(tiny, tmp_path, "val")
-    shop = Shop(jobs, jobs)
-    other = ExitStack()
-    assert other.enter_context(locked(jobs[0].folder)) is not None
-    with at_work(shop):
-        wait_until(lambda: scores_file(jobs[1].folder, "val").is_file())
+    with beside_another_shell(Shop(jobs, jobs), *jobs):
         assert len(calls) == 2
-        other.close()
     assert [name for _, name in calls[2:]] == [jobs[0].folder.name] * 2
 
 
