@@ -188,17 +188,20 @@ def _living(value: Kept | None) -> Kept:
 
 def run_as_written(detector: nn.Module) -> None:
     """From here on no pass of a detector is recorded."""
-    for name in ("graphs", "mask_graphs"):
-        if hasattr(detector, name):
-            setattr(detector, name, None)
+    for name in _recorded_parts(detector):
+        setattr(detector, name, None)
 
 
 def forget_recordings(detector: nn.Module) -> None:
     """Record the passes of a detector anew, with what it is now."""
-    for name in ("graphs", "mask_graphs"):
-        graphs = getattr(detector, name, None)
-        if graphs is not None:
-            graphs.forget()
+    for name in _recorded_parts(detector):
+        getattr(detector, name).forget()
+
+
+def _recorded_parts(detector: nn.Module) -> list[str]:
+    """The attributes of a detector that record passes."""
+    names = ("graphs", "mask_graphs")
+    return [name for name in names if getattr(detector, name, None) is not None]
 
 
 class _Backward:
