@@ -149,9 +149,10 @@ class AlbumentationsPipeline:
         arguments: dict[str, Any] = {"image": picture.image}
         if self._moves_boxes:
             arguments.update(bboxes=picture.boxes, rows=np.arange(len(picture.boxes)))
-            # a stack of no masks is refused
-            if picture.masks is not None and len(picture.masks):
-                arguments["masks"] = picture.masks
+            if picture.masks is not None:
+                # a stack of no masks is refused: an empty one, of no row, stands in
+                nothing = np.zeros((1, *picture.image.shape[:2]), np.uint8)
+                arguments["masks"] = picture.masks if len(picture.masks) else nothing
         result = self._run(arguments, seed)
         image = result["image"]
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
@@ -187,8 +188,7 @@ def _select(picture: Picture, image: npt.NDArray[np.uint8], result: Mapping[str,
     boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
     labels, masks = picture.labels[rows], None
     if picture.masks is not None:
-        masks = np.asarray(result.get("masks", np.zeros((0, *image.shape[:2]), np.uint8)))[rows]
-        masks = np.ascontiguousarray(masks)
+        masks = np.ascontiguousarray(np.asarray(result["masks"])[rows])
     return only_seen(Picture(image, boxes, labels, masks))
 
 

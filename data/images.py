@@ -257,11 +257,20 @@ def resize_image(image: Pixels, size_hw: tuple[int, int]) -> Pixels:
 
 
 def resize_masks(masks: Pixels, size_hw: tuple[int, int]) -> Pixels:
-    """``(N, H, W)`` of 0 and 1 -> ``(N, *size_hw)``: the nearest pixel, by pixel centers."""
+    """``(N, H, W)`` of 0 and 1 -> ``(N, *size_hw)``: the nearest pixel, by pixel centers.
+
+    Of an object between the centers its fullest pixel is kept: its box is still learned from, which
+    an empty mask would contradict.
+    """
     height, width = size_hw
     if masks.shape[1:] == size_hw:
         return masks
     resized = np.empty((len(masks), height, width), np.uint8)
     for mask, target in zip(masks, resized, strict=True):
         cv2.resize(mask, (width, height), dst=target, interpolation=cv2.INTER_NEAREST_EXACT)
+        if not target.any():
+            share = cv2.resize(
+                mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+            )
+            target.flat[share.argmax()] = share.max() > 0
     return resized

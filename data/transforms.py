@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from data.errors import InputError
@@ -21,6 +22,8 @@ _REFUSED = {
 }
 # One object becomes several boxes, each of which would keep the whole mask.
 _WRONG_MASKS = {"RandomGridShuffle"}
+# OpenCV's border_mode that all transforms have by default, and the one of which no copy gets a box.
+_CONSTANT, _WRAP = 0, 3
 _TO_FLOAT = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
 _ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform", "Transform3D"}
 _NEED_CODE = {"Compose", "ReplayCompose", "Lambda"}
@@ -66,18 +69,42 @@ def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> A
         built = kind(**parameters)
     except Exception as error:  # pydantic's and the transforms' own checks
         raise InputError(f"data.augment: {name}: {one_line(error)}") from None
+    _check_border(built, str(name), with_masks)
     if with_masks:
         _check_masks(built, str(name))
     return built
+
+
+def _check_border(built: Any, name: str, with_masks: bool) -> None:
+    """What a border repeats of an object belongs to its mask and not to its box, or has no box.
+
+    Reflected copies get boxes of their own, each of which would keep the mask of all copies.
+    """
+    border = getattr(built, "border_mode", _CONSTANT)
+    if with_masks and border != _CONSTANT:
+        raise InputError(
+            f"data.augment: {name}: masks do not fit their boxes after border_mode {border}, which "
+            "repeats what is at the border; write border_mode: 0 (constant)"
+        )
+    if border == _WRAP:
+        raise InputError(
+            f"data.augment: {name}: border_mode {border} (wrap) copies objects without their "
+            "boxes; write border_mode: 0 (constant), 1 (replicate) or 4 (reflect)"
+        )
 
 
 def _check_masks(built: Any, name: str) -> None:
     """Holes shrink the boxes that they cut off, so that they must be cut out of the masks too."""
     if name in _WRONG_MASKS:
         raise InputError(f"data.augment: {name}: masks do not fit their boxes after it; remove it")
-    if getattr(built, "fill_mask", 0) is None:
+    fill = getattr(built, "fill_mask", 0)
+    if fill is None:
         raise InputError(
             f"data.augment: {name}: it cuts boxes and not their masks; write fill_mask: 0 for it"
+        )
+    if np.any(fill):
+        raise InputError(
+            f"data.augment: {name}: what it fills would belong to every mask; write fill_mask: 0"
         )
 
 

@@ -333,6 +333,59 @@ def test_pieces_of_a_picture_are_not_shuffled_where_masks_are_trained() -> None:
     build_augmentation(shuffle)
 
 
+BORDERS: list[Transform] = [
+    {"Pad": {"padding": 30}},
+    {"Rotate": {"limit": [20, 20], "p": 1}},
+    {"Affine": {"scale": [0.5, 0.5], "p": 1}},
+    {"RandomCrop": {"height": 90, "width": 110, "pad_if_needed": True}},
+]
+
+
+@pytest.mark.parametrize("transform", BORDERS)
+def test_only_a_constant_border_is_taken_where_masks_are_trained(transform: Transform) -> None:
+    ((name, parameters),) = transform.items()
+    for border in (1, 2, 3, 4):
+        bordered: list[Transform] = [{name: {**parameters, "border_mode": border}}]
+        with pytest.raises(InputError, match=f"{name}: masks do not fit .* border_mode {border}"):
+            build_augmentation([{"OneOf": {"transforms": bordered}}], with_masks=True)
+    constant: list[Transform] = [{name: {**parameters, "border_mode": 0}}]
+    before = picture_of_rectangles()
+    before.boxes[0], before.masks[0, 6:20, :4] = [0, 6, 30, 20], 1  # type: ignore[index]
+    after = build_augmentation(constant, with_masks=True)(before, 0)
+    assert after.masks is not None
+    assert len(set(after.labels.tolist())) == len(after.labels)
+    assert (after.boxes[:, :2] <= tight_boxes(after.masks)[:, :2] + 1.5).all()
+    assert (after.boxes[:, 2:] >= tight_boxes(after.masks)[:, 2:] - 1.5).all()
+
+
+@pytest.mark.parametrize("transform", BORDERS)
+def test_a_wrapped_border_which_copies_objects_without_boxes_is_refused(
+    transform: Transform,
+) -> None:
+    ((name, parameters),) = transform.items()
+    with pytest.raises(InputError, match=f"{name}: border_mode 3 .wrap. copies .* write border"):
+        build_augmentation([{name: {**parameters, "border_mode": 3}}])
+    for border in (0, 1, 2, 4):
+        build_augmentation([{name: {**parameters, "border_mode": border}}])
+
+
+def test_what_a_transform_fills_belongs_to_no_mask() -> None:
+    pad: list[Transform] = [{"Pad": {"padding": 5, "fill_mask": 1}}]
+    with pytest.raises(InputError, match=r"Pad: what it fills .* write fill_mask: 0"):
+        build_augmentation(pad, with_masks=True)
+    build_augmentation(pad)
+
+
+def test_a_crop_around_masks_takes_a_picture_without_objects() -> None:
+    crop: list[Transform] = [{"CropNonEmptyMaskIfExists": {"height": 30, "width": 40, "p": 1}}]
+    augmentation = build_augmentation(crop, with_masks=True)
+    after = augmentation(without_objects(masks=True), 0)
+    assert_consistent(after)
+    assert after.masks is not None
+    assert after.masks.shape == (0, 30, 40)
+    assert len(augmentation(picture_of_rectangles(), 0).boxes)
+
+
 def test_a_transform_that_cannot_take_a_picture_says_which() -> None:
     augmentation = build_augmentation([{"RandomCrop": {"height": 999, "width": 999}}])
     with pytest.raises(InputError, match=r"data\.augment: CropSizeError: .*999.* leave it out"):

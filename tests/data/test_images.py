@@ -330,3 +330,11 @@ def test_masks_stay_binary_and_keep_their_place() -> None:
     expected[0, 10:20, 18:54] = 1
     np.testing.assert_array_equal(larger, expected)
     assert resize_masks(masks[:0], (40, 90)).shape == (0, 40, 90)
+
+
+def test_an_object_between_the_centers_of_the_pixels_keeps_one_of_them() -> None:
+    masks = np.zeros((3, 600, 600), np.uint8)
+    masks[0, 100:103, 101:104] = 1
+    masks[1, 200:204, 203:207] = 1
+    smaller = resize_masks(masks, (100, 100))
+    assert [np.argwhere(mask).tolist() for mask in smaller] == [[[16, 17]], [[33, 34]], []]
