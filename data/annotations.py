@@ -8,7 +8,7 @@ of copying them object by object (copy-on-write of reference counts makes lists 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Annotations:
             in VOC scores.
         crowd: ``(N,)`` bool (COCO ``iscrowd``): ignore regions in scores, never trained on.
         masks: the segmentations, or None where the format has none.
-        dropped: the number of boxes without area that were left out.
+        dropped_from: ``(D,)`` int64, the images of boxes without area, which were left out.
         renumbered: the image ids are those of no annotation file: several had the same.
     """
 
@@ -74,11 +74,16 @@ class Annotations:
     difficult: npt.NDArray[np.bool_]
     crowd: npt.NDArray[np.bool_]
     masks: MaskStore | None = None
-    dropped: int = 0
+    dropped_from: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     renumbered: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def dropped(self) -> int:
+        """The number of boxes without area that were left out."""
+        return len(self.dropped_from)
 
     def summary(self) -> str:
         """One line: what there is, and what was left out."""
@@ -135,6 +140,7 @@ class Annotations:
         counts = np.diff(self.offsets)[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)])
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], counts)
+        dropped = np.bincount(self.dropped_from, minlength=len(self))[chosen]
         return replace(
             self,
             names=self.names[chosen],
@@ -148,6 +154,7 @@ class Annotations:
             difficult=self.difficult[rows],
             crowd=self.crowd[rows],
             masks=None if self.masks is None else self.masks.select(rows),
+            dropped_from=np.repeat(np.arange(len(chosen)), dropped),
         )
 
     def relabel(self, classes: Sequence[str]) -> Annotations:
@@ -190,7 +197,7 @@ def arrange_objects(
     images: Rows,
     boxes_xyxy: npt.NDArray[np.float64],
     sizes_hw: npt.NDArray[np.int32],
-) -> tuple[Rows, Rows]:
+) -> tuple[Rows, Rows, Rows]:
     """Objects in the order of their images, without those that have no area inside their image.
 
     Args:
@@ -199,16 +206,17 @@ def arrange_objects(
         sizes_hw: ``(I, 2)``.
 
     Returns:
-        ``(N,)`` rows of the objects that stay, those of an image in their old order, and
-        ``(I + 1,)`` offsets into them.
+        ``(N,)`` rows of the objects that stay, those of an image in their old order, ``(I + 1,)``
+        offsets into them, and ``(M - N,)`` images of the others.
     """
     height, width = sizes_hw[images].T
     inside_width = np.minimum(boxes_xyxy[:, 2], width) - np.maximum(boxes_xyxy[:, 0], 0)
     inside_height = np.minimum(boxes_xyxy[:, 3], height) - np.maximum(boxes_xyxy[:, 1], 0)
-    kept = np.flatnonzero((inside_width > 0) & (inside_height > 0))
+    has_area = (inside_width > 0) & (inside_height > 0)
+    kept = np.flatnonzero(has_area)
     rows = kept[np.argsort(images[kept], kind="stable")]
     counts = np.bincount(images[kept], minlength=len(sizes_hw))
-    return rows, np.concatenate([[0], np.cumsum(counts)])
+    return rows, np.concatenate([[0], np.cumsum(counts)]), images[~has_area]
 
 
 def concatenate(parts: Sequence[Annotations]) -> Annotations:
@@ -233,6 +241,7 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
     if renumbered:
         image_ids = np.arange(1, len(image_ids) + 1)
     objects = np.cumsum([0] + [len(part.boxes) for part in parts])
+    images = np.cumsum([0] + [len(part) for part in parts])
     starts = [part.offsets[:-1] + objects[i] for i, part in enumerate(parts)]
     masks = None
     if any(part.masks is not None for part in parts):
@@ -252,6 +261,8 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         difficult=np.concatenate([part.difficult for part in parts]),
         crowd=np.concatenate([part.crowd for part in parts]),
         masks=masks,
-        dropped=sum(part.dropped for part in parts),
+        dropped_from=np.concatenate(
+            [part.dropped_from + images[i] for i, part in enumerate(parts)]
+        ),
         renumbered=renumbered or any(part.renumbered for part in parts),
     )

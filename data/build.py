@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
@@ -35,13 +36,13 @@ def build_annotations(
     """
     splits = [split] if isinstance(split, str) else list(split)
     annotations = FORMATS[config.format](config, splits, classes or config.classes)
-    if config.limit is not None:
-        annotations = annotations.select(range(min(config.limit, len(annotations))))
     if annotations.dropped and not len(annotations.boxes):
         raise InputError(
             f"{annotations.source}: none of its {annotations.dropped} boxes has an area inside "
             "its image; correct the boxes or the sizes of the images"
         )
+    if config.limit is not None:
+        annotations = annotations.select(range(min(config.limit, len(annotations))))
     if check_images:
         require_images(
             config.root, annotations.files.tolist(), annotations.source, config.follow_links
@@ -51,16 +52,23 @@ def build_annotations(
 
 def _load_voc(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
     zero_based = config.voc.coordinates == "zero_based"
-    ignore_exif = config.exif == "ignore"
-    return load_voc(config.root, splits, classes, zero_based, config.follow_links, ignore_exif)
+    return load_voc(config.root, splits, classes, zero_based, **_how_to_open(config))
+
+
+def _how_to_open(config: DataConfig) -> dict[str, Any]:
+    """What concerns the images that are opened because their annotation lacks a size."""
+    return {
+        "follow_links": config.follow_links,
+        "ignore_exif": config.exif == "ignore",
+        "max_pixels": config.max_image_pixels,
+    }
 
 
 def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
     parts: list[Annotations] = []
     for split in splits:
         shared = parts[0].classes if parts else classes
-        part = load_coco(config.root, split, shared, config.follow_links, config.exif == "ignore")
-        parts.append(part)
+        parts.append(load_coco(config.root, split, shared, **_how_to_open(config)))
     return concatenate(parts)
 
 

@@ -19,7 +19,7 @@ from data.coco_columns import (
     read_categories,
 )
 from data.errors import InputError, shown, some_of
-from data.image_sizes import complete_sizes
+from data.image_sizes import MOST_PIXELS, complete_sizes
 from data.json_stream import stream_members
 from data.masks import object_area
 from data.paths import inner_path
@@ -33,6 +33,7 @@ def load_coco(
     classes: Sequence[str] | None = None,
     follow_links: bool = False,
     ignore_exif: bool = False,
+    max_pixels: int = MOST_PIXELS,
 ) -> Annotations:
     """Read one split of a COCO dataset; its images are only opened where the file lacks sizes.
 
@@ -43,6 +44,7 @@ def load_coco(
             the file's categories in their order. Names that are no category are warned of.
         follow_links: allow images that are links to outside the root.
         ignore_exif: sizes that are read from images are those of the stored pixels.
+        max_pixels: larger images are not opened.
 
     Raises:
         InputError: whatever is wrong with the file; the message names it and the object.
@@ -70,7 +72,7 @@ def load_coco(
         raise InputError(f"{path}: lists no images; add them under 'images', or name another split")
     files = [f"{split}/{file}" for file in images.files]
     given = np.array(images.sizes).reshape(-1, 2)
-    sizes = complete_sizes(root, files, given, str(path), follow_links, ignore_exif)
+    sizes = complete_sizes(root, files, given, str(path), follow_links, ignore_exif, max_pixels)
     annotations = _build(split, path, images, objects, categories, files, sizes)
     return annotations if classes is None else _choose_classes(annotations, path, classes)
 
@@ -102,7 +104,7 @@ def _build(
     object_sizes = sizes[image_rows]
     objects.check_inside(boxes, object_sizes)
     masks = objects.segmentations.finish(object_sizes, objects.where)
-    rows, offsets = arrange_objects(image_rows, boxes, sizes)
+    rows, offsets, dropped_from = arrange_objects(image_rows, boxes, sizes)
     boxes, areas = boxes[rows], np.asarray(objects.areas)[rows]
     masks = None if masks is None else masks.select(rows)
     for row in np.flatnonzero(areas == NO_AREA).tolist():
@@ -125,7 +127,7 @@ def _build(
         difficult=np.asarray(objects.difficult)[rows].astype(np.bool_),
         crowd=np.asarray(objects.crowd)[rows].astype(np.bool_),
         masks=masks,
-        dropped=len(image_rows) - len(rows),
+        dropped_from=dropped_from,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError, shown
-from data.images import read_image
+from data.images import DamagedImageError, read_image
 from data.paths import check_inside
 
 # pycocotools' run lengths are safe up to here (its buffer holds 6 characters a number).
@@ -24,6 +24,7 @@ def complete_sizes(
     source: str,
     follow_links: bool = False,
     ignore_exif: bool = False,
+    max_pixels: int = MOST_PIXELS,
 ) -> npt.NDArray[np.int32]:
     """Fill in the sizes that are 0; only those images are opened (and decoded: about 5 ms each).
 
@@ -34,13 +35,15 @@ def complete_sizes(
         source: what messages call the annotations.
         follow_links: allow images that are links to outside the root.
         ignore_exif: the sizes of the pictures as they are stored.
+        max_pixels: larger images are not opened.
 
     Raises:
         InputError: an image that is needed is missing or damaged, or one has too many pixels.
     """
     sizes = sizes_hw.copy()
     for row in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        sizes[row] = _read_size(root, files[row], source, follow_links, ignore_exif)
+        image = _image_to_open(root, files[row], source, follow_links)
+        sizes[row] = _read_size(image, max_pixels, ignore_exif)
     too_large = np.flatnonzero(sizes[:, 0] * sizes[:, 1] > MOST_PIXELS)
     if len(too_large):
         row = int(too_large[0])
@@ -51,9 +54,7 @@ def complete_sizes(
     return sizes.astype(np.int32)
 
 
-def _read_size(
-    root: Path, file: str, source: str, follow_links: bool, ignore_exif: bool
-) -> tuple[int, int]:
+def _image_to_open(root: Path, file: str, source: str, follow_links: bool) -> Path:
     image = root / file
     if not os.path.isfile(image):
         raise InputError(
@@ -62,5 +63,16 @@ def _read_size(
         )
     if not follow_links:
         check_inside(root, image, source)
-    height, width = read_image(image, None, MOST_PIXELS, ignore_exif).shape[:2]
+    return image
+
+
+def _read_size(image: Path, max_pixels: int, ignore_exif: bool) -> tuple[int, int]:
+    try:
+        height, width = read_image(image, None, max_pixels, ignore_exif).shape[:2]
+    except DamagedImageError as error:  # nothing trains on a size that is not known
+        problem = str(error).rpartition("; ")[0]
+        raise InputError(
+            f"{problem}, and its annotation gives no height and width to skip it by; replace the "
+            "file, or write its size into the annotation"
+        ) from None
     return height, width

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from data.annotations import Annotations, arrange_objects
 from data.errors import InputError, shown, some_of, unreadable
-from data.image_sizes import complete_sizes
+from data.image_sizes import MOST_PIXELS, complete_sizes
 from data.paths import inner_path
 from data.voc_xml import VocImage, read_voc_xml
 
@@ -37,6 +37,7 @@ def load_voc(
     zero_based: bool = False,
     follow_links: bool = False,
     ignore_exif: bool = False,
+    max_pixels: int = MOST_PIXELS,
 ) -> Annotations:
     """Read one or several splits of a VOC dataset, one after the other.
 
@@ -51,6 +52,7 @@ def load_voc(
             from 1 and both corners included: ``(xmin - 1, ymin - 1, xmax, ymax)`` here.
         follow_links: allow images that are links to outside the root.
         ignore_exif: sizes that are read from images are those of the stored pixels.
+        max_pixels: larger images are not opened.
 
     Raises:
         InputError: whatever is wrong with a file; the message names it and the object.
@@ -63,7 +65,7 @@ def load_voc(
         _check_classes(root, entries, images, classes)
     files = _find_files(root, entries, images)
     given = np.array([image.size_hw for image in images])
-    sizes = complete_sizes(root, files, given, source, follow_links, ignore_exif)
+    sizes = complete_sizes(root, files, given, source, follow_links, ignore_exif, max_pixels)
     annotations = Annotations(
         source=source,
         split="+".join(dict.fromkeys(posixpath.basename(split) for split in splits)),
@@ -84,7 +86,7 @@ def _object_columns(
     image_rows = np.repeat(np.arange(len(images)), [len(image.objects) for image in images])
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     boxes = _to_continuous(boxes, sizes[image_rows], zero_based)
-    rows, offsets = arrange_objects(image_rows, boxes, sizes)
+    rows, offsets, dropped_from = arrange_objects(image_rows, boxes, sizes)
     boxes = boxes[rows]
     found = {item.name for item in objects}
     classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
@@ -98,7 +100,7 @@ def _object_columns(
         "areas": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
         "difficult": np.array([item.difficult for item in objects], np.bool_)[rows],
         "crowd": np.zeros(len(rows), np.bool_),
-        "dropped": len(objects) - len(rows),
+        "dropped_from": dropped_from,
     }
 
 

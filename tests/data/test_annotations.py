@@ -42,7 +42,7 @@ def make_annotations(prefix: str = "a", counts: tuple[int, ...] = COUNTS) -> Ann
             np.zeros((objects, 2), np.int64),
             np.zeros(0, np.uint8),
         ),
-        dropped=1,
+        dropped_from=np.array([1]),
     )
 
 
@@ -86,6 +86,7 @@ def test_selected_images_keep_their_objects(images: list[int]) -> None:
     assert selected.files.tolist() == [f"a/{i}.jpg" for i in images]
     assert objects_by_file(selected) == {f"a/{i}.jpg": whole[f"a/{i}.jpg"] for i in images}
     assert len(selected.boxes) == selected.offsets[-1] == sum(COUNTS[i] for i in images)
+    assert selected.dropped_from.tolist() == [row for row, i in enumerate(images) if i == 1]
 
 
 def test_selecting_undoes_concatenating() -> None:
@@ -93,7 +94,7 @@ def test_selecting_undoes_concatenating() -> None:
     both = concatenate([first, second])
     assert objects_by_file(both) == objects_by_file(first) | objects_by_file(second)
     assert objects_by_file(both.select([4, 5])) == objects_by_file(second)
-    assert (both.split, both.dropped, len(both)) == ("a+b", 2, 6)
+    assert (both.split, both.dropped_from.tolist(), len(both)) == ("a+b", [1, 5], 6)
 
 
 def test_concatenated_image_ids_are_distinct_and_known_to_be_new() -> None:
@@ -135,9 +136,9 @@ def test_relabeling_names_the_class_that_is_not_listed_and_an_image_of_it() -> N
 def test_objects_are_sorted_by_image_and_those_without_area_inside_it_left_out() -> None:
     boxes = np.array([[0, 0, 2, 2], [5, 5, 5, 9], [1, 1, 3, 3], [40, 0, 50, 9], [-5, -5, 1, 1.0]])
     sizes = np.full((3, 2), 32, np.int32)
-    rows, offsets = arrange_objects(np.array([2, 0, 0, 1, 2]), boxes, sizes)
+    rows, offsets, dropped = arrange_objects(np.array([2, 0, 0, 1, 2]), boxes, sizes)
     assert rows.tolist() == [2, 0, 4]
-    assert offsets.tolist() == [0, 1, 1, 3]
+    assert (offsets.tolist(), dropped.tolist()) == ([0, 1, 1, 3], [0, 1])
 
 
 def test_a_store_pickles_for_workers_that_are_spawned() -> None:

@@ -253,3 +253,36 @@ def test_a_limit_keeps_the_first_images_of_a_split_or_of_a_list_of_splits(tmp_pa
     assert both == ["train/d.jpg", "val/a.jpg"]
     beyond = config.model_copy(update={"limit": 9})
     assert len(build_annotations(beyond, "val")) == 3
+
+
+def test_a_limit_leaves_boxes_without_area_of_other_images_uncounted(tmp_path: Path) -> None:
+    config = make_coco(tmp_path, "val", ("a.jpg", "b.jpg", "c.jpg"))
+    path = tmp_path / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    _, second, third = content["annotations"]
+    content["annotations"] = [second, {**third, "id": 9, "bbox": [1, 1, 0, 4]}]
+    path.write_text(json.dumps(content))
+    dropped = {
+        limit: build_annotations(config.model_copy(update={"limit": limit}), "val").dropped
+        for limit in (1, 2, 3)
+    }
+    assert dropped == {1: 0, 2: 0, 3: 1}
+
+
+def test_a_picture_whose_size_is_needed_must_be_whole_and_of_no_more_pixels_than_allowed(
+    tmp_path: Path,
+) -> None:
+    config = make_coco(tmp_path).model_copy(update={"on_damaged": "skip"})
+    path = tmp_path / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace('"height": 8', '"height": null'))
+    Image.new("RGB", (300, 200)).save(tmp_path / "val/a.png")
+    (tmp_path / "val/a.png").rename(tmp_path / "val/a.jpg")
+    small = config.model_copy(update={"max_image_pixels": 200 * 300 - 1})
+    with pytest.raises(InputError, match=r"more than data\.max_image_pixels=59999"):
+        build_annotations(small, "val")
+    assert build_annotations(config, "val").sizes.tolist() == [[200, 300]]
+    with (tmp_path / "val/a.jpg").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(InputError, match=r"cut off .* no height and width to skip it by") as raised:
+        build_annotations(config, "val")
+    assert "on_damaged" not in str(raised.value)
