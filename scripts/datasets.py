@@ -32,7 +32,7 @@ from scripts.dataset_tools.plotting import plot_dataset
 from scripts.dataset_tools.problems import count_by_severity, format_problems, problems_as_json
 from scripts.dataset_tools.repair import write_repaired
 from scripts.dataset_tools.splitting import check_fractions, split_coco, split_voc
-from scripts.dataset_tools.starting_config import write_config
+from scripts.dataset_tools.starting_config import LAST_LEVELS, choose_detector, write_config
 from scripts.dataset_tools.statistics import describe
 from scripts.dataset_tools.suggestions import suggest
 from scripts.dataset_tools.tables import format_statistics, format_suggestion, format_table
@@ -80,7 +80,8 @@ def run_inspect(options: argparse.Namespace) -> int:
     chosen = layout.choose(options.splits)
     annotations = layout.load_all(chosen)
     numbers = describe(annotations, {split: layout.load(split) for split in chosen})
-    suggestion = suggest(annotations)
+    detector = choose_detector(annotations, options.from_scratch)
+    suggestion = suggest(annotations, LAST_LEVELS[detector])
     if options.plot:
         plot_dataset(annotations, f"{layout.root} ({', '.join(chosen)})", options.plot)
     if options.json:

@@ -9,12 +9,19 @@ from typing import Any
 
 import yaml
 
+from data.annotations import Annotations
 from data.errors import InputError
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.suggestions import Suggestion
 
 _VIEWS = 12_000  # images that a short first training should see
+LAST_LEVELS = {"retinanet": 7, "mask_rcnn": 6}  # of the pyramids
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def choose_detector(annotations: Annotations, from_scratch: bool) -> str:
+    """Mask R-CNN where there are masks, else RetinaNet, which ``from_scratch`` always takes."""
+    return "retinanet" if from_scratch or annotations.masks is None else "mask_rcnn"
 
 
 def write_config(
@@ -29,8 +36,8 @@ def write_config(
     Raises InputError where the file exists, and where there is nothing to train on.
 
     Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
-    theirs. Mask R-CNN where there are masks, else RetinaNet, with ImageNet weights;
-    ``from_scratch`` takes a small RetinaNet without. ``data.root`` is the path as it was given:
+    theirs. The detector is that of ``choose_detector``, with ImageNet weights; ``from_scratch``
+    takes a small one without. ``data.root`` is the path as it was given:
     relative to where train.py is run.
     """
     if path.exists():
@@ -43,7 +50,7 @@ def write_config(
     train, val = _roles(splits)
     images = len(layout.load(train))
     annotations = layout.load_all(list(dict.fromkeys([train, val])))
-    kind = "retinanet" if from_scratch or annotations.masks is None else "mask_rcnn"
+    kind = choose_detector(annotations, from_scratch)
     base = CONFIGS / "base" / ("small.yaml" if from_scratch else f"{kind}.yaml")
     values = {
         "base": _path_from(path, base),
@@ -61,15 +68,13 @@ def write_config(
 
 
 def _detector(suggestion: Suggestion, kind: str, from_scratch: bool) -> dict[str, Any]:
-    # A two-stage detector's pyramid ends at level 6.
-    levels = [level for level in suggestion.levels if kind == "retinanet" or level <= 6]
     anchors = {
-        "sizes": list(suggestion.sizes[: len(levels)]),
+        "sizes": list(suggestion.sizes),
         "ratios": list(suggestion.ratios),
         "scales_per_octave": 3,
     }
     heads = {"retinanet": {"head_norm": "batch"}} if from_scratch else {}
-    return {"type": kind, "levels": levels, "anchors": anchors, **heads}
+    return {"type": kind, "levels": list(suggestion.levels), "anchors": anchors, **heads}
 
 
 def _data(

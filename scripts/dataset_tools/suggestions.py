@@ -55,8 +55,11 @@ class Suggestion:
         return asdict(self)
 
 
-def suggest(annotations: Annotations) -> Suggestion | None:
-    """Choose by the objects that are trained on; None where there are none."""
+def suggest(annotations: Annotations, last_level: int = 7) -> Suggestion | None:
+    """Choose by the objects that are trained on; None where there are none.
+
+    ``last_level`` is the highest that the detector's pyramid may have.
+    """
     rows = np.flatnonzero(~(annotations.crowd | annotations.difficult))
     if not len(rows):
         return None
@@ -68,7 +71,7 @@ def suggest(annotations: Annotations) -> Suggestion | None:
     ratios = aspect_ratios(annotations)[rows]
     default = [32.0, 64.0, 128.0, 256.0, 512.0]
     default_coverage = coverage(sides, ratios, default, (0.5, 1.0, 2.0))
-    levels, sizes, chosen, covered = _choose_anchors(sides, ratios)
+    levels, sizes, chosen, covered = _choose_anchors(sides, ratios, last_level)
     return Suggestion(
         image_size, levels, sizes, chosen, covered, default_coverage, float(np.median(sides))
     )
@@ -114,11 +117,12 @@ def coverage(
 
 
 def _choose_anchors(
-    sides: Floats, ratios: Floats
+    sides: Floats, ratios: Floats, last_level: int
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], float]:
     """Levels, sizes, ratios and coverage of the cheapest pyramid near the best coverage."""
     candidates = []
-    choices = itertools.product((3, 2), (5, 6, 7), (2.0, 4.0, 6.0, 8.0), _ratio_sets(ratios))
+    lasts = range(5, last_level + 1)
+    choices = itertools.product((3, 2), lasts, (2.0, 4.0, 6.0, 8.0), _ratio_sets(ratios))
     for first, last, strides, anchor_ratios in choices:
         levels = tuple(range(first, last + 1))
         sizes = [strides * 2**level for level in levels]

@@ -181,6 +181,32 @@ def test_the_suggested_config_builds_its_detector_and_data(
     assert main(["inspect", str(root), "--write-config", str(path)]) == 2  # never overwritten
 
 
+@pytest.mark.parametrize("options", [[], ["--from-scratch"]])
+def test_the_written_anchors_cover_what_the_config_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    sides = np.geomspace(12, 790, 200).round(1)
+    outline = [[5, 5, 25, 5, 25, 25]]
+    objects = [
+        coco_object(number, 1, [5, 5, side, side], segmentation=outline)
+        for number, side in enumerate(sides.tolist(), start=1)
+    ]
+    root = write_coco(tmp_path / "coco", objects)
+    file = root / "annotations/instances_train.json"
+    file.write_text(
+        file.read_text().replace('"height": 80, "width": 100', '"height": 800, "width": 1333')
+    )
+    path = tmp_path / "suggested.yaml"
+    numbers = inspect(root, capsys, "--write-config", str(path), *options)
+    detector = load_config(path).detector
+    sizes, ratios = [size for (size,) in detector.anchors.sizes], tuple(detector.anchors.ratios)
+    assert detector.type == ("retinanet" if options else "mask_rcnn")
+    assert detector.levels[-1] == (7 if options else 6)
+    covered = coverage(sides, np.ones_like(sides), sizes, ratios)
+    assert numbers["suggestion"]["coverage"] == covered
+    assert f"anchors that cover {covered:.1%} of the boxes" in path.read_text()
+
+
 def test_the_config_is_of_the_chosen_splits(tmp_path: Path) -> None:
     images = {name: [voc_object(name, (1, 1, 9, 9))] for name in ("ant", "bee", "asp", "fly")}
     lists = {
