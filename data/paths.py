@@ -91,9 +91,15 @@ def _list_folder(folder: Path) -> dict[str, bool]:
 
 def check_inside(root: Path, path: Path, source: str) -> None:
     """Raise InputError for a path that, links resolved, does not lie under the root."""
-    real_root, real = os.path.realpath(root), os.path.realpath(path)
-    if os.path.commonpath([real_root, real]) != real_root:
+    if not is_inside(root, path):
+        real = os.path.realpath(path)
         raise InputError(
             f"{source}: {path} is a link to {shown(real)}, outside the root of the data; copy what "
             "it points to, or set data.follow_links: true if the dataset can be trusted"
         )
+
+
+def is_inside(folder: str | Path, path: str | Path) -> bool:
+    """Whether a path, links resolved, is the folder or lies under it."""
+    real_folder, real = os.path.realpath(folder), os.path.realpath(path)
+    return os.path.commonpath([real_folder, real]) == real_folder

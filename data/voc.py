@@ -16,7 +16,7 @@ import numpy.typing as npt
 from data.annotations import Annotations, arrange_objects
 from data.errors import InputError, shown, some_of, unreadable
 from data.image_sizes import MOST_PIXELS, complete_sizes
-from data.paths import inner_path
+from data.paths import inner_path, is_inside
 from data.voc_xml import VocImage, read_voc_xml
 
 # fmt: off
@@ -63,7 +63,7 @@ def load_voc(
     images = [read_voc_xml(root / entry.annotation) for entry in entries]
     if classes is not None:
         _check_classes(root, entries, images, classes)
-    files = _find_files(root, entries, images)
+    files = _find_files(root, entries, images, follow_links)
     given = np.array([image.size_hw for image in images])
     sizes = complete_sizes(root, files, given, source, follow_links, ignore_exif, max_pixels)
     annotations = Annotations(
@@ -208,10 +208,13 @@ def _check_classes(
                 )
 
 
-def _find_files(root: Path, entries: Sequence[_Entry], images: Sequence[VocImage]) -> list[str]:
+def _find_files(
+    root: Path, entries: Sequence[_Entry], images: Sequence[VocImage], follow_links: bool
+) -> list[str]:
     """The image file of each entry, relative to the root, whether it exists or not."""
     listings = {
-        folder: images_by_stem(root / folder / "JPEGImages") for folder in _folders(entries)
+        folder: images_by_stem(root / folder / "JPEGImages", root, follow_links)
+        for folder in _folders(entries)
     }
     owners: dict[str, _Entry] = {}
     for entry, image in zip(entries, images, strict=True):
@@ -230,18 +233,32 @@ def _folders(entries: Sequence[_Entry]) -> set[str]:
     return {entry.folder for entry in entries}
 
 
-def images_by_stem(folder: Path) -> dict[str, str]:
+def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict[str, str]:
     """The image files in and below a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``.
 
-    Those in a folder inside are ``inner/name`` and ``inner/name.jpg``.
+    Those in a folder inside are ``inner/name`` and ``inner/name.jpg``. Folders that are links to
+    outside the root are only entered on request.
     """
     names = []
-    for place, _, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name for name in folders if _may_enter(os.path.join(place, name), root, follow_links)
+        ]
         inner = os.path.relpath(place, folder)
         names += files if inner == "." else [posixpath.join(inner, name) for name in files]
     names.sort()
     images = [name for name in names if posixpath.splitext(name)[1].lower() in _IMAGE_ENDINGS]
     return {posixpath.splitext(name)[0]: name for name in images} | {name: name for name in images}
+
+
+def _may_enter(folder: str, root: Path, follow_links: bool) -> bool:
+    """Whether a folder is none that leads back up, nor a link out of the root unasked."""
+    if not os.path.islink(folder):
+        return True
+    real = os.path.realpath(folder)
+    if any(os.path.realpath(above) == real for above in Path(folder).parents):
+        return False
+    return follow_links or is_inside(root, folder)
 
 
 def _file_of(entry: _Entry, image: VocImage, listing: dict[str, str], root: Path) -> str:
@@ -253,6 +270,7 @@ def find_voc_image(name: str, filename: str | None, listing: dict[str, str], whe
 
     An image with the annotation's own name is its image whatever ``<filename>`` says, which tools
     that rename files leave as it was; torchvision, detectron2 and mmdetection read no other image.
+    Only where ``<filename>`` is needed must it be a path that stays in the folder.
 
     Args:
         name: of the annotation file, without its ending.
@@ -262,24 +280,25 @@ def find_voc_image(name: str, filename: str | None, listing: dict[str, str], whe
     """
     if filename is None:
         return listing.get(name, f"{name}.jpg")
-    stem, filename = _stem_and_file(filename, where)
-    if name in listing and stem != name:
-        return listing[name]
-    return listing.get(filename) or listing.get(stem) or filename
+    stem, file = _stem_and_file(filename)
+    if name in listing:
+        return listing.get(file, listing[name]) if stem == name else listing[name]
+    inner_path(filename, f"{where}: <filename>")
+    return listing.get(file) or listing.get(stem) or file
 
 
-def other_voc_image(name: str, filename: str | None, listing: dict[str, str], where: str) -> str:
+def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) -> str:
     """The image that ``<filename>`` names where ``find_voc_image`` took another; else ""."""
     if filename is None:
         return ""
-    stem, filename = _stem_and_file(filename, where)
-    named = listing.get(filename) or listing.get(stem) or ""
+    stem, file = _stem_and_file(filename)
+    named = listing.get(file) or listing.get(stem) or ""
     return named if name in listing and stem != name else ""
 
 
-def _stem_and_file(filename: str, where: str) -> tuple[str, str]:
+def _stem_and_file(filename: str) -> tuple[str, str]:
     """A ``<filename>`` without and with its ending, which is .jpg where it has none."""
-    filename = inner_path(filename, f"{where}: <filename>")
+    filename = posixpath.normpath(filename)
     stem, ending = posixpath.splitext(filename)
     if ending.lower() in _IMAGE_ENDINGS:
         return stem, filename

@@ -61,7 +61,8 @@ def _repair_voc(
     kept: set[str] = set()
     years = sorted({posixpath.dirname(split) for split in splits})
     for year in years:
-        listing = images_by_stem(layout.root / year / "JPEGImages")
+        images = layout.root / year / "JPEGImages"
+        listing = images_by_stem(images, layout.root, layout.follow_links)
         paths = sorted((layout.root / year / "Annotations").rglob("*.xml"))
         for path in tqdm(paths, desc="repair", delay=2, leave=False, disable=None):
             file = path.relative_to(layout.root).as_posix()

@@ -42,7 +42,8 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     for annotation in tqdm(annotations, desc="validate", delay=2, leave=False, disable=None):
         folder = annotation.partition("Annotations/")[0]
         if folder not in listings:
-            listings[folder] = images_by_stem(layout.root / folder / "JPEGImages")
+            images_of = layout.root / folder / "JPEGImages"
+            listings[folder] = images_by_stem(images_of, layout.root, layout.follow_links)
         checked = _Document(layout, annotation, listings[folder], owners)
         problems += checked.check(images)
     for image, files in owners.items():
@@ -200,7 +201,7 @@ class _Document:
         name = posixpath.splitext(rest)[0]
         filename = (annotation.findtext("filename") or "").strip() or None
         found = find_voc_image(name, filename, self._listing, str(self._path))
-        other = other_voc_image(name, filename, self._listing, str(self._path))
+        other = other_voc_image(name, filename, self._listing)
         if other:
             problem = f"its <filename> names the image {shown(other)}, but {shown(found)} is taken"
             cure = "correct <filename>, or give the image and the annotation one name"

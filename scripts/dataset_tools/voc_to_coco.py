@@ -28,7 +28,7 @@ class VocToCoco:
     def __init__(self, layout: Layout, folder: Path) -> None:
         self._layout = layout
         self._folder = folder
-        self._listing = images_by_stem(layout.root / "JPEGImages")
+        self._listing = images_by_stem(layout.root / "JPEGImages", layout.root, layout.follow_links)
         self._read: dict[str, tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {}
 
     def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:

@@ -55,7 +55,9 @@ def write_voc(
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, text in xml.items():
         content = text.encode() if isinstance(text, str) else text
-        (root / f"Annotations/{name}.xml").write_bytes(content)
+        path = root / f"Annotations/{name}.xml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
     listed = "\n".join(xml) if lines is None else lines
     (root / f"ImageSets/Main/{split}.txt").write_text(listed)
     return root
@@ -156,6 +158,10 @@ def test_images_without_objects_stay(tmp_path: Path) -> None:
         ("b/a.jpg", ["c.jpg", "b/a.jpg"], "b/a.jpg"),
         ("b/a.jpg", ["c.jpg", "b/a.JPG"], "b/a.JPG"),
         ("b/a.jpg", ["a.jpg"], "a.jpg"),
+        ("/home/me/pictures/b.jpg", ["a.jpg", "b.jpg"], "a.jpg"),
+        ("C:\\pictures\\a.jpg", ["a.png"], "a.png"),
+        ("../JPEGImages/a.jpg", ["a.jpg"], "a.jpg"),
+        ("x" * 300, ["a.jpg"], "a.jpg"),
     ],
 )
 def test_the_image_is_found_by_the_annotation_s_name_else_by_filename(
@@ -177,6 +183,24 @@ def test_an_annotation_in_a_folder_has_its_image_in_that_folder(
     (tmp_path / "JPEGImages" / present).touch()
     root = write_voc(tmp_path, {"b/a": annotation()})
     assert load_voc(root, ["train"]).files.tolist() == [f"JPEGImages/{present}"]
+
+
+def test_an_image_in_a_linked_folder_is_found_inside_the_root_and_outside_on_request(
+    tmp_path: Path,
+) -> None:
+    root = write_voc(tmp_path / "voc", {"sub/a": annotation(filename="a.png")})
+    for place in (root / "elsewhere", tmp_path / "outside"):
+        place.mkdir()
+        (place / "a.png").touch()
+        (place / "again").symlink_to(place)
+    link = root / "JPEGImages/sub"
+    link.symlink_to(root / "elsewhere")
+    assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/sub/a.png"]
+    link.unlink()
+    link.symlink_to(tmp_path / "outside")
+    trusting = load_voc(root, ["train"], follow_links=True)
+    assert trusting.files.tolist() == ["JPEGImages/sub/a.png"]
+    assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/a.png"]
 
 
 @pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>"])

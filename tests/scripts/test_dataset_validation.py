@@ -245,6 +245,20 @@ def test_a_filename_of_another_image_is_a_warning(
     assert validate(root, capsys) == (0, [])
 
 
+@pytest.mark.parametrize("filename", ["/home/me/a.png", "C:\\pictures\\a.png", "..\\a.png"])
+def test_a_path_of_another_machine_as_filename_costs_no_picture(
+    filename: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+    path = root / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("a.png", filename))
+    assert validate(root, capsys) == (0, [])
+    (root / "JPEGImages/a.png").rename(root / "JPEGImages/b.png")
+    code, (found,) = validate(root, capsys)
+    assert (code, found["file"]) == (1, "Annotations/a.xml")
+    assert "may leave the root of the data" in found["problem"]
+
+
 @pytest.mark.parametrize("layout", ["voc", "coco"])
 def test_pictures_whose_orientation_no_size_tells_are_counted(
     layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
