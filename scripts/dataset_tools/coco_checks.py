@@ -99,18 +99,30 @@ class _Split:
 
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
         for row, entry in enumerate(entries):
-            columns = ImageColumns(self._path)
             item = _called("image", entry, row)
             if isinstance(entry, dict) and type(entry.get("id")) is int:
                 self._rows[entry["id"]].append(row)
-            try:
-                columns.add(entry)
-            except InputError as error:
-                yield _located(error, self._path, self._file, item, "drop_image", row)
+            columns, error = self._read_entry(entry)
+            if error is not None:
+                action = "drop_image" if columns is None else "set_size"
+                yield _located(error, self._path, self._file, item, action, row)
+            if columns is None:
                 continue
             size = columns.sizes[0], columns.sizes[1]
             self._entries.append(_Image(columns.ids[0], row, columns.files[0], size))
         yield from self._check_distinct()
+
+    def _read_entry(self, entry: Any) -> tuple[ImageColumns | None, InputError | None]:
+        """An entry, and what is wrong with it; without its size if nothing else is."""
+        columns = ImageColumns(self._path)
+        try:
+            columns.add(entry)
+            return columns, None
+        except InputError as error:
+            unsized = {"height": None, "width": None}
+            if not isinstance(entry, dict) or {**unsized, **entry} == {**entry, **unsized}:
+                return None, error
+            return self._read_entry({**entry, **unsized})[0], error
 
     def _check_distinct(self) -> Iterator[Problem]:
         """Entries that share an id or a file; which of them is right cannot be told."""

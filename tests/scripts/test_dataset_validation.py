@@ -440,6 +440,12 @@ def change_image(root: Path, what: str) -> None:
         (root / "train/train_2.png").write_bytes(b"")
     elif what == "other size":
         image["width"], image["height"] = 80, 100
+    elif what == "size as text":
+        image["height"] = "80"
+    elif what == "negative size":
+        image["height"], image["width"] = None, -100
+    elif what == "no size and no name":
+        image["height"], image["file_name"] = "80", None
     path.write_text(json.dumps(document))
 
 
@@ -453,6 +459,9 @@ def change_image(root: Path, what: str) -> None:
         ("missing", "the image train/train_2.png is missing", 2),
         ("empty", "the image file is empty", 2),
         ("other size", "the picture is 100x80 (width x height) but", 3),
+        ("size as text", "height '80' is not a size in pixels", 3),
+        ("negative size", "width -100 is not a size in pixels", 3),
+        ("no size and no name", "None is not a file name", 2),
     ],
 )
 def test_a_wrong_image_of_coco_is_named_and_repaired(
