@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 # fmt: on
-_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _NAME_AND_FLAG = re.compile(r"(\S+)\s+(?:-1|0|1)")
 
 
@@ -246,9 +246,18 @@ def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict
         ]
         inner = os.path.relpath(place, folder)
         names += files if inner == "." else [posixpath.join(inner, name) for name in files]
-    names.sort()
-    images = [name for name in names if posixpath.splitext(name)[1].lower() in _IMAGE_ENDINGS]
+    return by_stem(names)
+
+
+def by_stem(names: Iterable[str]) -> dict[str, str]:
+    """Those of the files that are images by their endings, as ``images_by_stem`` lists them."""
+    images = [name for name in sorted(names) if has_image_ending(name)]
     return {posixpath.splitext(name)[0]: name for name in images} | {name: name for name in images}
+
+
+def has_image_ending(file: str) -> bool:
+    """Whether a file has the ending of an image; others are not found in JPEGImages."""
+    return posixpath.splitext(file)[1].lower() in IMAGE_ENDINGS
 
 
 def _may_enter(folder: str, root: Path, follow_links: bool) -> bool:
@@ -299,9 +308,8 @@ def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) ->
 def _stem_and_file(filename: str) -> tuple[str, str]:
     """A ``<filename>`` without and with its ending, which is .jpg where it has none."""
     filename = posixpath.normpath(filename)
-    stem, ending = posixpath.splitext(filename)
-    if ending.lower() in _IMAGE_ENDINGS:
-        return stem, filename
+    if has_image_ending(filename):
+        return posixpath.splitext(filename)[0], filename
     return filename, f"{filename}.jpg"
 
 

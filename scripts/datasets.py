@@ -120,7 +120,7 @@ def run_validate(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Write the dataset in the other format."""
-    layout = recognize(options.path, options.zero_based)
+    layout = recognize(options.path, options.zero_based, options.follow_links)
     chosen = layout.choose(options.splits)
     counts = convert(layout, chosen, options.output, options.zero_based, options.hardlink)
     if options.json:
@@ -249,6 +249,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.set_defaults(run=run_convert)
     _add_dataset(command)
     command.add_argument("output", type=Path, help="a new folder")
+    _add_follow_links(command)
     _add_hardlink(command)
     _add_json(command)
 

@@ -7,6 +7,7 @@ import json
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, indent, tostring
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from data.coco_columns import ImageColumns, ObjectColumns, read_categories
 from data.errors import InputError, shown, unreadable
 from data.paths import inner_path
+from data.voc import IMAGE_ENDINGS, by_stem, find_voc_image
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.interchange import document_of, object_of
 from scripts.dataset_tools.layout import Layout
@@ -25,12 +27,23 @@ from scripts.dataset_tools.output_folder import copy_files
 REST = "coco"
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """A picture in JPEGImages: what messages call it, its annotation's name and <filename>."""
+
+    where: str
+    name: str
+    filename: str | None
+    file: str
+
+
 class CocoToVoc:
     def __init__(self, layout: Layout, folder: Path, zero_based: bool) -> None:
         self._layout = layout
         self._folder = folder
         self._zero_based = zero_based
         self._written: dict[str, tuple[bytes, str, Path]] = {}
+        self._pictures: list[_Picture] = []
         self._objects = 0
 
     def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:
@@ -39,7 +52,8 @@ class CocoToVoc:
             for image in self._write_split(split):
                 source = self._layout.root / split / image
                 pairs.append((source, self._folder / "JPEGImages" / image))
-        missing = copy_files(pairs, hardlink)
+        self._check_pictures()
+        missing = copy_files(pairs, hardlink, self._layout.root, self._layout.follow_links)
         return {
             "splits": len(splits),
             "images": len(self._written),
@@ -67,7 +81,9 @@ class CocoToVoc:
             name = image.get("voc_name") or posixpath.splitext(image["file_name"])[0]
             name = inner_path(name, f"{path}: image {image['id']}: voc_name")
             source = self._layout.root / split / checker.files[-1]
-            self._write_document(path, name, image, items.pop(image["id"], []), source)
+            written = self._write_document(path, name, image, items.pop(image["id"], []), source)
+            where, filename = f"{path}: image {image['id']}", written.findtext("filename")
+            self._pictures.append(_Picture(where, name, filename, checker.files[-1]))
             lines.append(name)
             yield checker.files[-1]
         if items:
@@ -82,7 +98,7 @@ class CocoToVoc:
 
     def _write_document(
         self, path: Path, name: str, image: dict[str, Any], objects: list[Element], source: Path
-    ) -> None:
+    ) -> Element:
         try:
             document = document_of(image, objects)
         except InputError as error:
@@ -100,6 +116,19 @@ class CocoToVoc:
             self._objects += len(objects)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(text)
+        return document
+
+    def _check_pictures(self) -> None:
+        """Raise InputError for a picture that VOC's readers would not find, or take for another."""
+        listing = by_stem(each.file for each in self._pictures)
+        for each in self._pictures:
+            found = find_voc_image(each.name, each.filename, listing, each.where)
+            if found != each.file:
+                raise InputError(
+                    f"{each.where}: readers of VOC would take {shown(found)} for its picture "
+                    f"{shown(each.file)}; give the file another name that ends in one of "
+                    f"{', '.join(IMAGE_ENDINGS)}"
+                )
 
 
 def _same_picture(one: Path, other: Path) -> bool:

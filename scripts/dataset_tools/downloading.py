@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data.errors import InputError, shown
 from scripts.dataset_tools.archives import Archive
+from scripts.dataset_tools.output_folder import writing
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
@@ -33,7 +34,8 @@ def fetch(archive: Archive, folder: Path, base: str | None, attempts: int = 5) -
     Raises:
         InputError: the address, the disk or the file at the address cannot be used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / archive.name, folder / f"{archive.name}.part"
     if not path.exists():
         url = archive.url_at(base)

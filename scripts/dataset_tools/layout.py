@@ -49,6 +49,13 @@ class Layout:
             )
         return chosen
 
+    def of_several_datasets(self, splits: Sequence[str], verb: str) -> InputError:
+        """What to raise where ``splits`` of a VOCdevkit are given to what takes one dataset."""
+        years = sorted({posixpath.dirname(split) for split in splits if "/" in split})
+        return InputError(
+            f"{self.root}: holds several datasets; {verb} one: {self.root / years[0]}"
+        )
+
     def _has_list(self, split: str) -> bool:
         """Whether VOC has a list of that name, which may be one of a single class."""
         folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {self.root}"))
@@ -101,7 +108,8 @@ def recognize(path: Path, zero_based: bool = False, follow_links: bool = False) 
     """
     if path.is_file() and path.name.startswith("instances_") and path.suffix == ".json":
         split = path.stem.removeprefix("instances_")
-        return Layout("coco", path.parent.parent, (split,), follow_links=follow_links)
+        root = Path(os.path.normpath(path.parent / ".."))  # also of a path without folders
+        return Layout("coco", root, (split,), follow_links=follow_links)
     if not path.is_dir():
         raise InputError(f"{path}: there is no such folder; name the root of a dataset")
     found = sorted(path.glob("annotations/instances_*.json"))

@@ -11,33 +11,48 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.errors import InputError, unreadable
+from data.paths import check_inside
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill under another name; it is renamed to ``path`` when all went well.
 
-    Raises InputError where ``path`` exists and is not empty, or cannot be written, and for a file
-    that cannot be read meanwhile.
+    Raises InputError where ``path`` exists and is not empty or the folder that the user is in, or
+    cannot be written, and for a file that cannot be read meanwhile.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    target = path.resolve()
+    filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if filled or target == Path.cwd():  # which would be replaced under the user's feet
         raise InputError(f"{path}: exists already; name a new folder")
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = target.with_name(f".{target.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
-        if path.exists():
-            path.rmdir()
-        os.rename(unfinished, path)
+        if target.exists():
+            target.rmdir()
+        os.rename(unfinished, target)
     except OSError as error:
-        if _is_of_reading(error, (path, unfinished)):
+        if _is_of_reading(error, (target, unfinished)):
             raise unreadable(error.filename, error) from error
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); name another folder"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise InputError for what the system has against writing the file or folder ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or error
+    return InputError(f"{path}: cannot be written ({reason}); name another, or make it writable")
 
 
 def _is_of_reading(error: OSError, written: Iterable[Path]) -> bool:
@@ -48,19 +63,31 @@ def _is_of_reading(error: OSError, written: Iterable[Path]) -> bool:
     return not any(own.is_relative_to(named) or named.is_relative_to(own) for own in written)
 
 
-def copy_files(pairs: Iterable[tuple[Path, Path]], hardlink: bool) -> int:
+def copy_files(
+    pairs: Iterable[tuple[Path, Path]], hardlink: bool, root: Path, follow_links: bool
+) -> int:
     """Copy (or link) files to places whose folders are made; missing ones are left out.
 
-    Returns the number of files that were missing.
+    Returns the number of files that were missing. Raises InputError for a file that is a link to
+    outside ``root``, unless ``follow_links``.
     """
     missing = 0
     for source, target in tqdm(list(pairs), desc="images", delay=2, leave=False, disable=None):
         if not source.is_file():
             missing += 1
         elif not target.exists():
+            if not follow_links:
+                _refuse_link(source, root)
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(source, target, hardlink)
     return missing
+
+
+def _refuse_link(source: Path, root: Path) -> None:
+    try:
+        check_inside(root, source, str(root))
+    except InputError as error:
+        raise InputError(f"{error}; here: --follow-links") from None
 
 
 def _copy(source: Path, target: Path, hardlink: bool) -> None:

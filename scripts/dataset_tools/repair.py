@@ -76,7 +76,7 @@ def _repair_voc(
             lines = _repair_list(layout.root, path, by_file, kept, folder)
             if not lines and posixpath.join(year, path.stem) in splits:
                 raise _nothing_left(path)
-    copy_files(pairs, hardlink)
+    copy_files(pairs, hardlink, layout.root, layout.follow_links)
 
 
 def _repaired_image(
@@ -196,9 +196,8 @@ def _repair_coco(
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(document), encoding="utf-8")
         names = [entry["file_name"] for entry in images]
-        copy_files(
-            [(layout.root / split / name, folder / split / name) for name in names], hardlink
-        )
+        pairs = [(layout.root / split / name, folder / split / name) for name in names]
+        copy_files(pairs, hardlink, layout.root, layout.follow_links)
 
 
 def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:

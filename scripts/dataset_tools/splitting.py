@@ -14,7 +14,7 @@ from data.paths import inner_path
 from data.voc_xml import read_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import copy_files, new_folder
+from scripts.dataset_tools.output_folder import copy_files, new_folder, writing
 
 Counts = npt.NDArray[np.int64]
 
@@ -85,7 +85,8 @@ def split_voc(
         By split, the number of its images and the images of each class.
 
     Raises:
-        InputError: a list exists already or would be empty, or what the readers refuse.
+        InputError: a list exists already, would be empty or cannot be written, the dataset is one
+            of several in a VOCdevkit, or what the readers refuse.
     """
     folder = layout.root / "ImageSets/Main"
     targets = [folder / f"{inner_path(name, '--names')}.txt" for name in names]
@@ -95,14 +96,18 @@ def split_voc(
     for target in targets:
         if target.exists():
             raise InputError(f"{target}: exists already; choose other --names")
+    chosen = layout.splits if source is None else [source]
+    if chosen and all("/" in split for split in chosen):
+        raise layout.of_several_datasets(chosen, "split")
     members = _voc_members(layout, source)
     images = [read_voc_xml(layout.root / "Annotations" / f"{name}.xml") for name in members]
     classes = [[item.name for item in image.objects] for image in images]
     assigned = _assign(classes, names, fractions, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, target in enumerate(targets):
-        chosen = [members[row] for row in np.flatnonzero(assigned == number).tolist()]
-        target.write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, target in enumerate(targets):
+            own = [members[row] for row in np.flatnonzero(assigned == number).tolist()]
+            target.write_text("".join(f"{name}\n" for name in own), encoding="utf-8")
     return _report(names, assigned, classes)
 
 
@@ -141,9 +146,9 @@ def split_coco(
             "one is divided"
         )
     path = layout.root / f"annotations/instances_{split}.json"
+    layout.load(split)  # refuses what cannot be read, by file and object
     document = read_document(path)
     images, items = document["images"], document["annotations"]
-    layout.load(split)  # refuses what cannot be read, by file and object
     rows = {image["id"]: row for row, image in enumerate(images)}
     categories = {each["id"]: each["name"] for each in document["categories"]}
     classes: list[list[str]] = [[] for _ in images]
@@ -163,7 +168,7 @@ def split_coco(
             target.write_text(json.dumps(part), encoding="utf-8")
             files = [image["file_name"] for image in part["images"]]
             pairs = [(layout.root / split / file, folder / name / file) for file in files]
-            missing.append(copy_files(pairs, hardlink))
+            missing.append(copy_files(pairs, hardlink, layout.root, layout.follow_links))
     return _report(names, assigned, classes), dict(zip(names, missing, strict=True))
 
 

@@ -12,6 +12,7 @@ import yaml
 from data.annotations import Annotations
 from data.errors import InputError
 from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import writing
 from scripts.dataset_tools.suggestions import Suggestion
 
 _VIEWS = 12_000  # images that a short first training should see
@@ -33,7 +34,8 @@ def write_config(
 ) -> None:
     """Write a config that train.py accepts.
 
-    Raises InputError where the file exists, and where there is nothing to train on.
+    Raises InputError where the file exists or cannot be written, and where there is nothing to
+    train on.
 
     Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
     theirs. The detector is that of ``choose_detector``, with ImageNet weights; ``from_scratch``
@@ -63,8 +65,9 @@ def write_config(
         f"{suggestion.median_side:.0f} px after resizing,\n# anchors that cover "
         f"{suggestion.coverage:.1%} of the boxes.\n#   python train.py --config {path}\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
 
 def _detector(suggestion: Suggestion, kind: str, from_scratch: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.coco_columns import read_categories
-from data.errors import InputError
+from data.errors import InputError, shown
 from data.voc import VOC_CLASSES, find_voc_image, images_by_stem, listed_name, read_lines
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.coco_checks import read_document
@@ -33,11 +33,7 @@ class VocToCoco:
 
     def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:
         if any("/" in split for split in splits):
-            years = sorted({posixpath.dirname(split) for split in splits})
-            raise InputError(
-                f"{self._layout.root}: holds several datasets; convert one: "
-                f"{self._layout.root / years[0]}"
-            )
+            raise self._layout.of_several_datasets(splits, "convert")
         names = {split: _listed(self._layout.root, split) for split in splits}
         everything = sorted(set().union(*names.values()))
         for name in tqdm(everything, desc="convert", delay=2, leave=False, disable=None):
@@ -51,7 +47,7 @@ class VocToCoco:
                 source = self._layout.root / "JPEGImages" / file
                 pairs.append((source, self._folder / split / file))
         objects = sum(len(self._read[name][1]) for name in everything)
-        missing = copy_files(pairs, hardlink)
+        missing = copy_files(pairs, hardlink, self._layout.root, self._layout.follow_links)
         return {
             "splits": len(splits),
             "images": len(everything),
@@ -86,7 +82,21 @@ class VocToCoco:
         _fill_ids(images)
         _fill_ids([item for _, objects in self._read.values() for _, item in objects])
 
+    def _check_owners(self, names: Sequence[str]) -> None:
+        """Raise InputError where two annotation files of a split have one picture."""
+        owners: dict[str, str] = {}
+        for name in names:
+            file = self._read[name][0]["file_name"]
+            owner = owners.setdefault(file, name)
+            if owner != name:
+                folder = self._layout.root / "Annotations"
+                raise InputError(
+                    f"{folder / name}.xml: its image {shown(file)} is that of {owner}.xml, too; "
+                    "correct <filename> in one of them"
+                )
+
     def _write_split(self, split: str, names: Sequence[str]) -> None:
+        self._check_owners(names)
         rest = _read_rest(self._layout.root, split)
         found = {name for _, objects in self._read.values() for name, _ in objects}
         categories = _extended(rest.pop("categories", []), found)

@@ -318,6 +318,82 @@ def test_two_empty_images_of_one_name_are_one_only_if_they_are_one_picture(
     assert len(list((tmp_path / "new/JPEGImages").iterdir())) == 1
 
 
+def test_two_annotation_files_of_one_picture_are_refused_as_training_refuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [], "b": []}, {"train": ["a", "b"], "val": ["b"]})
+    (root / "JPEGImages/a.png").rename(root / "JPEGImages/picture.png")
+    (root / "JPEGImages/b.png").unlink()
+    for name in ("a", "b"):
+        path = root / f"Annotations/{name}.xml"
+        path.write_text(path.read_text().replace(f"{name}.png", "picture.png"))
+    command = ["convert", str(root), str(tmp_path / "new")]
+    assert main(command) == 2
+    assert "b.xml: its image 'picture.png' is that of a.xml, too" in capsys.readouterr().err
+    assert main([*command, "--splits", "val"]) == 0
+
+
+@pytest.mark.parametrize("name", ["train_2.jfif", "train_2", "train_2.PNG"])
+def test_pictures_that_no_reader_of_voc_would_find_are_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    path = root / "annotations/instances_train.json"
+    path.write_text(path.read_text().replace("train_2.png", name))
+    (root / "train/train_2.png").rename(root / "train" / name)
+    command = ["convert", str(root), str(tmp_path / "new")]
+    if name.endswith(".PNG"):
+        assert main(command) == 0
+        return
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"image 2: readers of VOC would take '{name}.jpg' for its picture '{name}'" in error
+
+
+def test_a_picture_that_voc_would_take_from_another_annotation_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    path = root / "annotations/instances_train.json"
+    document = json.loads(path.read_text())
+    document["images"][0]["voc_name"] = "train_2"
+    document["images"][1]["voc_name"] = "train_3"
+    path.write_text(json.dumps(document))
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert "would take 'train_2.png' for its picture 'train_1.png'" in error
+
+
+@pytest.mark.parametrize("command", ["convert", "split"])
+def test_links_out_of_the_root_are_copied_on_request_alone(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    image = root / "train/train_1.png"
+    image.rename(tmp_path / "outside.png")
+    image.symlink_to(tmp_path / "outside.png")
+    new = str(tmp_path / "new")
+    output = [new] if command == "convert" else ["--output", new, "--fractions", "0.5", "0.5"]
+    assert main([command, str(root), *output]) == 2
+    assert "is a link to" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main([command, str(root), *output, "--follow-links"]) == 0
+    (copy,) = (tmp_path / "new").rglob("train_1.png")
+    assert copy.is_file()
+    assert not copy.is_symlink()
+
+
+def test_the_folder_that_the_user_is_in_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["convert", str(root), "."]) == 2
+    assert ".: exists already; name a new folder" in capsys.readouterr().err
+    assert main(["convert", str(root), "../empty/new"]) == 0
+
+
 def test_a_devkit_of_several_years_asks_for_one(tmp_path: Path) -> None:
     write_voc(tmp_path / "kit/VOC2007", {"a": []}, {"train": ["a"]})
     assert main(["convert", str(tmp_path / "kit"), str(tmp_path / "new")]) == 2

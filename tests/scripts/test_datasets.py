@@ -41,7 +41,9 @@ def inspect(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> di
     return found
 
 
-def test_formats_are_recognized_by_what_lies_there(tmp_path: Path) -> None:
+def test_formats_are_recognized_by_what_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     voc, coco = a_voc(tmp_path), write_coco(tmp_path / "coco", [])
     write_voc(tmp_path / "kit/VOC2007", {"a": []}, {"train": ["a"], "cat_train": ["a -1"]})
     assert (recognize(voc).format, recognize(voc).splits) == ("voc", ("train", "trainval"))
@@ -49,6 +51,8 @@ def test_formats_are_recognized_by_what_lies_there(tmp_path: Path) -> None:
     assert recognize(tmp_path / "kit").splits == ("VOC2007/train",)
     file = recognize(coco / "annotations/instances_train.json")
     assert (file.root, file.splits) == (coco, ("train",))
+    monkeypatch.chdir(coco / "annotations")
+    assert recognize(Path("instances_train.json")).root == Path("..")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is no dataset: there are neither"):
         recognize(tmp_path / "empty")
@@ -374,6 +378,53 @@ def test_a_split_that_cannot_be_is_said(
     assert main(["split", str(root), *options]) == 2
     assert message in capsys.readouterr().err
     assert fingerprint(tmp_path) == before
+
+
+def test_one_dataset_of_a_devkit_is_divided_at_its_own_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [] for name in "abcd"}
+    kit = write_voc(tmp_path / "kit/VOC2007", images, {"trainval": list("abcd")}).parent
+    for options in ([], ["--source", "VOC2007/trainval"]):
+        assert main(["split", str(kit), *options, "--fractions", "0.5", "0.5"]) == 2
+        error = capsys.readouterr().err
+        assert f"{kit}: holds several datasets; split one: {kit / 'VOC2007'}" in error
+    assert main(["split", str(kit / "VOC2007"), "--fractions", "0.5", "0.5"]) == 0
+
+
+@pytest.mark.parametrize("key", ["annotations", "images", "categories"])
+def test_a_coco_file_without_its_lists_is_not_divided(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+    assert main(["split", str(root), "--output", str(tmp_path / "new")]) == 2
+    assert key in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = a_voc(tmp_path)
+    blocked = tmp_path / "file/folder"
+    (tmp_path / "file").touch()
+    (root / "ImageSets").rename(tmp_path / "lists")
+    (root / "ImageSets").symlink_to(tmp_path / "file")
+    commands = [
+        (["split", str(root), "--fractions", "0.5", "0.5"], root / "ImageSets/Main"),
+        (["download", "voc2007", "--root", str(blocked)], blocked / "archives"),
+    ]
+    for command, named in commands:
+        assert main(command) == 2
+        assert f"{named}: cannot be written (" in capsys.readouterr().err
+    (root / "ImageSets").unlink()
+    (tmp_path / "lists").rename(root / "ImageSets")
+    config = blocked / "new.yaml"
+    assert main(["inspect", str(root), "--write-config", str(config)]) == 2
+    assert f"{config}: cannot be written (" in capsys.readouterr().err
 
 
 def test_a_dataset_without_splits_or_objects_says_what_to_do(
