@@ -17,6 +17,7 @@ from data.coco_columns import ImageColumns, ObjectColumns, read_categories
 from data.errors import InputError, shown
 from data.json_stream import stream_members
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box
+from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, Size, fits
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.problems import Problem, problem_of
@@ -28,8 +29,10 @@ _LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
     """Check the annotation files and images of the splits."""
     images = ImageChecks(layout.root, decode, layout.follow_links)
-    found = [problem for split in splits for problem in _Split(layout.root, split).check(images)]
-    return [*found, *images.check_orientations()]
+    checked = {split: _Split(layout.root, split) for split in splits}
+    found = [problem for each in checked.values() for problem in each.check(images)]
+    classes = {split: each.classes() for split, each in checked.items()}
+    return [*found, *check_classes(classes), *images.check_orientations()]
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -68,7 +71,8 @@ class _Split:
         self._entries: list[_Image] = []
         self._images: dict[int, _Image] = {}  # those of which the annotations are known
         self._rows: dict[int, list[int]] = defaultdict(list)  # by id, of all image entries
-        self._categories: set[int] = set()
+        self._categories: dict[int, str] = {}
+        self._used: dict[str, str] = {}  # the first object of each class
         self._items: list[Any] = []
         self._kept: list[tuple[Box, Size]] = []  # boxes of images that a repair keeps
 
@@ -82,7 +86,8 @@ class _Split:
                 raise InputError(
                     f"{self._path}: has no {', '.join(missing)}; add it, or export anew"
                 )
-            self._categories = set(read_categories(self._path, document["categories"]).values())
+            ids = read_categories(self._path, document["categories"])
+            self._categories = {identity: name for name, identity in ids.items()}
         except InputError as error:
             yield problem_of(error, str(self._path), self._file, "", "none")
             return
@@ -96,6 +101,10 @@ class _Split:
             yield from self._check_image(image, images)
         yield from self._check_convention()
         yield from self._check_ids()
+
+    def classes(self) -> SplitClasses:
+        """Those that the file lists and those that have objects, once it has been checked."""
+        return SplitClasses(frozenset(self._categories.values()), self._used)
 
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
         for row, entry in enumerate(entries):
@@ -164,6 +173,7 @@ class _Split:
                 yield self._unknown(item, row, "category_id", unknown, "categories")
             elif image is not None:
                 image.boxes.append((row, (x1, y1, x2, y2)))
+                self._used.setdefault(self._categories[columns.category_ids[0]], item)
                 missing = [key for key in ("id", "area", "iscrowd") if key not in entry]
                 if missing:
                     problem = f"has no {', '.join(missing)}, which other programs need"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data.errors import InputError, shown
 from data.voc import (
+    VOC_CLASSES,
     find_voc_image,
     images_by_stem,
     listed_name,
@@ -22,6 +23,7 @@ from data.voc import (
 )
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
+from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, fits, share_by_design
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.problems import Problem, problem_of
@@ -39,6 +41,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     listings: dict[str, dict[str, str]] = {}
     annotations = sorted(set().union(*members.values()))
     owners: dict[str, list[str]] = defaultdict(list)
+    classes: dict[str, set[str]] = {}  # by annotation file
     for annotation in tqdm(annotations, desc="validate", delay=2, leave=False, disable=None):
         folder = annotation.partition("Annotations/")[0]
         if folder not in listings:
@@ -46,8 +49,10 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
             listings[folder] = images_by_stem(images_of, layout.root, layout.follow_links)
         checked = _Document(layout, annotation, listings[folder], owners)
         problems += checked.check(images)
+        classes[annotation] = checked.classes
     for image, files in owners.items():
         problems += _check_owners(image, files)
+    problems += check_classes({split: _classes_of(own, classes) for split, own in members.items()})
     problems += images.check_orientations()
     if set(splits) >= set(layout.splits):
         problems += _check_unlisted(layout.root, set(annotations))
@@ -124,6 +129,16 @@ def _check_owners(image: str, files: list[str]) -> Iterator[Problem]:
             yield Problem(file, "", problem, cure, "error", "drop_image")
 
 
+def _classes_of(annotations: set[str], classes: dict[str, set[str]]) -> SplitClasses:
+    """Those of a split, as the reader finds them: all of VOC's 20 where there are no others."""
+    used: dict[str, str] = {}
+    for annotation in sorted(annotations):
+        for name in classes[annotation]:
+            used.setdefault(name, annotation)
+    known = VOC_CLASSES if used.keys() <= set(VOC_CLASSES) else used
+    return SplitClasses(frozenset(known if annotations else ()), used)
+
+
 class _Document:
     """One annotation file."""
 
@@ -135,6 +150,7 @@ class _Document:
         self._path = layout.root / file
         self._listing = listing
         self._owners = owners
+        self.classes: set[str] = set()  # of the objects that can be read
 
     def check(self, images: ImageChecks) -> list[Problem]:
         try:
@@ -186,6 +202,7 @@ class _Document:
                     problem_of(error, place, self._file, item, action, row)  # type: ignore[arg-type]
                 )
                 continue
+            self.classes.add(name)
             boxes.append((row, name, self._continuous(found.box), found.box))
         return boxes
 

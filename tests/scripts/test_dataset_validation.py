@@ -19,7 +19,9 @@ from datasets_on_disk import (
 )
 from PIL import Image
 
+from data.build import build_annotations
 from data.coco import load_coco
+from data.config import DataConfig
 from data.errors import InputError
 from data.voc import load_voc
 from scripts.datasets import main
@@ -257,6 +259,41 @@ def test_a_path_of_another_machine_as_filename_costs_no_picture(
     code, (found,) = validate(root, capsys)
     assert (code, found["file"]) == (1, "Annotations/a.xml")
     assert "may leave the root of the data" in found["problem"]
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_class_that_no_split_to_train_on_has_is_an_error_as_in_training(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if layout == "voc":
+        images = {name: [voc_object(f"class {name}", GOOD)] for name in "abc"}
+        lists = {"train": ["a"], "train_b": ["b"], "val": ["a", "b", "c"]}
+        root, first = write_voc(tmp_path / "set", images, lists), "Annotations/c.xml"
+    else:
+        root = write_coco(tmp_path / "set", [], categories=[{"id": 3, "name": "class a"}])
+        names = [{"id": 3, "name": "class a"}, {"id": 7, "name": "class c"}]
+        objects = [coco_object(n, n, [5, 5, 9, 9], category_id=[3, 7][n - 1]) for n in (1, 2)]
+        write_coco(root, objects, split="val", categories=names)
+        first = "annotation 2 (number 2)"
+    code, problems = validate(root, capsys)
+    (found,) = [each for each in problems if each["severity"] == "error"]
+    assert (code, found["file"]) == (1, "val")
+    assert f"objects of the class 'class c', the first in {first}" in found["problem"]
+    config = DataConfig.model_validate({"format": layout, "root": root})
+    train = ["train", "train_b"] if layout == "voc" else "train"
+    known = build_annotations(config, train).classes
+    with pytest.raises(InputError, match="'class c'"):
+        build_annotations(config, "val", known)
+    assert validate(root, capsys, "--splits", "val")[0] == 0
+
+
+def test_all_of_voc_s_classes_are_trained_where_there_are_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object(name, GOOD)] for name in ("cat", "cow", "asp")}
+    root = write_voc(tmp_path / "voc", images, {"train": ["cat"], "val": ["cow"], "test": ["asp"]})
+    assert validate(root, capsys, "--splits", "train", "val") == (0, [])
+    assert validate(root, capsys)[0] == 1
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])

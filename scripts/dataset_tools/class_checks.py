@@ -1,0 +1,38 @@
+"""Classes of one split against those of another, the same for every format."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from data.errors import shown
+from scripts.dataset_tools.problems import Problem
+
+
+@dataclass(frozen=True)
+class SplitClasses:
+    """The classes of a split.
+
+    Attributes:
+        known: those that a detector has which is trained on the split; empty if it cannot be read.
+        used: those that have objects, and where the first of them is.
+    """
+
+    known: frozenset[str]
+    used: Mapping[str, str]
+
+
+def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
+    """Objects of classes that none of the splits to train on has; which those are, names tell."""
+    trained = [split for split in splits if "train" in posixpath.basename(split)]
+    if not trained or not all(splits[split].known for split in trained):
+        return
+    known = frozenset().union(*(splits[split].known for split in trained))
+    for split, classes in splits.items():
+        for name in [] if split in trained else sorted(classes.used.keys() - known):
+            yield Problem(
+                split, "", f"has objects of the class {shown(name)}, the first in "
+                f"{classes.used[name]}, which {' and '.join(trained)} has not",
+                "rename or remove them, or list all classes in data.classes", "error", "none",
+            )  # fmt: skip
