@@ -29,7 +29,7 @@ Pixels = npt.NDArray[np.uint8]
 
 # The only formats that are read, by their first bytes. Their headers are parsed by Pillow (which
 # would also open formats that run other programs, had it the choice), their pixels by OpenCV
-# (those of TIFFs with alpha by Pillow).
+# (those of many TIFFs by Pillow, see _read_by_pillow).
 _FORMATS: tuple[tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -44,6 +44,8 @@ _PNG_END = b"IEND\xaeB`\x82"
 # Pillow refuses large ones; nothing here reads them.
 _PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _TIFF_BITS = 258
+# Pillow's names of the compressions of which damage is noticed: all of LZW, much of deflate.
+_TIFF_CHECKED = {"tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"}
 _EXIF_ORIENTATION = 0x0112
 # Orientations 1 to 8 of EXIF: is the picture transposed first, then flipped left-right, up-down?
 _TRANSPOSED, _FLIPPED_LEFT_RIGHT, _FLIPPED_UP_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
@@ -90,12 +92,22 @@ def read_image(
 def _decode(raw: bytes, header: ImageFile.ImageFile) -> npt.NDArray[Any] | None:
     """The pixels, as they are stored; None where they cannot be had."""
     try:
-        if isinstance(header, TiffImageFile) and header.mode == "RGBA":
-            return np.asarray(header)[:, :, :3]  # OpenCV would multiply alpha into the colors
+        if isinstance(header, TiffImageFile) and _read_by_pillow(header):
+            return np.asarray(header.convert("RGB"))
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         return cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
     except Exception:  # cv2.error, and whatever Pillow raises
         return None
+
+
+def _read_by_pillow(header: TiffImageFile) -> bool:
+    """OpenCV would multiply alpha into the colors, and fill what it cannot unpack without a word.
+
+    But of 16 bits Pillow does not read all layouts.
+    """
+    eight_bits = set(header.tag_v2.get(_TIFF_BITS, ())) == {8}
+    checked = eight_bits and header.info.get("compression") in _TIFF_CHECKED
+    return header.mode == "RGBA" or (checked and header.mode in ("L", "RGB", "P"))
 
 
 def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:

@@ -195,6 +195,28 @@ def test_a_jpeg_whose_second_half_was_never_written_is_damaged(
         read_image(path, (200, 300), NO_LIMIT)
 
 
+@pytest.mark.parametrize(("compression", "noticed"), [("tiff_lzw", 20), ("tiff_adobe_deflate", 1)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_compressed_tiffs_read_as_others_and_are_damaged_where_they_cannot_be_unpacked(
+    tmp_path: Path, mode: str, compression: str, noticed: int
+) -> None:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 16, (200, 300, 3), dtype=np.uint8)
+    picture = Image.fromarray(np.asarray(smooth_picture(200, 300)) ^ noise).convert(mode)
+    whole = read_image(written(tmp_path, encoded(picture, "TIFF")), None, NO_LIMIT)
+    content = encoded(picture, "TIFF", compression=compression)
+    packed = read_image(written(tmp_path, content), (200, 300), NO_LIMIT)
+    np.testing.assert_array_equal(packed, whole)
+    damaged = 0
+    for start in random.integers(8, len(content) - 2000, 20).tolist():
+        changed = content[:start] + random.bytes(512) + content[start + 512 :]
+        try:
+            read_image(written(tmp_path, changed), (200, 300), NO_LIMIT)
+        except DamagedImageError:
+            damaged += 1
+    assert damaged >= noticed  # what deflate unpacks to enough pixels passes for whole
+
+
 def test_the_end_marker_of_an_embedded_thumbnail_does_not_count(tmp_path: Path) -> None:
     content = encoded(smooth_picture(), "JPEG")
     thumbnail = encoded(smooth_picture(8, 8), "JPEG")
