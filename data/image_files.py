@@ -63,8 +63,8 @@ class CachedImages(ImageFiles):
     its own.
 
     Raises:
-        InputError: the machine has less memory than all images take, or its worker processes
-            inherit no memory.
+        InputError: the machine has less memory than these images alone take, or its worker
+            processes inherit no memory.
     """
 
     def __init__(

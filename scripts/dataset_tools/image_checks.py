@@ -65,7 +65,11 @@ class ImageChecks:
                 return size_hw, []
             found, mismatch = _read_size(path, size_hw)
         except InputError as error:
-            return size_hw, [problem_of(error, str(path), image, "", "drop_image", row)]
+            damaged = problem_of(error, str(path), image, "", "drop_image", row)
+            if isinstance(error, DamagedImageError) and not all(size_hw):  # cannot be skipped
+                cure = "replace the file, or write its size into the annotation"
+                damaged = replace(damaged, cure=cure)
+            return size_hw, [damaged]
         self._note_orientation(path, image, size_hw)
         problems = self._check_double(path, image)
         if mismatch is not None:

@@ -202,6 +202,17 @@ def test_a_wrong_file_of_voc_is_named_and_repaired(
     assert len(load_voc(copy, ["train"])) == left
 
 
+def test_a_damaged_image_is_not_said_to_be_skipped_where_its_size_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"b": [voc_object("dog", GOOD)]}, {"train": ["b"]})
+    break_voc(root, "cut image")
+    assert "on_damaged: skip" in validate(root, capsys)[1][0]["cure"]
+    path = root / "Annotations/b.xml"
+    path.write_text(path.read_text().replace("<width>100</width>", ""))
+    assert validate(root, capsys)[1][0]["cure"].endswith("write its size into the annotation")
+
+
 def test_an_image_of_two_annotation_files_stays_with_that_of_its_name_or_with_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
