@@ -39,19 +39,18 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.images import DamagedImageError
+from data.images import DamagedImageError, read_image
 from engine.comp4 import write_comp4
 from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
 from engine.drawing import draw_detections
 from engine.trained import load_trained
-from scripts.prediction.coco_ids import read_ids, write_coco
+from scripts.prediction.coco_ids import CocoIds, read_ids, write_coco
 from scripts.prediction.inputs import (
     Source,
     Video,
     damaged_video,
     find_sources,
-    open_image,
     open_video,
 )
 from scripts.prediction.looking import Looker, in_batches, unannotated
@@ -120,7 +119,7 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
     shown = None if sys.stderr.isatty() else True  # None: where there is a terminal
     with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=shown) as bar:
         for batch in in_batches(iter(images), options.batch):
-            look_at_images(batch, looker, found, options)
+            look_at_images(batch, looker, found, options, ids)
             bar.update(len(batch))
         for source in sources:
             if source.is_video:
@@ -178,14 +177,21 @@ def _check_ids(options: argparse.Namespace) -> None:
 
 
 def look_at_images(
-    batch: Sequence[Source], looker: Looker, found: Found, options: argparse.Namespace
+    batch: Sequence[Source],
+    looker: Looker,
+    found: Found,
+    options: argparse.Namespace,
+    ids: CocoIds | None,
 ) -> None:
-    """Detect in a batch of image files and draw them."""
-    limit = looker.trained.config.data.max_image_pixels
+    """Detect in a batch of image files and draw them, turned as in training."""
+    data = looker.trained.config.data
     opened, images = [], []
     for source in batch:
+        size = None if ids is None else ids.size_of(source.inside.as_posix())
         try:
-            images.append(open_image(source.path, limit))
+            images.append(
+                read_image(source.path, size, data.max_image_pixels, data.exif == "ignore")
+            )
             opened.append(source)
         except DamagedImageError as error:
             found.leave_out(source, looker, error)

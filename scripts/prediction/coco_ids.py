@@ -24,10 +24,16 @@ class CocoIds:
     Attributes:
         images: ids of the images by the path that they were named with.
         categories: ids of the detector's classes, in their order.
+        sizes_hw: annotated height and width by the id of the image, where the file tells them.
     """
 
     images: dict[str, int]
     categories: tuple[int, ...]
+    sizes_hw: dict[int, tuple[int, int]]
+
+    def size_of(self, file: str) -> tuple[int, int] | None:
+        """Annotated height and width of an image, by the path that it was named with."""
+        return self.sizes_hw.get(self.images[file])
 
 
 def write_coco(
@@ -72,7 +78,7 @@ def _index(annotations: Annotations, files: Sequence[str]) -> dict[str, Any]:
 
 
 def read_ids(path: Path, files: Sequence[str], classes: Sequence[str]) -> CocoIds:
-    """The image ids (by file name) and category ids (by name) of a COCO annotation file.
+    """The image ids (by file name), their sizes, and category ids (by name) of COCO annotations.
 
     Raises:
         InputError: the file cannot be read, does not list an image or a class, or gives an id to
@@ -82,16 +88,42 @@ def read_ids(path: Path, files: Sequence[str], classes: Sequence[str]) -> CocoId
         known = json.loads(path.read_bytes())
         images = [(image["file_name"], image["id"]) for image in known["images"]]
         categories = [(kind["name"], kind["id"]) for kind in known["categories"]]
+        sizes = [(image.get("height"), image.get("width")) for image in known["images"]]
     except OSError as error:
         raise unreadable(path, error) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: is no COCO annotation file with images and categories") from None
     by_class = _by_name(categories, f"{path}: category")
     missing = [name for name in classes if name not in by_class]
     if missing:
         raise InputError(f"{path}: has no category {some_of(missing)}; name the data trained on")
     by_file = _by_name(images, f"{path}: image")
-    return CocoIds(_image_ids(by_file, files, path), tuple(by_class[name] for name in classes))
+    return CocoIds(
+        _image_ids(by_file, files, path),
+        tuple(by_class[name] for name in classes),
+        _sizes_by_id(images, sizes, path),
+    )
+
+
+def _sizes_by_id(
+    images: Sequence[tuple[Any, int]], sizes_hw: Sequence[tuple[Any, Any]], path: Path
+) -> dict[int, tuple[int, int]]:
+    """Height and width of the images that have them; as in training 0 is none, 80.0 is 80."""
+    known = {}
+    for (name, number), size in zip(images, sizes_hw, strict=True):
+        if not all(size):
+            continue
+        if not all(_is_length(side) for side in size):
+            raise InputError(
+                f"{path}: image {shown(name)}: height and width are {shown(list(size))}; give "
+                "whole numbers of pixels"
+            )
+        known[number] = (int(size[0]), int(size[1]))
+    return known
+
+
+def _is_length(side: Any) -> bool:
+    return side > 0 if type(side) is int else type(side) is float and side.is_integer() and side > 0
 
 
 def _by_name(pairs: Sequence[tuple[Any, Any]], where: str) -> dict[str, int]:

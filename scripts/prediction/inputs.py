@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError
-from data.images import DamagedImageError, read_image
+from data.images import DamagedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -135,8 +135,3 @@ def damaged_video(path: Path, complaint: str) -> DamagedImageError:
     return DamagedImageError(
         f"{path}: {complaint}; convert it to H.264 in .mp4, or write data.on_damaged: skip"
     )
-
-
-def open_image(path: Path, max_pixels: int) -> Pixels:
-    """``(H, W, 3)`` uint8 RGB. Raises InputError as ``read_image`` does."""
-    return read_image(path, None, max_pixels)

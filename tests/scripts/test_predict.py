@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from datasets_on_disk import write_image
+from PIL import Image
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
 from data.voc import load_voc
@@ -199,6 +200,46 @@ def test_ids_that_cannot_be_used_are_said_before_anything_is_looked_at(
     command = [str(write_checkpoint(tmp_path)), str(tmp_path / "photos"), "--no-pictures"]
     assert main([*command, "--coco", str(tmp_path / "c.json"), "--ids", str(ids)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exif", "annotated", "looked_at"),
+    [
+        ("apply", None, [120, 80]),
+        ("ignore", None, [80, 120]),
+        ("apply", [80.0, 120.0], [80, 120]),
+        ("apply", [120, 80], [120, 80]),
+        ("apply", [80, 0], [120, 80]),
+        ("apply", [90, 120], "the picture is 80x120 (width x height) but its annotation says"),
+        ("ignore", [120, 80], "write data.exif: apply"),
+        ("apply", ["80", 120], "give whole numbers of pixels"),
+    ],
+)
+def test_a_picture_is_turned_as_in_training(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    exif: str,
+    annotated: list[Any] | None,
+    looked_at: list[int] | str,
+) -> None:
+    flags = Image.Exif()
+    flags[0x0112] = 6  # a quarter turn: stored 80 high and 120 wide, shown 120 high and 80 wide
+    Image.new("RGB", (120, 80)).save(tmp_path / "i0.jpg", exif=flags)
+    image = {"id": 7, "file_name": "i0.jpg"}
+    if annotated is not None:
+        image |= {"height": annotated[0], "width": annotated[1]}
+    ids, results = tmp_path / "ids.json", tmp_path / "c.json"
+    ids.write_text(json.dumps({"images": [image], "categories": KINDS}))
+    command = [str(write_checkpoint(tmp_path, "mask_rcnn")), str(tmp_path / "i0.jpg")]
+    command += ["--no-pictures", "--coco", str(results), f"data.exif={exif}"]
+    command += [] if annotated is None else ["--ids", str(ids)]
+    if isinstance(looked_at, str):
+        assert main(command) == 2
+        assert looked_at in capsys.readouterr().err
+    else:
+        assert main(command) == 0
+        found = json.loads(results.read_text())
+        assert [each["segmentation"]["size"] for each in found] == [looked_at] * len(found) != []
 
 
 def test_ids_are_for_coco_results_and_are_not_written_over(
