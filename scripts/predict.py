@@ -10,8 +10,9 @@ masks, names and scores go to a folder, a video becomes a video; nothing is draw
 what lies in --output already is left out of a folder around it. --coco writes COCO results JSON of
 the images, --comp4 the VOC devkit's files, --json prints everything that was found; these hold all
 detections above detector.score_threshold, the pictures those above --threshold. A damaged file ends
-the run; with data.on_damaged=skip it is named and left out. Key overrides
-(data.image_size=[480,640] train.device=cpu train.amp=bf16) may stand among the inputs.
+the run; with data.on_damaged=skip it is named and left out. A video that ends before its header
+says is named, and looked at as far as it goes. Key overrides (data.image_size=[480,640]
+train.device=cpu train.amp=bf16) may stand among the inputs.
 """
 
 from __future__ import annotations
@@ -229,7 +230,18 @@ def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -
                     writer.write(picture)
     if not frames:
         raise damaged_video(source.path, "no frame of the video can be decoded")
-    report = {"frames": frames, "objects": objects, "written": str(target) if target else None}
+    if video.lacks(frames):
+        tqdm.write(
+            f"predict.py: {source.path}: ends after {frames} of the {video.frames} frames that its "
+            "header promises; see whether it is cut off or damaged, or was only trimmed",
+            file=sys.stderr,
+        )
+    report = {
+        "frames": frames,
+        "promised": video.frames or None,
+        "objects": objects,
+        "written": str(target) if target else None,
+    }
     return {**report, "detections": listed} if options.json else report
 
 

@@ -98,7 +98,9 @@ class Video:
     """An opened video.
 
     Attributes:
-        frames: how many its header promises, 0 where it does not say.
+        frames: how many its header promises, 0 where it does not say. A header may count frames
+            that are not shown (of a video that was trimmed without being encoded again), or
+            estimate; fewer are a sign of damage, no proof.
         rate: frames a second.
     """
 
@@ -115,6 +117,10 @@ class Video:
                 self.capture.release()
                 return
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+
+    def lacks(self, decoded: int) -> bool:
+        """Whether so many decoded frames are clearly fewer than its header promises."""
+        return self.frames - decoded > max(2, self.frames // 50)
 
 
 def open_video(path: Path) -> Video:

@@ -41,6 +41,9 @@ def write_picture(path: Path, picture: Pixels) -> None:
 class VideoWriter:
     """Writes frames into an .mp4, which is there when all of them are.
 
+    Leaving the block raises InputError where frames are missing in the file, as on a full disk: the
+    encoder itself tells nobody. Of an odd width or height it leaves out the last column or row.
+
     Args:
         path: the file; None writes nothing.
         rate: frames a second.
@@ -49,6 +52,7 @@ class VideoWriter:
     def __init__(self, path: Path | None, rate: float) -> None:
         self.path = path
         self.rate = rate
+        self.frames = 0
         self.writer: cv2.VideoWriter | None = None
         self.part = None if path is None else path.with_name(f".{path.stem}.part.mp4")
 
@@ -61,6 +65,7 @@ class VideoWriter:
         if self.writer is None:
             self.writer = self._open((frame.shape[1], frame.shape[0]))
         self.writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self.frames += 1
 
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         assert self.part is not None
@@ -88,7 +93,21 @@ class VideoWriter:
         self.writer.release()
         assert self.part is not None
         assert self.path is not None
-        if kind is None:
-            self.part.replace(self.path)
-        else:
+        try:
+            if kind is None:
+                _check_frames(self.part, self.path, self.frames)
+                self.part.replace(self.path)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
+        finally:
             self.part.unlink(missing_ok=True)
+
+
+def _check_frames(part: Path, path: Path, frames: int) -> None:
+    """See by its index, which is written last, that a video is whole."""
+    written = int(cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT))
+    if written < frames:
+        raise InputError(
+            f"{path}: cannot be written: {max(0, written)} of {frames} frames are in the file; "
+            "make room, or choose another output"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from datasets_on_disk import write_image
 from PIL import Image
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
+from data.errors import InputError
 from data.voc import load_voc
 from engine.comp4 import read_comp4
 from engine.trained import load_trained
@@ -24,10 +27,18 @@ from scripts.prediction.pictures import VideoWriter
 
 
 def write_video(path: Path, frames: int = 5) -> Path:
-    with VideoWriter(path, rate=10) as writer:
-        for number in range(frames):
-            writer.write(np.full((48, 64, 3), 40 * number, dtype=np.uint8))
+    write_frames(path, [np.full((48, 64, 3), 40 * n, dtype=np.uint8) for n in range(frames)])
     return path
+
+
+def write_frames(path: Path, frames: Iterable[Any]) -> None:
+    with VideoWriter(path, rate=10) as writer:
+        for frame in frames:
+            writer.write(frame)
+
+
+def noise(frames: int) -> Any:
+    return np.random.default_rng(0).integers(0, 255, (frames, 48, 64, 3), dtype=np.uint8)
 
 
 def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path: Path) -> None:
@@ -268,6 +279,41 @@ def test_a_video_becomes_a_video_of_as_many_frames(
         assert answer[1].shape == (48, 64, 3)
     assert frames == 5
     assert list(out.iterdir()) == [out / "clip.mp4"]
+
+
+def test_a_video_that_ends_too_early_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole.avi", tmp_path / "cut.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for frame in noise(frames=8):
+        writer.write(frame)
+    writer.release()
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    command = [str(write_checkpoint(tmp_path)), str(whole), str(cut), "--no-pictures", "--json"]
+    assert main([*command, "data.image_size=[48,64]"]) == 0
+    told = capsys.readouterr()
+    videos = json.loads(told.out)["videos"]
+    assert (videos[str(whole)]["frames"], videos[str(whole)]["promised"]) == (8, 8)
+    frames = videos[str(cut)]["frames"]
+    assert 0 < frames < videos[str(cut)]["promised"] == 8
+    assert told.err.count(" of the 8 frames that its header promises") == 1
+    assert f"predict.py: {cut}: ends after {frames} of" in told.err
+
+
+def test_a_video_that_the_disk_has_no_room_for_replaces_nothing(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    before = write_video(clip).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"clip\.mp4: cannot be written: 0 of 20 frames"):
+            write_frames(clip, noise(frames=20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert clip.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [clip]
 
 
 def test_damaged_files_are_left_out_where_that_is_asked_for(
