@@ -50,10 +50,20 @@ def find_sources(inputs: Sequence[str], output: Path | None = None) -> list[Sour
             run has drawn is no input of the next one.
 
     Raises:
-        InputError: there is nothing under a name.
+        InputError: there is nothing under a name, or one is not UTF-8.
     """
     sources = [source for name in inputs for source in _behind(name, output)]
+    for path in [*(source.path for source in sources), *([output] if output else [])]:
+        _check_name(path)
     return list({source.path.resolve(): source for source in sources}.values())
+
+
+def _check_name(path: Path) -> None:
+    """Refuse what no result file could hold, and what OpenCV's videos crash on."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{str(path)!r}: the name is not UTF-8; rename it") from None
 
 
 def _behind(name: str, output: Path | None) -> list[Source]:
