@@ -25,7 +25,7 @@ from data.annotations import Annotations
 from data.build import build_annotations
 from data.errors import InputError
 from engine.coco_results import check_image_ids, write_coco_json
-from engine.comp4 import write_comp4
+from engine.comp4 import check_comp4, write_comp4
 from engine.config import Config, load_config, split_words
 from engine.detections import Detections
 from engine.distributed import leave, start_ranks
@@ -93,10 +93,12 @@ def score_file(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     classes = config.data.classes or classes_of_training(config)
     annotations = open_split(config, arguments.split, classes, check_images=False)
+    check_results(annotations, arguments)
     detections = read_detections(arguments.detections, annotations)
     scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
-    report(scores, annotations, arguments.output)
+    print(format_table(scores, annotations))
     write_detections(detections, annotations, arguments)
+    write_scores(scores, arguments.output)
 
 
 def classes_of_training(config: Config) -> tuple[str, ...] | None:
@@ -116,8 +118,7 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
     config = trained.config
     with start_ranks(config.train.device) as ranks:
         annotations = open_split(config, arguments.split, trained.classes)
-        if arguments.coco_results:  # now, not when all images have been looked at
-            check_image_ids(arguments.coco_results, annotations)
+        check_results(annotations, arguments)
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
         with closing(validation.loader):
@@ -126,8 +127,9 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
         return
     detections, scores = result
     output = arguments.output or Path(arguments.checkpoint).with_name("metrics.json")
-    report(scores, annotations, output)
+    print(format_table(scores, annotations))
     write_detections(detections, annotations, arguments)
+    write_scores(scores, output)
     if arguments.picture:
         rows, images = validation.examples(count=6)
         write_png(arguments.picture, draw_grid(images, rows, annotations, detections))
@@ -142,9 +144,16 @@ def open_split(
     return build_annotations(config.data, name, classes, check_images=check_images)
 
 
-def report(scores: dict, annotations: Annotations, output: str | Path | None) -> None:
-    """Print the table; write metrics.json."""
-    print(format_table(scores, annotations))
+def check_results(annotations: Annotations, arguments: argparse.Namespace) -> None:
+    """See that the result files can hold the split: now, not when all images were looked at."""
+    if arguments.coco_results:
+        check_image_ids(arguments.coco_results, annotations)
+    if arguments.comp4:
+        check_comp4(annotations)
+
+
+def write_scores(scores: dict, output: str | Path | None) -> None:
+    """Write metrics.json, behind the detections, from which it can be had again."""
     if output is not None:
         write_metrics(output, scores)
         print(f"scores: {output}")

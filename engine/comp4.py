@@ -23,12 +23,22 @@ from engine.detections import Detections, make_detections
 TO_DEVKIT = np.array([1.0, 1.0, 0.0, 0.0])
 
 
+def check_comp4(annotations: Annotations) -> None:
+    """Raise InputError where classes have no place in file names, or two images share a name."""
+    _file_names(annotations)
+    _rows_by_name(annotations)
+
+
 def write_comp4(folder: str | Path, detections: Detections, annotations: Annotations) -> None:
     """Write one file for each class, also for classes without detections.
 
     Scores and coordinates are written with all their digits: reading them gives equal values, as
     long as adding 1 to a coordinate is exact, which it is for coordinates computed in float32.
+
+    Raises:
+        InputError: as ``check_comp4`` does, or the files cannot be written.
     """
+    check_comp4(annotations)
     names = annotations.names.tolist()
     rows = detections.image.tolist()
     scores = detections.score.tolist()

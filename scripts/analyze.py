@@ -85,14 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_numbers(options)
         split, runs = look(files, overrides, options)
         result = analyze(split, runs, options)
+        # before the report, so that a place that cannot be written costs no numbers
+        print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
         if not options.no_report:
             worst = worst_images(split, runs, options)
             write_atomically(options.output, build_report(result, worst).encode())
-        if options.json:
-            print(json.dumps(result, allow_nan=False))
-        else:
-            print(format_result(result))
-            if not options.no_report:
+            if not options.json:
                 print(f"\nreport: {options.output}")
     except InputError as error:
         print(f"analyze.py: {error}", file=sys.stderr)

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.images import DamagedImageError, read_image
-from engine.comp4 import write_comp4
+from engine.comp4 import check_comp4, write_comp4
 from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
 from engine.drawing import draw_detections
@@ -111,11 +111,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespace) -> None:
     """Look at all sources and write what was asked for."""
     start = time.perf_counter()
-    images = [source for source in sources if not source.is_video]
-    ids = None
-    if options.ids is not None:  # read now: what is wrong with it must not cost the detections
-        files = [source.inside.as_posix() for source in images]
+    ids = None  # what is wrong with ids and names is said now, not when all was looked at
+    if options.ids is not None:
+        files = [source.inside.as_posix() for source in sources if not source.is_video]
         ids = read_ids(options.ids, files, looker.trained.classes)
+    if options.comp4 is not None:
+        check_comp4(unannotated([], [], looker.trained))
+    found, videos = look_at_all(sources, looker, options, ids)
+    if len(found.left_out) == len(sources):
+        raise InputError("all files are damaged and were left out: nothing is written")
+    seconds = time.perf_counter() - start
+    annotations = unannotated(found.names, found.sizes, looker.trained, options.set)
+    detections = concatenate(found.parts)
+    speed = {
+        "pictures": looker.pictures,
+        "seconds": round(seconds, 3),
+        "pictures_per_second": round(looker.pictures / seconds, 2),
+        "detector_per_second": round(looker.pictures / max(looker.seconds, 1e-9), 2),
+    }
+    if options.json:
+        listed = as_json(detections, found.sizes, looker.trained.classes)
+        images_found = dict(zip(found.files, listed, strict=True))
+        rest = {"videos": videos, "left_out": found.left_out, "speed": speed}
+        print(json.dumps({"images": images_found, **rest}))
+    else:
+        print(summary(found, detections, videos, looker, options.threshold))
+    # only now, so that a place that cannot be written costs nothing of what was printed
+    if options.coco:
+        write_coco(options.coco, detections, annotations, found.files, ids)
+    if options.comp4:
+        write_comp4(options.comp4, detections, annotations)
+    if options.json:
+        return
+    for path in (None if options.no_pictures else options.output, options.coco, options.comp4):
+        if path is not None:
+            print(f"written: {path}")
+    print(
+        f"{speed['pictures']} pictures in {seconds:.1f} s: {speed['pictures_per_second']} "
+        f"pictures/s, of the detector alone {speed['detector_per_second']} "
+        f"({looker.trained.device.type}, batch {options.batch})"
+    )
+
+
+def look_at_all(
+    sources: Sequence[Source], looker: Looker, options: argparse.Namespace, ids: CocoIds | None
+) -> tuple[Found, dict[str, Any]]:
+    """What is found in the images, and what is told of each video by its path."""
+    images = [source for source in sources if not source.is_video]
     found, videos = Found(), {}
     shown = None if sys.stderr.isatty() else True  # None: where there is a terminal
     with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=shown) as bar:
@@ -129,43 +171,7 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
                 except DamagedImageError as error:
                     found.leave_out(source, looker, error)
                 bar.update()
-    if len(found.left_out) == len(sources):
-        raise InputError("all files are damaged and were left out: nothing is written")
-    seconds = time.perf_counter() - start
-    annotations = unannotated(found.names, found.sizes, looker.trained, options.set)
-    detections = concatenate(found.parts)
-    if options.coco:
-        write_coco(options.coco, detections, annotations, found.files, ids)
-    if options.comp4:
-        write_comp4(options.comp4, detections, annotations)
-    speed = {
-        "pictures": looker.pictures,
-        "seconds": round(seconds, 3),
-        "pictures_per_second": round(looker.pictures / seconds, 2),
-        "detector_per_second": round(looker.pictures / max(looker.seconds, 1e-9), 2),
-    }
-    if options.json:
-        listed = as_json(detections, found.sizes, looker.trained.classes)
-        print(
-            json.dumps(
-                {
-                    "images": dict(zip(found.files, listed, strict=True)),
-                    "videos": videos,
-                    "left_out": found.left_out,
-                    "speed": speed,
-                }
-            )
-        )
-        return
-    print(summary(found, detections, videos, looker, options.threshold))
-    for path in (None if options.no_pictures else options.output, options.coco, options.comp4):
-        if path is not None:
-            print(f"written: {path}")
-    print(
-        f"{speed['pictures']} pictures in {seconds:.1f} s: {speed['pictures_per_second']} "
-        f"pictures/s, of the detector alone {speed['detector_per_second']} "
-        f"({looker.trained.device.type}, batch {options.batch})"
-    )
+    return found, videos
 
 
 def _check_ids(options: argparse.Namespace) -> None:

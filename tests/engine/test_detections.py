@@ -358,6 +358,13 @@ def test_a_class_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
         read_comp4(tmp_path, annotations)
 
 
+def test_comp4_files_that_could_not_be_read_again_are_not_written(tmp_path: Path) -> None:
+    annotations = replace(annotate(images=2), names=np.array(["a", "a"]))
+    with pytest.raises(InputError, match="two images are named 'a'"):
+        write_comp4(tmp_path / "comp4", make_detections([], [], [], []), annotations)
+    assert not (tmp_path / "comp4").exists()
+
+
 def test_random_detections_survive_both_formats_alike(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     annotations = random_annotations(rng, images=5, classes=3, objects=20)

@@ -13,6 +13,7 @@ from runs import config_of, run, tiny
 
 import evaluate
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,33 @@ def test_results_of_splits_with_the_same_image_ids_are_refused_before_the_evalua
     assert "give the same id to several; score one split" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
     assert call(monkeypatch, *words) == 0
+
+
+def test_names_that_comp4_files_cannot_hold_are_refused_before_the_evaluation(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "--comp4", tmp_path / "comp4", "--output", tmp_path / "metrics.json"
+    both = trained / "last.pt", "data.val=[train, val]"  # both have an image called 0
+    monkeypatch.delattr(Validation, "run")
+    assert call(monkeypatch, *both, *words) == 2
+    assert "two images are named" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_scores_that_cannot_be_written_cost_no_detections(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    results = tmp_path / "results.json"
+    words = trained / "last.pt", "--output", tmp_path / "file/metrics.json"
+    assert call(monkeypatch, *words, "--coco-results", results) == 2
+    told = capsys.readouterr()
+    assert "file/metrics.json: cannot be written" in told.err
+    assert "VOC average precision" in told.out
+    assert isinstance(json.loads(results.read_text()), list)

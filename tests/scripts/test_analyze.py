@@ -310,6 +310,20 @@ def test_files_of_detections_are_analyzed_without_images(
     assert "--config: name the YAML file" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_costs_no_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {write_data(tmp_path)}}}\n")
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    command = ["--config", str(config), str(found), "--output", str(found / "page.html")]
+    assert main([*command, "--json"]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["images"] == 2
+    assert "page.html: cannot be written" in told.err
+
+
 def test_two_checkpoints_see_the_same_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from tiny_runs import CLASSES, write_checkpoint, write_data
 
 from data.errors import InputError
 from data.voc import load_voc
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.comp4 import read_comp4
 from engine.trained import load_trained
 from scripts.predict import main
@@ -278,6 +279,32 @@ def test_ids_are_for_coco_results_and_are_not_written_over(
     assert "name a --coco FILE as well" in capsys.readouterr().err
     assert main([*command, "--coco", str(tmp_path / "ids.json")]) == 2
     assert "is the file of --ids; name another" in capsys.readouterr().err
+
+
+def test_a_class_that_comp4_files_cannot_hold_is_said_before_anything_is_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    classes = ["cup/mug", *CLASSES[1:]]
+    saved = load_checkpoint(checkpoint)
+    saved["config"]["data"]["classes"] = classes
+    save_checkpoint(checkpoint, {**saved, "classes": classes})
+    write_image(tmp_path / "a.png", 40, 40)
+    monkeypatch.delattr(Looker, "look")
+    command = [str(checkpoint), str(tmp_path / "a.png"), "--no-pictures"]
+    assert main([*command, "--comp4", str(tmp_path / "comp4")]) == 2
+    assert "class 'cup/mug' cannot be part of a file name" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_cost_nothing_that_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "a.png", 40, 40)
+    command = [str(write_checkpoint(tmp_path)), str(tmp_path / "a.png"), "--no-pictures", "--json"]
+    assert main([*command, "--coco", str(tmp_path / "a.png/c.json")]) == 2
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)["images"]) == ["a.png"]
+    assert "a.png/c.json: cannot be written" in told.err
 
 
 def test_a_video_becomes_a_video_of_as_many_frames(
