@@ -26,6 +26,8 @@ def ap_by_size(
 ) -> dict[str, dict[str, Any]]:
     """COCO's AP of small, medium and large objects, and how many there are.
 
+    COCO's bounds belong to both sizes: an object of 32 x 32 pixels is small and medium.
+
     Returns:
         ``{"all classes": {"AP", "small", "medium", "large", "small_objects", ...}, class: ...}``;
         None where a class has no object of a size.
@@ -46,7 +48,7 @@ def _row(detections: Detections, annotations: Annotations, engine: Engine) -> di
     row: dict[str, Any] = {"AP": scores["AP"]}
     for size, name in SIZES.items():
         low, high = BOUNDS[size]
-        inside = (annotations.areas >= low) & (annotations.areas < high) & counted
+        inside = (annotations.areas >= low) & (annotations.areas <= high) & counted
         row[size] = scores[name]
         row[f"{size}_objects"] = int(inside.sum())
     return row

@@ -143,9 +143,10 @@ def tide(
             count[name] = int(verdicts.missed.sum())
         else:
             mine = kind == number
-            kept = ~mine | fixable
-            corrected = np.where(mine & fixable, annotations.labels[meant], label)
-            right = (kind == RIGHT) | (mine & fixable)
+            kept, put_right = ~mine | fixable, mine & fixable
+            corrected = label.copy()
+            corrected[put_right] = annotations.labels[meant[put_right]]
+            right = (kind == RIGHT) | put_right
             fixed = _mean_ap(corrected[kept], score[kept], right[kept], positives)
             count[name] = int(mine.sum())
         cost[name] = max(fixed - base, 0.0)

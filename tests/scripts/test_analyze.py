@@ -22,6 +22,7 @@ from scripts.analysis.bootstrap import compare, mean_ap, rankings
 from scripts.analysis.confusion import confusion_matrix
 from scripts.analysis.crowds import judge_beside_crowds
 from scripts.analysis.precision import calibration, class_curves
+from scripts.analysis.sizes import ap_by_size
 from scripts.analysis.tide import TYPES, judge_errors, tide
 from scripts.analysis.worst import count_faults
 from scripts.analyze import main
@@ -139,6 +140,27 @@ def test_right_detections_are_no_errors_and_crowds_punish_nobody() -> None:
     assert (nothing["AP"]["AP"], nothing["count"]["Miss"]) == (0, 1)
 
 
+def test_where_nothing_is_to_be_found_all_detections_are_background(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = with_objects([], [], [0, 0])
+    found = make_detections([0, 1], [0, 1], [0.9, 0.8], [BOX, BOX])
+    report = errors_of(found, empty)
+    assert report["count"] == {**dict.fromkeys(TYPES, 0), "Bkg": 2}
+    assert report["AP"]["AP"] == 0
+    root = write_data(tmp_path)
+    for file in (root / "Annotations").iterdir():
+        file.write_text(re.sub("<object>.*</object>", "", file.read_text()))
+    config, results, page = (tmp_path / name for name in ("c.yaml", "found.json", "page.html"))
+    config.write_text(f"data: {{format: voc, root: {root}, classes: [cat, dog]}}\n")
+    cat = {"image_id": 1, "category_id": 8, "bbox": BOX, "score": 0.9}  # 8 among VOC's own 20
+    results.write_text(json.dumps([cat]))
+    command = ["--config", str(config), str(results), str(results), "--output", str(page)]
+    assert main([*command, "--resamples", "5"]) == 0
+    assert "0 objects" in capsys.readouterr().out
+    assert page.is_file()
+
+
 def test_detections_in_a_crowd_count_nowhere() -> None:
     """A small box in a large crowd of its class is no error; one of another class there is."""
     annotations = with_objects([BOX, [20, 20, 100, 100]], [0, 0], [2], crowd=[False, True])
@@ -190,6 +212,15 @@ def test_the_confusion_matrix_counts_what_was_said() -> None:
     )
     matrix = confusion_matrix(detections, annotations, 0.5, score_threshold=0.5)
     assert matrix.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(31, "s"), (32, "sm"), (33, "m"), (96, "ml")])
+def test_a_size_has_objects_where_it_has_an_ap(side: int, sizes: str) -> None:
+    box = [[0, 0, side, side]]
+    report = ap_by_size(make_detections([0], [0], [0.9], box), with_objects(box, [0], [1]))["cat"]
+    for size in ("small", "medium", "large"):
+        expected = (1, pytest.approx(1)) if size[0] in sizes else (0, None)
+        assert (report[f"{size}_objects"], report[size]) == expected
 
 
 def test_a_score_that_is_a_probability_is_calibrated() -> None:
