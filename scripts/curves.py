@@ -29,7 +29,7 @@ Point = tuple[str, int, float]  # tag, iteration, value
 
 
 class NoCurvesError(InputError):
-    """A folder that is none of a run, or a run that has logged nothing yet."""
+    """A folder or file that is none of a run, or a run that has logged nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
             that to TensorBoard's files), a ``metrics.jsonl``, or a TensorBoard event file.
 
     Raises:
-        InputError: there is no such run.
-        NoCurvesError: it has no curves yet, or the folder is none of a run.
+        InputError: there is no such run, or it is damaged.
+        NoCurvesError: it has no curves yet, or the folder or file is none of a run.
     """
     run = Path(run)
     if run.is_dir():
@@ -89,6 +89,7 @@ def read_metrics(path: Path) -> Iterator[Point]:
 
     Raises:
         InputError: the file cannot be read, or a line (but the last) is none of a run's.
+        NoCurvesError: the file is no text, or its first line is none of a run's.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -108,7 +109,9 @@ def read_metrics(path: Path) -> Iterator[Point]:
 
 
 def _foreign(path: Path, number: int) -> InputError:
-    return InputError(
+    """From the first line on it is another file, further down a run's that is damaged."""
+    kind = NoCurvesError if number == 1 else InputError
+    return kind(
         f"{path}: line {number} is no log line of a run; name a run's folder, its {METRICS} or its "
         f"{EVENTS}.*"
     )

@@ -74,6 +74,29 @@ def test_of_several_runs_those_without_curves_are_left_out(
     assert "misspelt: cannot be read" in capsys.readouterr().err
 
 
+def test_other_files_beside_runs_are_left_out_and_damaged_runs_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damaged = write_run(tmp_path / "damaged") / "metrics.jsonl"
+    write_run(tmp_path / "run")
+    (tmp_path / "curves.png").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "notes.txt").write_text("of nobody\n")
+    others = ["curves.png", "notes.txt"]
+    assert main([*others, "run", "--json", "--names", "a", "b", "run"]) == 0
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["run"]
+    for file in others:
+        assert f"left out: {file}: line 1 is no log line" in told.err
+        assert main([file]) == 2
+    assert main(["curves.png", "run", "--json"]) == 0
+    lines = damaged.read_text().splitlines(keepends=True)
+    damaged.write_text(f"{lines[0]}damage\n{lines[1]}")
+    capsys.readouterr()
+    assert main(["damaged", "run", "--json"]) == 2
+    assert "damaged/metrics.jsonl: line 2 is no log line" in capsys.readouterr().err
+
+
 def test_runs_of_the_same_name_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
