@@ -235,6 +235,7 @@ def _ampersands(row: Sequence[str]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """A cell for LaTeX: a minus is a minus there, and a lone hyphen a dash."""
+    """A cell for LaTeX: a minus is a minus there, a lone hyphen a dash, and < no Spanish mark."""
     text = re.sub(r"([_%&#])", r"\\\1", cell).replace("±", r"$\pm$")
+    text = re.sub(r"[<>]", r"$\g<0>$", text)
     return "--" if text == "-" else re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)

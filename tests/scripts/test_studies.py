@@ -195,6 +195,12 @@ def test_the_t_test_agrees_with_scipy_where_it_is_installed() -> None:
         assert ours == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
 
 
+def test_no_p_is_below_0() -> None:
+    differences = [1.001, 0.999] * 4 + [1.001]  # the mass of their t rounds to more than 1
+    assert student_t_mass(3000, 8) > 1 - 1e-15
+    assert 0 <= paired_t_test(differences) < 1e-15
+
+
 def test_the_rank_correlation_sees_order_alone_and_shares_ranks_of_ties() -> None:
     assert rank_correlation([1, 2, 3], [0.1, 0.2, 100]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
@@ -308,8 +314,10 @@ def test_latex_has_minus_signs_and_no_character_that_it_would_misread(
     finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, 0, 0.79)
     results = collect(tiny, tmp_path, {})
     assert r"0.7900 ($-$1.00), 1 of 3 seeds & -- & not run" in latex(results)
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("alwa_2", "R&D#1-2"))
-    assert r"R\&D\#1-2 & " in latex(collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {}))
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("alwa_2", "R&D#1-2<3"))
+    assert r"R\&D\#1-2$<$3 & " in latex(
+        collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {})
+    )
 
 
 def test_a_small_p_is_not_shown_as_none(tiny: Study, tmp_path: Path) -> None:
