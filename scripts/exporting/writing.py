@@ -1,4 +1,8 @@
-"""The three kinds of files."""
+"""The three kinds of files.
+
+Each is made in memory and then written at once, so that a full disk leaves no half of one and costs
+no earlier export.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from engine.atomic_file import write_atomically
 from engine.trained import Trained
 from scripts.exporting.one_image import OUTPUTS, for_one_image
 
@@ -38,11 +44,16 @@ def has_masks(trained: Trained) -> bool:
 
 
 def write_torchscript(trained: Trained, example: Tensor, path: Path) -> Runner:
-    """Trace the detector; the returned function runs the file that was written."""
-    model = for_one_image(trained.detector)
-    with _writing(path), torch.no_grad():
+    """Trace the detector; the returned function runs the file that was written.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    model, content = for_one_image(trained.detector), BytesIO()
+    with _no_warnings(), torch.no_grad():
         traced = torch.jit.trace(model, example, check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files=facts(trained))
+        torch.jit.save(traced, content, _extra_files=facts(trained))
+        write_atomically(path, content.getbuffer())
         loaded: nn.Module = torch.jit.load(str(path), map_location=example.device)
 
     def run(image: Tensor) -> tuple[Tensor, ...]:
@@ -57,7 +68,7 @@ def write_onnx(trained: Trained, example: Tensor, path: Path) -> Runner:
     """Write ONNX by the tracing exporter; the returned function runs the file in onnxruntime.
 
     Raises:
-        InputError: onnx or onnxruntime is not installed.
+        InputError: onnx or onnxruntime is not installed, or the file cannot be written.
     """
     try:
         import onnx
@@ -67,12 +78,12 @@ def write_onnx(trained: Trained, example: Tensor, path: Path) -> Runner:
             f"onnx: needs {error.name}, which is not installed; run: pip install '.[export]'"
         ) from None
     names = OUTPUTS if has_masks(trained) else OUTPUTS[:3]
-    model = for_one_image(trained.detector)
-    with _writing(path), torch.no_grad():
+    model, content = for_one_image(trained.detector), BytesIO()
+    with _no_warnings(), torch.no_grad():
         torch.onnx.export(
             model,
             (example,),
-            str(path),
+            content,  # type: ignore[arg-type]  # paths are declared; this exporter takes both
             dynamo=False,
             opset_version=OPSET,
             input_names=["image"],
@@ -82,10 +93,10 @@ def write_onnx(trained: Trained, example: Tensor, path: Path) -> Runner:
                 **{name: {0: "detections"} for name in names},
             },
         )
-    written = onnx.load(str(path))
-    onnx.helper.set_model_props(written, facts(trained))
-    onnx.checker.check_model(written)
-    onnx.save(written, str(path))
+    exported = onnx.load_model_from_string(content.getvalue())
+    onnx.helper.set_model_props(exported, facts(trained))
+    onnx.checker.check_model(exported)
+    write_atomically(path, exported.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -98,30 +109,29 @@ def write_onnx(trained: Trained, example: Tensor, path: Path) -> Runner:
 
 
 def write_safetensors(trained: Trained, path: Path) -> Mapping[str, Tensor]:
-    """Write the weights by their names in the state dict; returns what the file holds."""
-    from safetensors.torch import load_file, save_file
+    """Write the weights by their names in the state dict; returns what the file holds.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    from safetensors.torch import load_file, save
 
     weights = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in trained.detector.state_dict().items()
     }
-    with _writing(path):
-        save_file(weights, str(path), metadata=facts(trained))
+    write_atomically(path, save(weights, metadata=facts(trained)))
     read: dict[str, Tensor] = load_file(str(path))
     return read
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Errors of the disk become one line; warnings are silenced.
+def _no_warnings() -> Iterator[None]:
+    """Warnings are silenced.
 
     Tracing warns of every branch on a number, all of which are constants here, and that TorchScript
     gives way to torch.export, which refuses these detectors.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_torchscript_and_onnx_find_the_same(
     assert json.loads(extra["classes"]) == list(CLASSES)
     with safe_open(checkpoint.with_suffix(".safetensors"), "pt") as file:
         assert json.loads(file.metadata()["classes"]) == list(CLASSES)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["torchscript", "safetensors", "onnx"])
+def test_a_file_that_the_disk_has_no_room_for_replaces_nothing(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(write_checkpoint(tmp_path)), "--formats", kind, "--output"]
+    full, before = tmp_path / "full", b"an earlier export"
+    file = full / f"last.{kind}"
+    full.mkdir()
+    file.write_bytes(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert main([*command, str(full)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{file}: cannot be written: File too large" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert list(full.iterdir()) == [file]
+    (tmp_path / f"taken/last.{kind}").mkdir(parents=True)
+    assert main([*command, str(tmp_path / "taken")]) == 2
+    assert "cannot be written: Is a directory" in capsys.readouterr().err
 
 
 def test_exported_weights_keep_the_classes_that_were_trained(tmp_path: Path) -> None:
