@@ -82,6 +82,16 @@ def test_a_grid_holds_all_pairs_and_leaves_the_images_alone() -> None:
     assert all((image == 90).all() for image in images)
 
 
+@pytest.mark.parametrize("name", ["größe", "细胞"])
+def test_letters_beyond_ascii_are_drawn(name: str) -> None:
+    """OpenCV 4 draws a question mark for each of their bytes."""
+    marks = name.encode().decode("ascii", "replace").replace("\ufffd", "?")
+    truth = [(0, 0, BOX)]
+    real, lost = (annotate(truth, classes=[text, "dog"]) for text in (name, marks))
+    pictures = [draw_pair(grey(), 0, each, NOTHING, height=100) for each in (real, lost)]
+    assert (pictures[0] != pictures[1]).any()
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 10_000), (3000, 3)])
 def test_images_of_any_shape_can_be_drawn(height: int, width: int) -> None:
     annotations = annotate([(0, 0, (0.0, 0.0, width, height))], size=(height, width))
