@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from data.target import Batch, pad_targets
 from detector.build import build_detector
 from detector.cuda_graphs import FIRST_RECORDED
 from engine.config import Config
+from engine.ema import AveragedWeights
 from engine.exit_status import is_out_of_memory
 from engine.optimization import build_optimizer
 from engine.precision import autocast
@@ -119,6 +119,7 @@ def train_on(config: Config, batch: Batch, classes: int, device: torch.device) -
     optimizer = build_optimizer(
         train.optimizer, detector.parameters(), 1e-8, train.momentum, train.weight_decay
     )
+    average = None if train.ema is None else AveragedWeights(detector, train.ema)
     batch = batch.to(device)
     start, before = 0.0, warm_ups(device)
     for iteration in range(before + REPEATS):
@@ -131,6 +132,8 @@ def train_on(config: Config, batch: Batch, classes: int, device: torch.device) -
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimizer.step()
+        if average is not None:
+            average.follow(detector, iteration)
     _wait(device)
     return REPEATS * len(batch) / (time.perf_counter() - start)
 
@@ -197,8 +200,7 @@ def _child(sender: Any, config: Config, annotations: Annotations, size: int) -> 
     try:
         batch = full_batch(config, annotations, size)
         speed = train_on(config, batch, len(annotations.classes), torch.device("cpu"))
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        sender.send((kib * 1024 / GIB, speed))
+        sender.send((peak_gib(), speed))
     except Exception as error:
         sender.send(None if is_out_of_memory(error) else str(error))
 
@@ -207,8 +209,25 @@ def available_gib(device: torch.device) -> float:
     """Memory that can be had now: of the GPU, or of the system."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GIB
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024 / GIB
-    raise InputError("--memory: how much memory is available cannot be found out; name it in GiB")
+    available = _gib_of("/proc/meminfo", "MemAvailable")
+    if available is None:
+        raise InputError("--memory: how much is available cannot be found out; name it in GiB")
+    return available
+
+
+def peak_gib() -> float:
+    """The most memory that this process held; Linux's ``ru_maxrss`` is that of its parent too."""
+    peak = _gib_of("/proc/self/status", "VmHWM")
+    if peak is None:
+        raise InputError("how much memory a batch takes cannot be found out; tune on Linux")
+    return peak
+
+
+def _gib_of(file: str, key: str) -> float | None:
+    """A line ``key: <number> kB`` of one of Linux's files; None where it is not there."""
+    try:
+        lines = Path(file).read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split()[1] for line in lines if line.startswith(f"{key}:"))
+    return next((int(kib) * 1024 / GIB for kib in found), None)

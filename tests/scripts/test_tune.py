@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
+import resource
 import sys
 import weakref
 from pathlib import Path
@@ -21,13 +23,17 @@ from detector.cuda_graphs import CUDAGraphs
 from engine.build import build_state
 from engine.config import load_config, parse_config
 from engine.distributed import Ranks
+from engine.ema import AveragedWeights
 from engine.state import TrainState
 from scripts.tune import main
 from scripts.tuning.batch_size import (
+    GIB,
     Trial,
     full_batch,
     largest_batch,
+    peak_gib,
     release_memory,
+    train_on,
     warm_ups,
 )
 from scripts.tuning.learning_rate import (
@@ -242,6 +248,26 @@ def test_a_picture_without_matplotlib_is_refused_before_it_trains(
     monkeypatch.setattr("scripts.tune.range_test", None)
     assert main(["lr", "--config", str(config_file(tmp_path))]) == 2
     assert "the picture needs matplotlib" in capsys.readouterr().err
+
+
+def test_a_trial_does_not_count_what_its_parent_took() -> None:
+    np.ones(1 << 29, dtype=np.uint8)  # half a GiB, given back at once
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    with multiprocessing.get_context("spawn").Pool(1) as processes:
+        assert 0 < processes.apply(peak_gib) < own - 0.25
+
+
+def test_a_trial_averages_weights_where_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin takes memory, following it takes time."""
+    followed: list[int] = []
+    monkeypatch.setattr(AveragedWeights, "follow", lambda *rest: followed.append(rest[-1]))
+    _, annotations = random_case(0)
+    for overrides, expected in (([], []), (["train.ema=0.9"], [0, 1, 2])):
+        config = load_config(config_file(tmp_path), overrides)
+        train_on(config, full_batch(config, annotations, 1), 3, torch.device("cpu"))
+        assert followed == expected
 
 
 @pytest.mark.slow
