@@ -132,6 +132,8 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
     write_scores(scores, output)
     if arguments.picture:
         rows, images = validation.examples(count=6)
+        if not images:
+            raise InputError(f"{arguments.picture}: the images to be drawn are all damaged")
         write_png(arguments.picture, draw_grid(images, rows, annotations, detections))
         print(f"picture: {arguments.picture}")
 

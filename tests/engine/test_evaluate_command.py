@@ -143,6 +143,19 @@ def test_names_that_comp4_files_cannot_hold_are_refused_before_the_evaluation(
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_picture_of_damaged_images_alone_is_refused(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Validation, "examples", lambda *_, **__: ([], []))
+    words = trained / "last.pt", "--output", tmp_path / "metrics.json"
+    assert call(monkeypatch, *words, "--picture", tmp_path / "six.png") == 2
+    assert "six.png: the images to be drawn are all damaged" in capsys.readouterr().err
+    assert (tmp_path / "metrics.json").is_file()
+
+
 def test_scores_that_cannot_be_written_cost_no_detections(
     trained: Path,
     tmp_path: Path,
