@@ -96,9 +96,7 @@ def score_file(arguments: argparse.Namespace) -> None:
     check_results(annotations, arguments)
     detections = read_detections(arguments.detections, annotations)
     scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
-    print(format_table(scores, annotations))
-    write_detections(detections, annotations, arguments)
-    write_scores(scores, arguments.output)
+    report(scores, detections, annotations, arguments, arguments.output)
 
 
 def classes_of_training(config: Config) -> tuple[str, ...] | None:
@@ -127,9 +125,7 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
         return
     detections, scores = result
     output = arguments.output or Path(arguments.checkpoint).with_name("metrics.json")
-    print(format_table(scores, annotations))
-    write_detections(detections, annotations, arguments)
-    write_scores(scores, output)
+    report(scores, detections, annotations, arguments, output)
     if arguments.picture:
         rows, images = validation.examples(count=6)
         if not images:
@@ -154,11 +150,21 @@ def check_results(annotations: Annotations, arguments: argparse.Namespace) -> No
         check_comp4(annotations)
 
 
-def write_scores(scores: dict, output: str | Path | None) -> None:
-    """Write metrics.json, behind the detections, from which it can be had again."""
-    if output is not None:
-        write_metrics(output, scores)
-        print(f"scores: {output}")
+def report(
+    scores: dict,
+    detections: Detections,
+    annotations: Annotations,
+    arguments: argparse.Namespace,
+    output: str | Path | None,
+) -> None:
+    """Print the table; write detections and metrics.json, each also where the other cannot be."""
+    print(format_table(scores, annotations))
+    try:
+        write_detections(detections, annotations, arguments)
+    finally:
+        if output is not None:
+            write_metrics(output, scores)
+            print(f"scores: {output}")
 
 
 def write_detections(

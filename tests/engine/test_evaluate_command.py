@@ -156,7 +156,7 @@ def test_a_picture_of_damaged_images_alone_is_refused(
     assert (tmp_path / "metrics.json").is_file()
 
 
-def test_scores_that_cannot_be_written_cost_no_detections(
+def test_a_file_that_cannot_be_written_costs_no_other(
     trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,3 +170,7 @@ def test_scores_that_cannot_be_written_cost_no_detections(
     assert "file/metrics.json: cannot be written" in told.err
     assert "VOC average precision" in told.out
     assert isinstance(json.loads(results.read_text()), list)
+    words = trained / "last.pt", "--output", tmp_path / "metrics.json"
+    assert call(monkeypatch, *words, "--coco-results", tmp_path / "file/results.json") == 2
+    assert "file/results.json: cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "metrics.json").is_file()

@@ -51,7 +51,7 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path: Path) 
     assert [source.name for source in named] == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["caf\udce9.png", "caf\udce9.avi", "caf\udce9/a.png"])
+@pytest.mark.parametrize("name", ["photo\udce9.png", "photo\udce9.avi", "photo\udce9/a.png"])
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
     """OpenCV ends the process on such a video, and no result file holds such a name."""
     file = tmp_path / "photos" / name
@@ -61,11 +61,11 @@ def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
     except OSError:
         pytest.skip("this file system has UTF-8 names alone")
     for named in (file, tmp_path / "photos", tmp_path / "photos" / "**" / f"*{file.suffix}"):
-        with pytest.raises(InputError, match=r"caf\\udce9.*: the name is not UTF-8; rename it"):
+        with pytest.raises(InputError, match=r"photo\\udce9.*: the name is not UTF-8; rename it"):
             find_sources([str(named)])
     write_image(tmp_path / "a.png", 8, 8)
     with pytest.raises(InputError, match="the name is not UTF-8"):
-        find_sources([str(tmp_path / "a.png")], output=tmp_path / "caf\udce9")
+        find_sources([str(tmp_path / "a.png")], output=tmp_path / "photo\udce9")
 
 
 @pytest.mark.parametrize(
