@@ -111,11 +111,12 @@ def train_in(
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
+    validated = held_out.digest()
     if saved is not None:
-        check_images(saved, len(training), allow_changed)
+        check_images(saved, len(training), validated, allow_changed)
     loader = build_loader(config, training, ranks)
     state = build_state(config, training.classes, len(loader), ranks, saved)
-    if saved is not None and not scores_alike(saved, config):
+    if saved is not None and not scores_alike(saved, config, validated):
         log.warning("the best score so far was another one: best.pt is chosen anew")
         state.progress.best_score = state.progress.best_epoch = None
     freezing = Freezing(state.detector, config.train.freeze)
@@ -127,6 +128,7 @@ def train_in(
         "global_batch": global_batch,
         "world_size": ranks.world_size,
         "images": len(training),
+        "validation": validated,
     }
     folder = RunFolder(path, ranks, identity)
     if source is not None:

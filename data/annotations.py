@@ -7,6 +7,8 @@ of copying them object by object (copy-on-write of reference counts makes lists 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,6 +100,27 @@ class Annotations:
             if number
         ]
         return f"{self.source}: {', '.join([counts, *flags])}"
+
+    def digest(self) -> str:
+        """Hexadecimal BLAKE2 of what detections are scored against: images, objects and masks.
+
+        Where the images lie does not count; nor do their pixels.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps([self.classes, self.names.tolist()]).encode())
+        arrays = (
+            self.sizes,
+            self.offsets,
+            self.boxes,
+            self.labels,
+            self.areas,
+            self.difficult,
+            self.crowd,
+            *(() if self.masks is None else vars(self.masks).values()),
+        )
+        for array in arrays:
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def objects_of(self, image: int) -> slice:
         """The slice of object rows that belong to one image."""

@@ -31,8 +31,28 @@ FREE_KEYS = frozenset(
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
 BATCH_KEYS = frozenset({"data.batch_size"})
-# A score under other ones of these is no better or worse than one before.
-SCORING_KEYS = frozenset({"data.val", "evaluate.flip", "evaluate.iou", "train.best"})
+# A score under other ones of these is no better or worse than one before. What the scored images
+# are is told by the digest of their annotations, data.limit and data.val where there is none yet.
+SCORING_KEYS = frozenset(
+    {
+        "data.exif",
+        "data.image_size",
+        "data.limit",
+        "data.on_damaged",
+        "data.val",
+        "detector.detections_per_image",
+        "detector.nms_threshold",
+        "detector.retinanet.topk_candidates",
+        "detector.rpn.nms_threshold",
+        "detector.rpn.post_nms_top_n_test",
+        "detector.rpn.pre_nms_top_n_test",
+        "detector.rpn.score_threshold",
+        "detector.score_threshold",
+        "evaluate.flip",
+        "evaluate.iou",
+        "train.best",
+    }
+)
 WEIGHTING = "loss.weighting."
 
 
@@ -88,24 +108,46 @@ def check_resume(
         )
 
 
-def check_images(saved: Mapping[str, Any], images: int, allow_changed: bool = False) -> None:
-    """Raise InputError for a training split of another size than the checkpoint's."""
+def check_images(
+    saved: Mapping[str, Any], images: int, validation: str, allow_changed: bool = False
+) -> None:
+    """Compare a checkpoint's data with those to go on with.
+
+    Args:
+        saved: the checkpoint; what an older one does not know is not compared.
+        images: how many images the training split has.
+        validation: the digest of the validation split.
+        allow_changed: go on with other ones, and say so.
+
+    Raises:
+        InputError: they differ, and that is not allowed.
+    """
+    changed = []
     before = saved.get("images", images)
-    if before == images:
-        return
-    text = f"the training split had {before} images and has {images}: their order is another"
-    if not allow_changed:
-        raise InputError(
-            f"--resume: {text}; restore the data, or say --allow-changed to go on with the new ones"
+    if before != images:
+        changed.append(
+            f"the training split had {before} images and has {images}: their order is another"
         )
-    log.warning("--allow-changed: %s", text)
+    if saved.get("validation", validation) != validation:
+        changed.append("the images or objects of the validation split are others")
+    if changed and not allow_changed:
+        raise InputError(
+            f"--resume: {'; '.join(changed)}; restore the data, or say --allow-changed to go on "
+            "with the new ones"
+        )
+    for text in changed:
+        log.warning("--allow-changed: %s", text)
 
 
-def scores_alike(saved: Mapping[str, Any], config: Config) -> bool:
-    """Whether scores from here on can be compared with those of a checkpoint's run."""
+def scores_alike(saved: Mapping[str, Any], config: Config, validation: str) -> bool:
+    """Whether scores from here on can be compared with those of a checkpoint's run.
+
+    ``validation`` is the digest of the split that is scored from here on.
+    """
     before = {**_defaults(), **flatten(saved["config"])}
     now = flatten(config.model_dump(mode="json"))
-    return all(before.get(key) == now.get(key) for key in SCORING_KEYS)
+    same_images = saved.get("validation", validation) == validation
+    return same_images and all(before.get(key) == now.get(key) for key in SCORING_KEYS)
 
 
 def _defaults() -> dict[str, Any]:

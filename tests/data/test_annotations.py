@@ -10,7 +10,7 @@ import pytest
 
 from data.annotations import Annotations, arrange_objects, concatenate
 from data.errors import InputError
-from data.masks import MaskStore
+from data.masks import MaskStore, empty_masks
 
 COUNTS = (2, 0, 3, 1)
 
@@ -145,3 +145,18 @@ def test_a_store_pickles_for_workers_that_are_spawned() -> None:
     annotations = make_annotations()
     copy = pickle.loads(pickle.dumps(annotations))
     assert objects_by_file(copy) == objects_by_file(annotations)
+
+
+def test_a_digest_tells_other_images_and_objects_apart() -> None:
+    annotations = make_annotations()
+    moved = replace(annotations, source="elsewhere", files=np.char.add("x/", annotations.files))
+    assert annotations.digest() == make_annotations().digest() == moved.digest()
+    others = [
+        make_annotations("b"),
+        annotations.select(range(len(annotations) - 1)),
+        replace(annotations, boxes=annotations.boxes + 1),
+        replace(annotations, difficult=~annotations.difficult),
+        replace(annotations, masks=empty_masks(len(annotations.boxes))),
+    ]
+    digests = {other.digest() for other in [annotations, *others]}
+    assert len(digests) == 1 + len(others)

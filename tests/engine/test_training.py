@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from data.build import build_annotations
 from data.errors import InputError
 from engine import run_folder
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.config import override_config
 from engine.distributed import Ranks
 from engine.divergence import DivergenceError
 from engine.resume import check_resume
@@ -161,16 +163,34 @@ def test_milestones_stay_with_their_epochs_where_epochs_change_their_length(
     assert rates[3:] == pytest.approx([rates[0] / 10] * 3)
 
 
-def test_scores_of_another_kind_are_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "anew"),
+    [
+        ("train.best", "coco_AP", True),
+        ("detector.nms_threshold", 0.9, True),
+        ("data.limit", 2, True),
+        ("data.shapes", {"seed": 1}, True),
+        ("data.shapes", {"train_images": 12}, False),
+        ("data.root", "moved", False),
+    ],
+)
+def test_scores_of_another_kind_are_not_compared(
+    key: str, value: Any, anew: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     folder = run(config_of(values))
     contents = load_checkpoint(folder / "last.pt")
     contents["progress"]["best_score"] = 2.0  # no other score is as good
     save_checkpoint(folder / "last.pt", contents)
-    values["train"] |= {"epochs": 2, "best": "coco_AP"}
-    run(config_of(values), resume=True, allow_changed=True)
+    config = override_config(
+        tiny(tmp_path, train={"epochs": 2, "pictures": 0}), [f"{key}={value}"], "test"
+    )
+    run(config, resume=True, allow_changed=True)
     progress = load_checkpoint(folder / "last.pt")["progress"]
-    assert (progress["best_epoch"], progress["best_score"] < 2) == (2, True)
+    assert (progress["best_epoch"], progress["best_score"] < 2) == (
+        (2, True) if anew else (1, False)
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [("none", "fp16"), ("fp16", "none")])
@@ -196,7 +216,21 @@ def test_other_images_are_noticed(tmp_path: Path) -> None:
     save_checkpoint(folder / "last.pt", {**contents, "images": 9})
     with pytest.raises(InputError, match="had 9 images and has 10"):
         run(config_of(values), resume=True)
+    save_checkpoint(folder / "last.pt", {**contents, "validation": "of other boxes"})
+    with pytest.raises(InputError, match=r"objects of the validation split .* restore the data"):
+        run(config_of(values), resume=True)
     run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_a_checkpoint_that_does_not_know_its_images_goes_on(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    contents = load_checkpoint(folder / "last.pt")
+    older = {key: contents[key] for key in contents if key not in ("images", "validation")}
+    save_checkpoint(folder / "last.pt", older)
+    values["train"]["epochs"] = 2
+    run(config_of(values), resume=True)
+    assert "chosen anew" not in (folder / "train.log").read_text()
 
 
 def test_another_number_of_processes_is_told(
