@@ -155,13 +155,19 @@ def _parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge of mappings; anything else in ``over`` replaces what is under it."""
+def _merge(
+    under: Mapping[str, Any], over: Mapping[str, Any], location: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Deep merge of the blocks of a config; anything else in ``over`` replaces what is under it.
+
+    A mapping of free names, as ``train.freeze``, is one value: merged it could never lose a name.
+    """
     merged = dict(under)
     for key, value in over.items():
-        below = merged.get(key)
+        below, place = merged.get(key), (*location, key)
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        merge = both and bool(_keys_at(place))
+        merged[key] = _merge(below, value, place) if merge else value  # type: ignore[arg-type]
     return merged
 
 

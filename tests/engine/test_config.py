@@ -49,6 +49,19 @@ def test_a_file_wins_over_its_bases_and_a_later_base_over_an_earlier(tmp_path: P
     assert (train.epochs, train.lr, train.seed) == (3, 0.2, 1)
 
 
+def test_a_map_of_free_names_is_replaced_and_not_merged(tmp_path: Path) -> None:
+    pairs = "loss: {weighting: {pairs: {a: [b, c]}}}"
+    write(tmp_path, "train: {freeze: {backbone.body: [0, 2]}, lr: 0.1}\n" + pairs, "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nloss: {weighting: {pairs: {d: [e, f]}}}")
+    config = load_config(path)
+    assert config.train.freeze == {"backbone.body": (0, 2)}
+    assert config.loss.weighting.pairs == {"d": ("e", "f")}
+    other = load_config(path, ["train.freeze={backbone.fpn: [0, 1]}"]).train
+    assert (other.freeze, other.lr) == ({"backbone.fpn": (0, 1)}, 0.1)
+    none = load_config(path, ["train.freeze={}", "train={}"]).train
+    assert (none.freeze, none.lr) == ({}, 0.1)
+
+
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "train: {epochs: 3, milestones: [1, 2]}")
     config = load_config(path, ["train.epochs=5", "train.milestones=[4]", "loss.box.type=ciou"])
