@@ -5,8 +5,9 @@
 
 ONNX and TorchScript take one image of any size, uint8 RGB (3, height, width), resized as in
 training; normalization, anchors and NMS are inside. safetensors holds the weights alone, for
-detector.weights or another program. Each file is run over a few images (the validation split's,
-where its files are here) and compared with the detector; the exit code is 1 where they differ.
+detector.weights or another program. Each file is run over a few images (the validation split's, or
+noise where they are not here) and compared with the detector; the exit code is 1 where they differ,
+and where nothing is found that could be compared.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ LIMITS = (
     "resizing, the threshold of masks and pasting them into the image stay with the caller",
     "torch.export (and ONNX by dynamo) refuses these detectors: torchvision's batched_nms branches "
     "on how many boxes there are",
+    "torchvision's operators: what loads TorchScript imports torchvision before",
     "training, and test-time flips (evaluate.flip)",
 )
 
@@ -71,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(trained: Trained, stem: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Write and check each file."""
-    images = check_images(trained, options.images)
+    traced = set(options.formats) - {"safetensors"}
+    images = check_images(trained, options.images) if traced else []
     report: dict[str, Any] = {"files": {}, "not_exported": list(LIMITS)}
     disable = None if sys.stderr.isatty() else True
     for kind in tqdm(options.formats, "export", delay=2, leave=False, disable=disable):
@@ -100,19 +103,22 @@ def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]
     An empty picture is always among them, and one of another shape than the first. With
     ``data.on_damaged: skip`` damaged ones are named and left out.
     """
-    bounds, limit = trained.config.data.image_size, trained.config.data.max_image_pixels
+    data = trained.config.data
+    bounds, paths = data.image_size, named or _validation_images(trained)
     images = []
-    for path in named or _validation_images(trained):
+    for path in paths:
         try:
-            pixels = read_image(path, None, limit)
+            pixels = read_image(path, None, data.max_image_pixels, data.exif == "ignore")
         except DamagedImageError as error:
-            if trained.config.data.on_damaged == "raise":
+            if data.on_damaged == "raise":
                 raise
             print(f"export.py: left out: {error}", file=sys.stderr)
             continue
         size = resized_size((pixels.shape[0], pixels.shape[1]), bounds)
         images.append(torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1).contiguous())
     if not images:
+        if paths:
+            print("export.py: compared on noise: all images are damaged", file=sys.stderr)
         noise = torch.Generator().manual_seed(0)
         shape = (3, min(bounds), min(max(bounds), 2 * min(bounds)))
         images.append(torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8))
@@ -122,16 +128,24 @@ def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]
 
 
 def _validation_images(trained: Trained) -> list[Path]:
-    """A few image files of the validation split; none where the data is not here."""
+    """A few image files of the validation split; none, and why is said, where it is not here."""
     data = trained.config.data
-    if not data.root.is_dir():
-        return []
     try:
+        if not data.root.is_dir():  # or shapes would be drawn there
+            raise InputError(f"there is no folder {data.root}")
         annotations = build_annotations(data, data.val, trained.classes, check_images=False)
-    except InputError:
+        files = [data.root / str(name) for name in annotations.files[:IMAGES]]
+        here = [file for file in files if file.is_file()]
+        if not here:
+            raise InputError(f"there is no file {', '.join(map(str, files))}")
+    except InputError as error:
+        print(
+            f"export.py: compared on noise: the validation images are not here ({error}); name "
+            "others with --images",
+            file=sys.stderr,
+        )
         return []
-    files = [data.root / str(name) for name in annotations.files[:IMAGES]]
-    return [file for file in files if file.is_file()]
+    return here
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -140,19 +154,23 @@ def format_report(report: dict[str, Any]) -> str:
     for path, each in report["files"].items():
         lines.append(f"{path}: {each['bytes'] / 2**20:.1f} MiB")
         if each["format"] == "safetensors":
-            lines.append(f"  {each['tensors']} tensors, {_verdict(each['holds'])}")
+            lines.append(f"  {each['tensors']} tensors, {_verdict(each)}")
             continue
         masks = "" if each["mask"] is None else f", masks {each['mask']:.1e}"
         lines.append(
             f"  {each['images']} images, {each['detections']} detections, {each['unmatched']} "
             f"without partner; largest differences: boxes {each['box']:.1e} px, scores "
-            f"{each['score']:.1e}{masks}: {_verdict(each['holds'])}"
+            f"{each['score']:.1e}{masks}: {_verdict(each)}"
         )
     return "\n".join([*lines, "not exported:", *(f"  {limit}" for limit in LIMITS)])
 
 
-def _verdict(holds: bool) -> str:
-    return "equal" if holds else "NOT EQUAL, do not use this file"
+def _verdict(each: dict[str, Any]) -> str:
+    if each["holds"]:
+        return "equal"
+    if each.get("detections") == 0 == each["unmatched"]:
+        return "NOT COMPARED, nothing is found in these images; name others with --images"
+    return "NOT EQUAL, do not use this file"
 
 
 def _parser() -> argparse.ArgumentParser:

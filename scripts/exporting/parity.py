@@ -39,9 +39,13 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the file may be used in the detector's place."""
+        """Whether the file was seen to find what the detector finds, and may be used in its place.
+
+        Where nothing is found nothing was compared.
+        """
         largest = max(self.score, self.mask or 0.0)
-        return self.unmatched == 0 and self.box <= BOX_TOLERANCE and largest <= SCORE_TOLERANCE
+        same = self.unmatched == 0 and self.box <= BOX_TOLERANCE and largest <= SCORE_TOLERANCE
+        return same and self.detections > 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

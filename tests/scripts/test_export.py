@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
 from detector.weight_files import read_weights
 from engine.trained import load_trained
-from scripts.export import main
+from scripts.export import check_images, main
 from scripts.exporting.one_image import for_one_image
 from scripts.exporting.parity import Parity, compare
 
@@ -77,9 +80,12 @@ def test_a_file_that_the_disk_has_no_room_for_replaces_nothing(
     assert "cannot be written: Is a directory" in capsys.readouterr().err
 
 
-def test_exported_weights_keep_the_classes_that_were_trained(tmp_path: Path) -> None:
+def test_exported_weights_keep_the_classes_that_were_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = write_checkpoint(tmp_path)
     assert main([str(checkpoint), "--formats", "safetensors"]) == 0
+    assert "noise" not in capsys.readouterr().err  # weights are compared without images
     assert read_weights(checkpoint.with_suffix(".safetensors")).classes == CLASSES
 
 
@@ -107,10 +113,59 @@ def test_a_damaged_picture_is_left_out_where_that_is_asked_for(
     assert [each["images"] for each in json.loads(told.out)["files"].values()] == [3]
 
 
+def test_noise_that_stands_for_the_images_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(write_checkpoint(tmp_path)), "--formats", "torchscript"]
+    assert main(command) == 0
+    reason = f"compared on noise: the validation images are not here (there is no folder {tmp_path}"
+    assert reason in capsys.readouterr().err
+    for image in (write_data(tmp_path) / "JPEGImages").iterdir():
+        image.unlink()
+    assert main(command) == 0
+    assert "compared on noise" in capsys.readouterr().err
+
+
+def test_where_nothing_is_found_nothing_is_called_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_data(tmp_path)
+    checkpoint = str(write_checkpoint(tmp_path))
+    assert main([checkpoint, "detector.score_threshold=0.9", "--formats", "torchscript"]) == 1
+    assert "0 detections" in (told := capsys.readouterr()).out
+    assert "NOT COMPARED" in told.out
+    assert told.err == ""
+
+
+def test_an_exif_orientation_is_left_alone_where_the_data_do_so(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64)).save(path, exif=exif)
+    checkpoint = write_checkpoint(tmp_path)
+    shapes = [
+        check_images(load_trained(checkpoint, [f"data.exif={exif}"]), [path])[0].shape
+        for exif in ("apply", "ignore")
+    ]
+    assert shapes == [(3, 96, 64), (3, 64, 96)]
+
+
+def test_torchscript_needs_torchvision_and_nothing_else(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    assert main([str(checkpoint), "--formats", "torchscript"]) == 0
+    program = (
+        "import torch, torchvision\n"
+        f"found = torch.jit.load({str(checkpoint.with_suffix('.torchscript'))!r})\n"
+        "assert len(found(torch.zeros(3, 64, 96, dtype=torch.uint8))) == 3"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
 def test_a_difference_is_an_error() -> None:
     close = {"images": 1, "detections": 3, "box": 1e-4, "score": 1e-6, "mask": None}
     assert Parity(**close, unmatched=0).holds
     assert not Parity(**close, unmatched=1).holds
+    assert not Parity(**{**close, "detections": 0}, unmatched=0).holds
     assert not Parity(**{**close, "box": 0.5}, unmatched=0).holds
     assert not Parity(**{**close, "mask": 0.1}, unmatched=0).holds
 
