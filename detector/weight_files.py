@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
+from detector.weight_archive import fault_of
+
+ARCHIVE = b"PK\3\4"  # how a file begins that torch reads as a zip archive
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,13 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        _check_sums(path)
+        if (fault := _archive_fault(path)) is not None:
+            raise InputError(
+                f"detector.weights: {path} is {fault}; fetch it again or choose another file"
+            )
         return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"detector.weights: {path} is refused: {refused_content(error)}; "
@@ -115,13 +122,11 @@ def refused_content(error: pickle.UnpicklingError) -> str:
     return f"it holds more than tensors ({found[1]})" if found else "it is damaged, or no such file"
 
 
-def _check_sums(path: Path) -> None:
-    """torch's format is a zip archive with checksums, which torch itself does not compare."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"wrong checksum of {damaged}")
+def _archive_fault(path: Path) -> str | None:
+    """What is wrong with a file that torch would read as an archive; it reads pickles as well."""
+    with path.open("rb") as file:
+        is_archive = file.read(len(ARCHIVE)) == ARCHIVE
+    return fault_of(path) if is_archive else None
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:

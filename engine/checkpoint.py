@@ -2,19 +2,15 @@
 
 A file holds tensors and plain types only and is read with ``weights_only=True``. It is written
 beside its place, forced to disk and renamed; the file that stood there before stays as
-``previous.pt``. torch's format is a zip archive; its comment holds a digest of the whole file, so a
-damaged byte is detected before anything of it is used. (The CRC-32 that zip has for each entry does
-not cover where the entries stand: torch reads arbitrary memory when such a byte is damaged.)
+``previous.pt``. It holds a digest of itself (``detector/weight_archive.py``), so a damaged byte is
+detected before anything of it is used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import pickle
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from typing import Any
 import torch
 
 from data.errors import InputError, shown
+from detector.weight_archive import fault_of, seal
 from detector.weight_files import refused_content
 from engine.atomic_file import write_atomically
 
@@ -37,8 +34,6 @@ STATE = {
     "windows": list,
     "global_batch": int,
 }
-SEAL = b"blake2b of all before: "  # and 32 bytes
-SEAL_SIZE = len(SEAL) + 32
 log = logging.getLogger(__name__)
 
 
@@ -50,47 +45,8 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **contents}, buffer)
-    _seal(buffer)
+    seal(buffer)
     write_atomically(path, buffer.getbuffer(), previous=path.with_name("previous.pt"))
-
-
-def _seal(archive: io.BytesIO) -> None:
-    """Put the digest into the comment of a zip archive, whose length are its last two bytes."""
-    view = archive.getbuffer()
-    view[-2:] = struct.pack("<H", SEAL_SIZE)
-    digest = hashlib.blake2b(view, digest_size=32).digest()
-    view.release()
-    archive.seek(0, io.SEEK_END)
-    archive.write(SEAL + digest)
-
-
-def _check_undamaged(path: Path) -> None:
-    """Raise InputError for what is not as it was written, and for archives that may be bombs."""
-    if _seal_is_broken(path):
-        raise InputError(f"{path}: damaged (its checksum is another); use another checkpoint")
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise InputError(f"{path}: is compressed, which a checkpoint never is")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise InputError(f"{path}: damaged (checksum of {damaged}); use another checkpoint")
-
-
-def _seal_is_broken(path: Path) -> bool:
-    """Whether a file has a digest that is not its own; one without it has CRCs to be checked."""
-    with path.open("rb") as file:
-        left = file.seek(0, io.SEEK_END) - SEAL_SIZE
-        file.seek(max(left, 0))
-        seal = file.read()
-        if not seal.startswith(SEAL):
-            return False
-        file.seek(0)
-        digest = hashlib.blake2b(digest_size=32)
-        while left > 0:
-            block = file.read(min(left, 1 << 20))
-            digest.update(block)
-            left -= len(block)
-    return seal != SEAL + digest.digest()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -102,7 +58,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        _check_undamaged(path)
+        fault = fault_of(path)
+        if fault is not None:
+            raise InputError(f"{path}: is {fault}; use another checkpoint")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such checkpoint") from None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import json
 import os
 import pickle
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from data.errors import InputError
 from detector.build import Detector, build_detector
 from detector.config import DetectorConfig
+from detector.weight_archive import seal
 from detector.weight_files import fetch_weights, read_weights
 from detector.weights import COCO_ROWS, PretrainedReport, load_pretrained
 from losses.config import LossConfig
@@ -383,8 +386,35 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(torch.arange(900, 902).numpy().tobytes())] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="wrong checksum"):
+    with pytest.raises(InputError, match=r"damaged \(checksum of"):
         start(weights=str(path), **SMALL)
+
+
+def test_our_own_checkpoint_is_checked_by_its_digest(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    buffer = io.BytesIO()
+    torch.save({"detector": {"conv1.weight": torch.arange(1000)}}, buffer)
+    seal(buffer)
+    path.write_bytes(buffer.getvalue())
+    assert list(read_weights(path).state) == ["conv1.weight"]
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"PK\1\2") + 4] ^= 1  # of the directory, which has no checksum
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"best\.pt is damaged \(its checksum is another"):
+        start(weights=str(path), **SMALL)
+
+
+def test_compressed_weights_which_may_be_a_bomb_are_refused(tmp_path: Path) -> None:
+    path, bomb = tmp_path / "weights.pth", tmp_path / "bomb.pth"
+    torch.save({"conv1.weight": torch.zeros(1000, 1000)}, path)
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in source.infolist():
+            packed.writestr(entry.filename, source.read(entry))
+    with pytest.raises(InputError, match=r"bomb\.pth is compressed"):
+        read_weights(bomb)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
