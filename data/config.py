@@ -13,10 +13,15 @@ ShapeName = Literal["circle", "square", "triangle", "star", "ring", "cross"]
 
 # By format: root, train and val where the config file does not name them.
 _PLACES = {
-    "voc": ("datasets/VOCdevkit", "trainval", "test"),
+    "voc": ("datasets/VOCdevkit/VOC2007", "trainval", "test"),
     "coco": ("datasets/coco", "train2017", "val2017"),
     "shapes": ("datasets/shapes", "train", "val"),
 }
+
+
+def _by_format(place: int) -> str:
+    """What each format takes where the key is left out, as text."""
+    return ", ".join(f"{name} {places[place]}" for name, places in _PLACES.items())
 
 
 class VocConfig(BaseModel, extra="forbid", frozen=True):
@@ -113,15 +118,15 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     root: Path = Field(
         default=Path("datasets/shapes"),
-        description="folder of the dataset (the default depends on format)",
+        description=f"folder of the dataset; default by format: {_by_format(0)}",
     )
     train: str | tuple[str, ...] = Field(
         default="train",
-        description="split or list of splits to train on (the default depends on format)",
+        description=f"split or list of splits to train on; default by format: {_by_format(1)}",
     )
     val: str | tuple[str, ...] = Field(
         default="val",
-        description="split or list of splits to evaluate on (the default depends on format)",
+        description=f"split or list of splits to evaluate on; default by format: {_by_format(2)}",
     )
     classes: tuple[str, ...] | None = Field(
         default=None,

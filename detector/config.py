@@ -57,7 +57,8 @@ class AnchorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     sizes: tuple[Sizes, ...] | None = Field(
         default=None,
         description="anchor size in pixels of each pyramid level, finest first, or a list of "
-        "sizes a level; null: RetinaNet 4 x stride (32 at P3), RPN 8 x stride (32 at P2)",
+        "sizes a level; null: RetinaNet 4 x stride (32 at P3), RPN 8 x stride (32 at P2), or 32, "
+        "64, 128, 256, 512 on every map where two have the same stride (mobilenet_v3_large)",
     )
     scales_per_octave: Annotated[int, Field(ge=1, le=16)] | None = Field(
         default=None,
@@ -233,7 +234,7 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     levels: tuple[int, ...] | None = Field(
         default=None,
         description="pyramid levels, level l has stride 2^l; null: RetinaNet [3, 4, 5, 6, 7], "
-        "Faster and Mask R-CNN [2, 3, 4, 5, 6]",
+        "Faster and Mask R-CNN [2, 3, 4, 5, 6], on mobilenet_v3_large [5, 5, 6]",
     )
     anchors: AnchorConfig = Field(default_factory=AnchorConfig, description="the anchors")
     head_init: Literal["torchvision", "width"] = Field(

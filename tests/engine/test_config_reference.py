@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from engine.config import Config
+from engine.config import Config, parse_config
 from engine.config_reference import config_schema, help_text, keys
 from engine.resume import flatten
 
@@ -83,3 +83,19 @@ def test_the_help_names_every_key_with_its_meaning() -> None:
     for key in keys():
         assert f"{key.name} = {key.default}" in text
         assert " ".join(key.meaning.split()) in text
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "shapes"])
+def test_places_that_depend_on_the_format_are_told_for_each(kind: str) -> None:
+    meanings = {key.name: key.meaning for key in keys()}
+    data = parse_config({"data": {"format": kind}}, "test").data
+    for name in ("root", "train", "val"):
+        assert f"{kind} {getattr(data, name)}" in meanings[f"data.{name}"]
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v3_large"])
+def test_the_levels_of_every_detector_are_told(kind: str, backbone: str) -> None:
+    detector = parse_config({"detector": {"type": kind, "backbone": backbone}}, "test").detector
+    meanings = {key.name: key.meaning for key in keys()}
+    assert str(list(detector.pyramid_levels)) in meanings["detector.levels"]

@@ -15,7 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from datasets_on_disk import write_voc
 
+from data.build import build_annotations
+from data.config import DataConfig
 from data.errors import InputError
 from scripts.dataset_tools import archives
 from scripts.dataset_tools.archives import Archive
@@ -302,3 +305,15 @@ def test_unpacking_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert (folder / "a").stat().st_ino == before
     assert sorted(os.listdir(folder)) == ["a", "b"]
     assert (folder / "b").read_bytes() == b"67890"
+
+
+def test_vocs_defaults_fit_what_the_archives_of_2007_unpack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    splits = {"trainval": ["a"], "test": ["b"]}
+    write_voc(Path("datasets/VOCdevkit/VOC2007"), {"a": [], "b": []}, splits)
+    config = DataConfig(format="voc")
+    assert [
+        build_annotations(config, split).names.tolist() for split in (config.train, config.val)
+    ] == [["a"], ["b"]]
