@@ -22,7 +22,7 @@ from data.errors import InputError, shown, some_of
 from data.image_sizes import MOST_PIXELS, complete_sizes
 from data.json_stream import stream_members
 from data.masks import object_area
-from data.paths import inner_path
+from data.paths import check_inside, inner_path
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def load_coco(
         split: such as ``val2017``.
         classes: names in the order of their labels, among them those of all objects; None takes
             the file's categories in their order. Names that are no category are warned of.
-        follow_links: allow images that are links to outside the root.
+        follow_links: allow an annotation file and images that are links to outside the root.
         ignore_exif: sizes that are read from images are those of the stored pixels.
         max_pixels: larger images are not opened.
 
@@ -50,6 +50,8 @@ def load_coco(
         InputError: whatever is wrong with the file; the message names it and the object.
     """
     path = _annotation_file(root, split)
+    if not follow_links:
+        check_inside(root, path, str(root))
     images, objects, categories = ImageColumns(path), ObjectColumns(path), None
     found = set()
     for key, value in stream_members(path, ("images", "annotations")):

@@ -173,7 +173,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         description="leave images with a shorter side than this out of training, pixels",
     )
     follow_links: bool = Field(
-        default=False, description="accept images that are links to files outside the root"
+        default=False,
+        description="accept images, annotations and lists of splits that are links to files "
+        "outside the root",
     )
     exif: Literal["apply", "ignore"] = Field(
         default="apply",

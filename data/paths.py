@@ -43,18 +43,18 @@ def require_images(
     Folders are listed once instead of asking for each file. Raises InputError that names the first
     missing files, or a link that leads outside unless ``follow_links``.
     """
-    listed = {folder: _list_folder(root / folder) for folder in _folders(files)}
-    missing = []
+    listed = _list_folders(root, files)
+    missing, links = [], []
     for file in files:
         folder, name = posixpath.split(file)
         is_link = listed[folder].get(name)
         if is_link is None and not os.path.isfile(root / file):
             missing.append(file)
-        elif is_link is not False and not follow_links:
-            check_inside(root, root / file, source)
+        elif is_link is not False:
+            links.append(file)
     if not follow_links:
-        for folder in listed:
-            check_inside(root, root / folder, source)
+        for place in [*links, *listed]:
+            check_inside(root, root / place, source)
     if missing:
         some = ", ".join(shown(file) for file in missing[:3])
         cure = "put them there, or take them out of the annotations"
@@ -69,6 +69,19 @@ def require_images(
         )
 
 
+def refuse_links(root: Path, files: Sequence[str], source: str) -> None:
+    """Raise InputError for a file that, links resolved, does not lie under the root.
+
+    Files that do not exist are passed over. Folders are listed once instead of asking for each.
+    """
+    listed = _list_folders(root, files)
+    links = [
+        file for file in files if listed[posixpath.dirname(file)].get(posixpath.basename(file))
+    ]
+    for place in [*links, *listed]:
+        check_inside(root, root / place, source)
+
+
 def _in_other_form(file: str, listed: Mapping[str, Iterable[str]]) -> bool:
     """Whether a folder has a file of this name but for its normal form: macOS decomposes names."""
     folder, name = posixpath.split(file)
@@ -76,8 +89,10 @@ def _in_other_form(file: str, listed: Mapping[str, Iterable[str]]) -> bool:
     return any(unicodedata.normalize("NFC", other) == wanted for other in listed[folder])
 
 
-def _folders(files: Iterable[str]) -> list[str]:
-    return sorted({posixpath.dirname(file) for file in files})
+def _list_folders(root: Path, files: Iterable[str]) -> dict[str, dict[str, bool]]:
+    """What ``_list_folder`` says of each folder that files lie in, by its path below the root."""
+    folders = sorted({posixpath.dirname(file) for file in files})
+    return {folder: _list_folder(root / folder) for folder in folders}
 
 
 def _list_folder(folder: Path) -> dict[str, bool]:

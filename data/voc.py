@@ -16,7 +16,7 @@ import numpy.typing as npt
 from data.annotations import Annotations, arrange_objects
 from data.errors import InputError, shown, some_of, unreadable
 from data.image_sizes import MOST_PIXELS, complete_sizes
-from data.paths import inner_path, is_inside
+from data.paths import inner_path, is_inside, refuse_links
 from data.voc_xml import VocImage, read_voc_xml
 
 # fmt: off
@@ -50,7 +50,7 @@ def load_voc(
             one of them, else the sorted names.
         zero_based: boxes are taken as they are. Otherwise they are the devkit's, pixels counted
             from 1 and both corners included: ``(xmin - 1, ymin - 1, xmax, ymax)`` here.
-        follow_links: allow images that are links to outside the root.
+        follow_links: allow lists, annotations and images that are links to outside the root.
         ignore_exif: sizes that are read from images are those of the stored pixels.
         max_pixels: larger images are not opened.
 
@@ -58,8 +58,12 @@ def load_voc(
         InputError: whatever is wrong with a file; the message names it and the object.
     """
     source = f"{root} ({', '.join(splits)})"
+    if not follow_links:
+        refuse_links(root, [_list_file(root, split) for split in splits], source)
     entries = [entry for split in splits for entry in _list_entries(root, split)]
     _check_distinct(entries, source)
+    if not follow_links:
+        refuse_links(root, [entry.annotation for entry in entries], source)
     images = [read_voc_xml(root / entry.annotation) for entry in entries]
     if classes is not None:
         _check_classes(root, entries, images, classes)
@@ -116,10 +120,16 @@ class _Entry:
         return posixpath.join(self.folder, "Annotations", f"{self.name}.xml")
 
 
-def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
-    """The lines of ``ImageSets/Main/<split>.txt``."""
+def _list_file(root: Path, split: str) -> str:
+    """``ImageSets/Main/<split>.txt``, relative to the root; in a VOCdevkit below the year."""
     folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {root}"))
-    path = root / folder / "ImageSets" / "Main" / f"{name}.txt"
+    return posixpath.join(folder, "ImageSets", "Main", f"{name}.txt")
+
+
+def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
+    """The lines of the list of a split."""
+    path = root / _list_file(root, split)
+    folder = posixpath.dirname(posixpath.normpath(split))
     lines = read_lines(path, root)
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: lists no images; write one name a line, or name another split")

@@ -288,7 +288,7 @@ def _add_follow_links(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--follow-links",
         action="store_true",
-        help="as data.follow_links: accept images that are links to files outside the root",
+        help="as data.follow_links: accept links to files outside the root",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
 from data.errors import InputError, shown, some_of
-from data.paths import inner_path
+from data.paths import check_inside, inner_path
 from data.voc import load_voc, splits_present
 
 
@@ -25,7 +25,7 @@ class Layout:
         root: what ``data.root`` is.
         splits: the names of its splits, those of single VOC classes left out; may be empty (VOC).
         zero_based: VOC boxes are plain corners, not the devkit's pixels from 1.
-        follow_links: allow images that are links to outside the root.
+        follow_links: allow files that are links to outside the root.
     """
 
     format: Literal["voc", "coco"]
@@ -104,8 +104,29 @@ def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
 def recognize(path: Path, zero_based: bool = False, follow_links: bool = False) -> Layout:
     """The layout of a folder, or of the annotation file of one COCO split.
 
-    Raises InputError that says what was looked for.
+    Raises InputError that says what was looked for, and for annotations or lists of splits that
+    are links to outside the root, unless ``follow_links``.
     """
+    layout = _recognize(path, zero_based, follow_links)
+    if not follow_links:
+        _refuse_links(layout.root)
+    return layout
+
+
+def _refuse_links(root: Path) -> None:
+    try:
+        for name in ("annotations", "Annotations", "ImageSets"):
+            for folder in (root / name, *root.glob(f"*/{name}")):
+                check_inside(root, folder, str(root))
+                for place, folders, files in os.walk(folder):
+                    for path in (Path(place, entry) for entry in [*folders, *files]):
+                        if path.is_symlink():
+                            check_inside(root, path, str(root))
+    except InputError as error:
+        raise InputError(f"{error}; here: --follow-links") from None
+
+
+def _recognize(path: Path, zero_based: bool, follow_links: bool) -> Layout:
     if path.is_file() and path.name.startswith("instances_") and path.suffix == ".json":
         split = path.stem.removeprefix("instances_")
         root = Path(os.path.normpath(path.parent / ".."))  # also of a path without folders

@@ -20,6 +20,7 @@ SHARED = Path(__file__).parents[2] / "../shared"
 BCCD = SHARED / "data/bccd"
 COCO_OPEN = SHARED / "data/coco_open"
 DEVKIT = SHARED / "fixtures/voc_devkit"
+VOC_ANNOTATION = "<annotation><size><width>9</width><height>9</height></size></annotation>"
 
 
 def make_coco(root: Path, split: str = "val", names: tuple[str, ...] = ("a.jpg",)) -> DataConfig:
@@ -286,3 +287,38 @@ def test_a_picture_whose_size_is_needed_must_be_whole_and_of_no_more_pixels_than
     with pytest.raises(InputError, match=r"cut off .* no height and width to skip it by") as raised:
         build_annotations(config, "val")
     assert "on_damaged" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("voc", "Annotations/a.xml"),
+        ("voc", "Annotations"),
+        ("voc", "ImageSets/Main/train.txt"),
+        ("voc", "ImageSets"),
+        ("coco", "annotations/instances_val.json"),
+        ("coco", "annotations"),
+    ],
+)
+def test_annotations_and_lists_that_are_links_to_outside_are_refused_unless_trusted(
+    tmp_path: Path, kind: str, place: str
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    if kind == "coco":
+        config = make_coco(root)
+    else:
+        for file, text in (
+            ("ImageSets/Main/train.txt", "a\n"),
+            ("Annotations/a.xml", VOC_ANNOTATION),
+            ("JPEGImages/a.jpg", ""),
+        ):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(text)
+        config = DataConfig(format="voc", root=root, train="train", val="train")
+    (root / place).rename(outside)
+    (root / place).symlink_to(outside)
+    with pytest.raises(InputError, match=rf"{place}.* is a link to .*data\.follow_links: true"):
+        build_annotations(config, config.val, check_images=False)
+    trusting = config.model_copy(update={"follow_links": True})
+    assert len(build_annotations(trusting, config.val)) == 1

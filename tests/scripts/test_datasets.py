@@ -474,3 +474,18 @@ def test_the_real_data_is_inspected(capsys: pytest.CaptureFixture[str]) -> None:
     coco = inspect(SHARED / "coco_open", capsys)
     assert sum(split["crowd"] for split in coco["splits"].values()) == 17
     assert sum(split["empty"] for split in coco["splits"].values()) == 3
+
+
+@pytest.mark.parametrize("command", ["inspect", "validate"])
+@pytest.mark.parametrize("place", ["Annotations/a.xml", "Annotations", "ImageSets/Main/train.txt"])
+def test_annotations_and_lists_that_lead_outside_are_read_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, place: str
+) -> None:
+    root = a_voc(tmp_path)
+    (root / place).rename(tmp_path / "outside")
+    (root / place).symlink_to(tmp_path / "outside")
+    assert main([command, str(root)]) == 2
+    told = capsys.readouterr().err
+    assert f"{root / place} is a link to" in told
+    assert "here: --follow-links" in told
+    assert main([command, str(root), "--follow-links"]) == 0
