@@ -33,10 +33,11 @@ class GradNorm(LossWeighting):
     mean; the paper, where Adam could carry them below 0, has no such guard. Where a loss, or a
     gradient, is not finite or is 0, the iteration is left out.
 
-    The norm is that of the mean gradient over the ranks and micro-batches: one all-reduce an
-    iteration, of twice the size of W for each pair. Each loss costs a backward pass from it to W;
-    the graph is kept for the backward pass of the total. Do not combine it with float16 and a
-    gradient scaler: these gradients are taken from the unscaled losses and may vanish.
+    The norm is that of the mean gradient over the ranks and micro-batches: an all-reduce in every
+    iteration, of twice the size of W for each pair, beside a small one of the losses. Each loss
+    costs a backward pass from it to W; the graph is kept for the backward pass of the total. Do not
+    combine it with float16 and a gradient scaler: these gradients are taken from the unscaled
+    losses and may vanish.
 
     Args:
         pairs: see :class:`LossWeighting`.
