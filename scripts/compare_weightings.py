@@ -198,10 +198,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interval(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError("must be at least 2")
-    return number
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 2")
+    return int(text)
 
 
 if __name__ == "__main__":

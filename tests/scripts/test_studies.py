@@ -506,3 +506,20 @@ def test_tables_and_the_list_of_runs_are_printed_and_written(
     written = tmp_path / "runs/tables"
     assert (written / "tiny.md").read_text() in printed
     assert {path.suffix for path in written.iterdir()} == {".md", ".tex", ".csv"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "a,b"], "'a,b' is no list of whole numbers; write them as 0,1,2"),
+        (["--gpus", "0;1"], "'0;1' is no list of whole numbers"),
+        (["--jobs", "two"], "'two' is no whole number of at least 1"),
+        (["--processes", "0"], "'0' is no whole number of at least 1"),
+    ],
+)
+def test_numbers_that_are_none_are_named(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "table1", *words])
+    assert f"argument {words[0]}: {message}" in capsys.readouterr().err
