@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.dataset_tools.coco_to_voc import CocoToVoc
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import new_folder
+from scripts.dataset_tools.output_folder import check_outside, new_folder
 from scripts.dataset_tools.voc_to_coco import VocToCoco
 
 
@@ -29,6 +29,7 @@ def convert(
     Raises:
         InputError: at the first thing that the readers would refuse.
     """
+    check_outside(layout.root, output)
     with new_folder(output) as folder:
         if layout.format == "voc":
             return VocToCoco(layout, folder).write(splits, hardlink)

@@ -14,6 +14,12 @@ from data.errors import InputError, unreadable
 from data.paths import check_inside
 
 
+def check_outside(dataset: Path, output: Path) -> None:
+    """Raise InputError for an output inside a dataset, which is only read."""
+    if dataset.resolve() in output.resolve().parents:
+        raise InputError(f"{output}: lies in the dataset {dataset}; name a folder outside of it")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill under another name; it is renamed to ``path`` when all went well.

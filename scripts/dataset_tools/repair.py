@@ -23,7 +23,7 @@ from data.voc import find_voc_image, images_by_stem, read_lines
 from data.voc_xml import parse_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import copy_files, new_folder
+from scripts.dataset_tools.output_folder import check_outside, copy_files, new_folder
 from scripts.dataset_tools.problems import Problem
 
 _Rows = dict[str, set[int]]  # by action, the rows that it applies to
@@ -50,6 +50,7 @@ def write_repaired(
         if problem.action == "drop_image" and problem.row < 0:
             images.add(problem.file)
     repair = _repair_voc if layout.format == "voc" else _repair_coco
+    check_outside(layout.root, output)
     with new_folder(output) as folder:
         repair(layout, splits, by_file, folder, hardlink)
 

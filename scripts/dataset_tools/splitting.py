@@ -14,7 +14,7 @@ from data.paths import inner_path
 from data.voc_xml import read_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import copy_files, new_folder, writing
+from scripts.dataset_tools.output_folder import check_outside, copy_files, new_folder, writing
 
 Counts = npt.NDArray[np.int64]
 
@@ -156,6 +156,7 @@ def split_coco(
         classes[rows[item["image_id"]]].append(categories[item["category_id"]])
     assigned = _assign(classes, names, fractions, seed)
     missing = []
+    check_outside(layout.root, output)
     with new_folder(output) as folder:
         (folder / "annotations").mkdir()
         for number, name in enumerate(names):

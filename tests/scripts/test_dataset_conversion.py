@@ -253,6 +253,30 @@ def test_an_output_that_exists_is_refused_and_a_failure_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "coco", "coco/inner"],
+        ["validate", "coco", "--fix", "coco/inner"],
+        ["split", "coco", "--fractions", "0.5", "0.5", "--output", "link/inner"],
+        ["validate", "coco", "--fix", "link/../coco/a/b"],
+    ],
+)
+def test_nothing_is_written_into_the_dataset_that_is_read(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = write_coco(Path("coco"), [coco_object(1, 1, [5, 5, 20, 20])])
+    Path("link").symlink_to("coco")
+    before = fingerprint(root)
+    assert main(command) == 2
+    assert "lies in the dataset coco; name a folder outside of it" in capsys.readouterr().err
+    assert fingerprint(root) == before
+
+
 def test_a_file_that_cannot_be_read_is_not_an_output_that_cannot_be_written(
     tmp_path: Path,
 ) -> None:
