@@ -82,12 +82,39 @@ def build_optimizer(
     if name == "adamw":
         return AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
     optimizer = SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    if momentum:
-        # Made by fused SGD itself in its first step, they are left uninitialized where that step is
-        # skipped, as fp16's first ones are. From zero the first step is the same: 0 * m + g = g.
-        for parameter in [*trained, *undecayed]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    start_momentum(optimizer)
     return optimizer
+
+
+def start_momentum(optimizer: Optimizer) -> None:
+    """Make the momentum that SGD does not have yet, of zeros.
+
+    Made by fused SGD itself in its first step it is left uninitialized where that step is skipped,
+    as fp16's first ones are; and where only some parameters have it, fused SGD fails. From zero the
+    first step is the same: 0 * m + g = g.
+    """
+    for group in optimizer.param_groups:
+        if not group.get("momentum"):
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def lay_out_moments(optimizer: Optimizer) -> None:
+    """Let moments lie in memory as their parameters do, where they came from a checkpoint.
+
+    Fused optimizers take both element by element in the order of memory, whatever their strides:
+    those of ``detector.channels_last`` would meet other elements without it.
+
+    Raises:
+        RuntimeError: a moment does not have its parameter's shape.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if name != "step" and isinstance(value, Tensor):
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def build_schedule(

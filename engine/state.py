@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from data.errors import InputError
 from engine.ema import AveragedWeights
+from engine.optimization import lay_out_moments, start_momentum
 from losses.weighting import LossWeighting
 
 
@@ -120,6 +121,8 @@ class TrainState:
         self.schedule.load_state_dict({**schedule, "base_lrs": self.schedule.base_lrs})
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)
+        lay_out_moments(self.optimizer)
+        start_momentum(self.optimizer)
         self.place_schedule(self.schedule.last_epoch)
 
     def place_schedule(self, iteration: int) -> None:

@@ -202,6 +202,32 @@ def test_precision_may_change_if_it_is_allowed(before: str, after: str, tmp_path
     assert load_checkpoint(folder / "last.pt")["progress"]["epoch"] == 2
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_moments_follow_their_weights_into_another_memory_order(
+    optimizer: str, tmp_path: Path
+) -> None:
+    losses = []
+    for channels_last in (True, False):
+        train = {"name": f"{channels_last}", "momentum": 0.9, "optimizer": optimizer, "lr": 1e-3}
+        values = tiny(tmp_path, train={**train, "epochs": 1, "pictures": 0})
+        folder = run(config_of(values))
+        values["train"]["epochs"] = 2
+        values["detector"]["channels_last"] = channels_last
+        run(config_of(values), resume=True, allow_changed=True)
+        lines = [line["loss"] for line in metrics(folder) if line["kind"] == "train"]
+        losses.append([sum(loss.values()) for loss in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"freeze": {"backbone.body": [1, 2]}}, {"amp": "fp16"}])
+def test_momentum_may_begin_if_it_is_allowed(change: dict[str, object], tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0, "momentum": 0.0})
+    folder = run(config_of(values))
+    values["train"] |= {"epochs": 3, "momentum": 0.9, **change}
+    run(config_of(values), resume=True, allow_changed=True)
+    assert load_checkpoint(folder / "last.pt")["progress"]["epoch"] == 3
+
+
 def test_a_weighting_cannot_change_under_its_state(finished: Path) -> None:
     changed = tiny(finished.parent, loss={"weighting": {"initial": [0.25, 1.0]}})
     with pytest.raises(InputError, match=r"loss\.weighting\.initial: .*change it back"):
