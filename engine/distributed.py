@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import InputError
+from engine.standard_output import flush_outputs, tell
 
 # A rank that waits this long waits for one that is gone. Evaluation on one rank of a long split is
 # the longest legitimate difference between ranks.
@@ -180,7 +181,7 @@ def is_lost_rank(error: Exception) -> bool:
 def report_error(message: object) -> None:
     """Print an error in one piece, so that those of several ranks do not run together."""
     rank = int(os.environ.get("RANK", "0"))
-    sys.stderr.write(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
+    tell(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
 
 
 def leave(code: int) -> NoReturn:
@@ -189,8 +190,7 @@ def leave(code: int) -> NoReturn:
     A process group that is not shut down aborts the interpreter on its way out, with a message
     that would hide the error which the user should read.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_outputs()
     if dist.is_initialized():
         os._exit(code)
     sys.exit(code)

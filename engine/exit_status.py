@@ -16,7 +16,7 @@ from data.workers import says_that_a_worker_died, worker_death
 from engine.distributed import is_lost_rank, report_error
 from engine.divergence import DivergenceError
 from engine.signals import Stopped, StopRequest, catch_stop_signals
-from engine.standard_output import READER_LEFT, reader_left
+from engine.standard_output import READER_LEFT, reader_left, tell
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
 FAILED_WRITES = (
@@ -50,10 +50,11 @@ def exit_status(
     with catch_stop_signals() as stop:
         try:
             command(stop)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as after >&-
+                sys.stdout.flush()
         except Stopped as stopped:
-            print(f"{stopped}; {goes_on}", file=sys.stderr)
             _note(logging.INFO, stopped)
+            tell(f"{stopped}; {goes_on}\n")
             return stopped.exit_code
         except (InputError, DivergenceError) as error:
             _report(error)
@@ -100,8 +101,8 @@ def _left_alone(stop: StopRequest) -> int:
 
 
 def _report(message: object) -> None:
-    report_error(message)
     _note(logging.ERROR, message)
+    report_error(message)
 
 
 def _note(level: int, message: object) -> None:

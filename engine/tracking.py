@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from engine.config import Config
 from engine.hyperparameters import flat_config, hyperparameters
 from engine.precision_recall import PrecisionRecall
 from engine.run_folder import LOG
+from engine.standard_output import is_watched
 from engine.state import Progress
 from engine.tensorboard import TensorBoard
 
@@ -49,10 +51,14 @@ def start_logging(folder: Path | None) -> None:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
+    """Prints above a progress bar instead of through it; a console that is gone ends no run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        text = self.format(record)
+        if sys.stderr is None:  # as after 2>&-; tqdm would print to the standard output
+            return
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            tqdm.write(text, file=sys.stderr)
 
 
 class Tracker:
@@ -119,7 +125,7 @@ class Tracker:
         """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
         self.epochs, self.images_per_batch = epochs, images_per_batch
         self.since, self.images = time.perf_counter(), 0
-        if self.enabled and sys.stderr.isatty():
+        if self.enabled and is_watched():
             self.bar = tqdm(
                 total=batches,
                 initial=done,

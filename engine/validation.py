@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from engine.mirrored import Mirrored
 from engine.precision import Amp
 from engine.precision_recall import PrecisionRecall, precision_recall
 from engine.signals import StopRequest
+from engine.standard_output import is_watched
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -86,7 +86,7 @@ class Validation:
         return list(images), list(images.values())
 
     def _batches(self) -> Iterator[Batch]:
-        shown = self.ranks.is_main and sys.stderr.isatty()
+        shown = self.ranks.is_main and is_watched()
         bar = tqdm(self.loader, desc="evaluate", unit="batch", leave=False, disable=not shown)
         for batch in bar:
             self.stop.check()
