@@ -56,10 +56,8 @@ def main() -> int:
                 if ranks.is_main:
                     print(report)
                 return
-            resume = arguments.resume or (
-                arguments.requeue and ranks.share(holds_checkpoint(config.run_folder))
-            )
-            train(config, ranks, stop, resume, arguments.allow_changed)
+            resume, requeue = arguments.resume, arguments.requeue
+            train(config, ranks, stop, resume, arguments.allow_changed, requeue)
 
     return exit_status(command, MEMORY_CURE, goes_on="a run goes on with --resume")
 
@@ -94,11 +92,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(
-    config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    resume: bool,
+    allow_changed: bool,
+    requeue: bool = False,
 ) -> None:
     """Build the parts and run the loop."""
-    with open_run_folder(config, ranks, resume) as path:
+    with open_run_folder(config, ranks, resume, requeue) as path:
         start_logging(path if ranks.is_main else None)
+        resume = resume or (requeue and ranks.share(holds_checkpoint(path)))
         train_in(path, config, ranks, stop, resume, allow_changed)
 
 

@@ -71,26 +71,31 @@ def holds_checkpoint(path: Path) -> bool:
 
 
 @contextmanager
-def open_run_folder(config: Config, ranks: Ranks, resume: bool) -> Iterator[Path]:
+def open_run_folder(
+    config: Config, ranks: Ranks, resume: bool, requeue: bool = False
+) -> Iterator[Path]:
     """Make the run's folder, or find that of the run to go on with; no other run may use it.
+
+    Args:
+        requeue: whether it may be either.
 
     Raises:
         InputError: it already holds a checkpoint and the run is not a resumed one, it is not there
             and the run is, another run is training there, or it cannot be written.
     """
     path = config.run_folder
-    if resume and not path.is_dir():
-        raise InputError(f"{path}: there is no such run to --resume; check train.name")
-    if not resume and holds_checkpoint(path):
-        raise InputError(
-            f"{path}: already holds a checkpoint; go on with --resume, or choose another "
-            "train.name or train.output"
-        )
-    ranks.wait()  # every rank has looked before the main one writes
     with ExitStack() as stack:
         with ranks.main_first():
             if ranks.is_main:
+                if resume and not path.is_dir():
+                    raise InputError(f"{path}: there is no such run to --resume; check train.name")
                 stack.enter_context(_held(path))
+                # Only now: a run that was training there may have saved before it ended.
+                if holds_checkpoint(path) and not (resume or requeue):
+                    raise InputError(
+                        f"{path}: already holds a checkpoint; go on with --resume, or choose "
+                        "another train.name or train.output"
+                    )
         yield path
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from runs import ALONE, StopAfter, backbone_file, config_of, differences, metrics, run, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train
 from data.build import build_annotations
 from data.errors import InputError
 from engine import run_folder
@@ -24,6 +26,7 @@ from engine.distributed import Ranks
 from engine.divergence import DivergenceError
 from engine.resume import check_resume
 from engine.run_folder import RunFolder, open_run_folder
+from engine.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +285,33 @@ def test_a_folder_is_one_runs_alone_while_it_trains(
             pass
     with open_run_folder(config, ALONE, resume=True) as again:
         assert again == path
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+def test_a_run_that_ends_while_another_waits_for_its_folder_keeps_its_checkpoint(
+    requeue: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    run(config_of(values)).rename(tmp_path / "aside")
+    values["train"]["epochs"] = 2
+    config = config_of(values)
+    first = ExitStack()
+    path = first.enter_context(open_run_folder(config, ALONE, resume=False))
+
+    def end(_: float) -> None:
+        for file in (tmp_path / "aside").iterdir():
+            if file.name != "train.log":  # which is what is locked
+                file.rename(path / file.name)
+        first.close()
+
+    monkeypatch.setattr(run_folder.time, "sleep", end)
+    if requeue:
+        train.train(config, ALONE, StopRequest(), False, False, requeue)
+        assert [line["step"] for line in metrics(path) if line["kind"] == "train"][-1] == 10
+        assert "epoch 1/" not in (path / "train.log").read_text()
+    else:
+        with pytest.raises(InputError, match="already holds a checkpoint"):
+            run(config)
 
 
 def test_no_rank_leaves_before_the_main_one_has_saved(
