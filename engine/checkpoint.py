@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.errors import InputError, shown
 from detector.weight_archive import fault_of, seal
 from detector.weight_files import refused_content
 from engine.atomic_file import write_atomically
+from engine.strict_yaml import MAX_DEPTH
 
 VERSION = 1
 # What a file must hold to be evaluated, and what beyond that to be trained on.
@@ -34,6 +36,7 @@ STATE = {
     "windows": list,
     "global_batch": int,
 }
+MOST = 2**63  # exclusive, of whole numbers
 log = logging.getLogger(__name__)
 
 
@@ -79,13 +82,34 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: written in format {contents['version']}, this program reads {VERSION}"
         )
+    _check_parts(path, contents)
+    return contents
+
+
+def _check_parts(path: Path, contents: Mapping[str, Any]) -> None:
+    """Raise InputError for a checkpoint that names no classes, weights or config."""
     classes = contents["classes"]
     if not isinstance(classes, list) or not classes or not all(type(c) is str for c in classes):
         raise InputError(f"{path}: its classes are {shown(classes)}, no list of names")
     for key in ("detector", "config"):
         if not isinstance(contents[key], dict):
             raise InputError(f"{path}: its {key} is {shown(contents[key])}, no mapping")
-    return contents
+    for key, value in contents["detector"].items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise InputError(f"{path}: its detector holds {shown({key: value})}, no named tensor")
+    for key, value in contents["config"].items():
+        if not (isinstance(key, str) and isinstance(value, dict) and _has_names(value)):
+            raise InputError(
+                f"{path}: its config holds {shown({key: value})}, no block of a config"
+            )
+
+
+def _has_names(values: Mapping[Any, Any], levels: int = MAX_DEPTH) -> bool:
+    """Whether all keys of nested mappings are text, and the nesting is none of a bomb."""
+    return levels > 0 and all(
+        isinstance(key, str) and (not isinstance(value, dict) or _has_names(value, levels - 1))
+        for key, value in values.items()
+    )
 
 
 def check_state(path: Path, contents: Mapping[str, Any]) -> None:
@@ -96,6 +120,39 @@ def check_state(path: Path, contents: Mapping[str, Any]) -> None:
                 f"{path}: its {key} is {shown(contents.get(key))}, no {kind.__name__}; "
                 "use another checkpoint"
             )
+    for key, value in contents["progress"].items():
+        if not _is_progress(key, value):
+            raise InputError(
+                f"{path}: its progress has {shown(key)}: {shown(value)}, no number that a run can "
+                "have; use another checkpoint"
+            )
+    for window in contents["windows"]:
+        if not _is_window(window):
+            raise InputError(
+                f"{path}: its windows hold {shown(window)}, no statistics of losses; "
+                "use another checkpoint"
+            )
+
+
+def _is_progress(key: object, value: object) -> bool:
+    """Whether a field of ``engine.state.Progress`` may have a value."""
+    if value is None:
+        return key in ("best_score", "best_epoch")
+    if key == "best_score":
+        return type(value) in (int, float)
+    return type(value) is int and 0 <= value < MOST
+
+
+def _is_window(window: object) -> bool:
+    """Whether something is statistics of a window of losses, as ``TrainState.windows`` has them."""
+    if not (isinstance(window, dict) and _has_names(window)):
+        return False
+    statistics = [window.get("loss_mean"), window.get("loss_std")]
+    return type(window.get("step")) is int and all(
+        isinstance(values, dict)
+        and all(isinstance(value, Tensor) and value.dim() == 0 for value in values.values())
+        for values in statistics
+    )
 
 
 def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:

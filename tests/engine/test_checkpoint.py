@@ -5,6 +5,7 @@ import pickle
 import resource
 import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from data.errors import InputError
 from engine.atomic_file import link_atomically
 from engine.checkpoint import STATE, load_checkpoint, load_latest, save_checkpoint
+from engine.state import Progress
 
 
 def contents(value: float = 1.0) -> dict[str, object]:
@@ -157,6 +159,62 @@ def test_a_checkpoint_with_a_part_of_the_wrong_type_is_refused(
     torch.save({"version": 1, **contents(), key: value}, tmp_path / "last.pt")
     with pytest.raises(InputError, match=rf"last\.pt: its {key}"):
         load_checkpoint(tmp_path / "last.pt")
+
+
+DEEP: dict[str, object] = {}
+for _ in range(100):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("detector", {1: torch.ones(1)}),
+        ("detector", {"w": 3}),
+        ("config", {"train": 3}),
+        ("config", {"train": None}),
+        ("config", {1: {}}),
+        ("config", {"train": {"freeze": {1: [0, 1]}}}),
+        ("config", {"train": DEEP}),
+    ],
+)
+def test_a_checkpoint_whose_parts_hold_what_they_cannot_is_refused(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "last.pt", {**contents(), key: value})
+    with pytest.raises(InputError, match=rf"last\.pt: its {key} holds"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+ONE = {"a": torch.ones(())}
+WINDOW = {"step": 3, "loss_mean": ONE, "loss_std": ONE}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("progress", {"epoch": value}) for value in ("1", -1, None, 1.0, True, 2**63)],
+        *[("progress", {"batch": -3}), ("progress", {"best_score": "x"})],
+        *[("windows", [value]) for value in (1, {}, {**WINDOW, "step": "3"})],
+        *[
+            ("windows", [{**WINDOW, "loss_std": value}])
+            for value in (None, {"a": "b"}, {"a": torch.ones(2)}, {1: torch.ones(())})
+        ],
+    ],
+)
+def test_a_state_that_no_run_can_have_is_no_place_to_go_on_from(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "last.pt", {**contents(), key: value})
+    with pytest.raises(InputError, match=rf"last\.pt: its {key} (has|hold) "):
+        load_latest(tmp_path)
+
+
+def test_a_state_that_a_run_can_have_is_a_place_to_go_on_from(tmp_path: Path) -> None:
+    for progress in (Progress(), Progress(1, 2, 7, 1, best_score=0.5, best_epoch=1)):
+        state = {"progress": asdict(progress), "windows": [WINDOW]}
+        save_checkpoint(tmp_path / "last.pt", {**contents(), **state})
+        assert load_latest(tmp_path)[1]["progress"] == asdict(progress)
 
 
 @pytest.mark.parametrize("key", STATE)
