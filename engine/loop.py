@@ -93,8 +93,12 @@ class Training:
             Stopped: a signal came; the last finished iteration is saved.
             DivergenceError: a loss was not finite; the weights were not touched by it.
         """
-        self.folder.write_config()
         progress, epochs = self.state.progress, self.config.epochs
+        begun = progress.epoch + (progress.batch > 0)
+        if begun > epochs:
+            log.warning("train.epochs: %d, and epoch %d has begun: nothing is trained", epochs, begun)
+            return
+        self.folder.write_config()
         while progress.evaluated < epochs and not self.gave_up():
             if progress.epoch == progress.evaluated:
                 self.train_epoch()

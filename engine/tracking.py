@@ -103,7 +103,7 @@ class Tracker:
         kept = [record for record in records if resumed and _was_before(record, resumed)]
         # A run of more epochs goes on as if it had never ended: the checkpoint has those windows.
         epochs = config.train.epochs
-        kept = [record for record in kept if record.get("last_of", epochs) == epochs]
+        kept = [record for record in kept if record.get("last_of", epochs) >= epochs]
         write_atomically(metrics, "".join(map(_line, kept)).encode())
         self.file = metrics.open("a", encoding="utf-8")
         tensorboard = TensorBoard(

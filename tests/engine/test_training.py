@@ -340,6 +340,18 @@ def test_the_last_windows_stand_in_the_last_line(tmp_path: Path) -> None:
     assert longer == metrics(run(config_of(values)))
 
 
+def test_fewer_epochs_than_were_trained_change_nothing(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"pictures": 0, "log_every": 4})
+    folder = run(config_of(values))
+    names = ("config.yaml", "metrics.jsonl", "last.pt")
+    before = {name: (folder / name).read_bytes() for name in names}
+    for epochs in (1, 2):
+        values["train"]["epochs"] = epochs
+        run(config_of(values), resume=True)
+        assert before == {name: (folder / name).read_bytes() for name in names}
+    assert "train.epochs: 1, and epoch 2 has begun" in (folder / "train.log").read_text()
+
+
 def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     run(config_of(values))
