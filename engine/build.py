@@ -15,6 +15,7 @@ from data.build import build_annotations
 from data.errors import InputError, some_of
 from data.loading import TrainLoader, build_train_loader
 from detector.build import Detector, build_detector
+from detector.config import DetectorConfig
 from detector.cuda_graphs import run_as_written
 from detector.weights import load_pretrained
 from engine.config import Config
@@ -98,12 +99,29 @@ def build_state(
 
 def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load: bool) -> Detector:
     """The detector on the device, with its first weights unless a checkpoint's will follow."""
+    _check_norms(config.detector, ranks.device)
     torch.manual_seed(config.train.seed)
     detector = build_detector(config.detector, config.loss, len(classes))
     if load:
         with ranks.main_first():
             log.info("%s", load_pretrained(detector, config.detector, classes))
     return detector.to(ranks.device)
+
+
+def _check_norms(config: DetectorConfig, device: torch.device) -> None:
+    """Raise InputError for norms that do not train on a device: before torch refuses to wrap them.
+
+    Other than ``SyncBatchNorm2d``, which refuses its first batch, it knows the keys.
+    """
+    norms = {"detector.norm": config.norm, "detector.fpn_norm": config.fpn_norm}
+    if config.type == "retinanet":
+        norms["detector.retinanet.head_norm"] = config.retinanet.head_norm
+    wrong = [key for key, norm in norms.items() if norm == "sync"]
+    if wrong and device.type == "cpu":
+        raise InputError(
+            f"{', '.join(wrong)}: sync does not train on the CPU; choose batch or group there, "
+            "or train on GPUs"
+        )
 
 
 def _build_weighting(config: Config, detector: Detector) -> LossWeighting:

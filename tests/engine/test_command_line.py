@@ -187,3 +187,11 @@ def test_a_mistake_is_answered_with_one_line_and_status_2(
     assert "Traceback" not in result.stderr
     for part in ("error: ", *parts):
         assert part in result.stderr
+
+
+def test_a_norm_over_processes_is_refused_on_cpus_by_every_rank_in_one_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny(tmp_path, detector={"norm": "sync"}))
+    result = call("train.py", "--config", config, ranks=2)
+    assert result.returncode == 1  # torchrun's
+    assert "error: detector.norm: sync does not train on the CPU" in result.stderr
+    assert "a fault of this program" not in result.stderr

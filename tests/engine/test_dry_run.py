@@ -12,6 +12,7 @@ from runs import ALONE, config_of, tiny, write_config
 from torch import nn
 
 import train
+from data.errors import InputError
 from engine.config import load_config
 from engine.config_reference import keys
 from engine.dry_run import count_flops, dry_run
@@ -39,6 +40,22 @@ def test_a_dry_run_freezes_what_rests_at_first(tmp_path: Path) -> None:
     everything = trained({})
     assert 0 < trained({"backbone": [0, 1]}) < everything
     assert trained({"backbone": [1, 2]}) == everything
+
+
+@pytest.mark.parametrize(
+    ("detector", "keys_of_it"),
+    [
+        ({"norm": "sync"}, "detector.norm"),
+        ({"norm": "sync", "fpn_norm": "sync"}, "detector.norm, detector.fpn_norm"),
+        ({"retinanet": {"head_norm": "sync"}}, "detector.retinanet.head_norm"),
+    ],
+)
+def test_a_norm_over_processes_is_refused_on_cpus_by_its_key(
+    detector: dict[str, object], keys_of_it: str, tmp_path: Path
+) -> None:
+    config = config_of(tiny(tmp_path, detector=detector))
+    with pytest.raises(InputError, match=f"^{re.escape(keys_of_it)}: sync does not train"):
+        dry_run(config, ALONE)
 
 
 def test_flops_are_those_of_a_convolution() -> None:
