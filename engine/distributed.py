@@ -138,12 +138,29 @@ class Ranks:
             return module
         running = any(getattr(part, "track_running_stats", False) for part in module.modules())
         following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             module,
             gradient_as_bucket_view=True,
             find_unused_parameters=parts_rest,
             **following,
         )
+        _settle_buckets(wrapped)
+        return wrapped
+
+
+def _settle_buckets(wrapped: DistributedDataParallel) -> None:
+    """Let torch lay out now in which order it exchanges gradients: in that of the parameters.
+
+    Left alone it does so after the first backward pass of a process, by the order in which that
+    came to them. The first iteration after a resume would differ from that of an undisturbed run:
+    over three and more ranks the rounding of a sum depends on its place in what is exchanged.
+    """
+    module = wrapped.module
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.forward = lambda: torch.stack([parameter.sum() for parameter in trained]).sum()
+    wrapped().backward()
+    del module.forward  # the class's own again
+    module.zero_grad()
 
 
 @contextmanager
