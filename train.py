@@ -19,7 +19,6 @@ from contextlib import closing
 from pathlib import Path
 
 from engine.build import build_loader, build_splits, build_state
-from engine.checkpoint import load_latest
 from engine.config import Config, dump_config, load_config
 from engine.config_reference import help_text
 from engine.distributed import Ranks, leave, start_ranks
@@ -28,7 +27,7 @@ from engine.exit_status import exit_status
 from engine.freezing import Freezing
 from engine.loop import Training
 from engine.resume import check_images, check_resume, scores_alike
-from engine.run_folder import RunFolder, holds_checkpoint, open_run_folder
+from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
 from engine.tracking import Tracker, start_logging
 from engine.validation import build_validation
@@ -110,7 +109,7 @@ def train_in(
     path: Path, config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
 ) -> None:
     """The same, in the folder of the run."""
-    source, saved = load_latest(path) if resume else (None, None)
+    source, saved = load_shared(path, ranks) if resume else (None, None)
     if saved is not None:
         check_resume(saved, config, ranks.world_size, allow_changed)
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from data.errors import InputError
 from engine.atomic_file import link_atomically, write_atomically
-from engine.checkpoint import save_checkpoint
+from engine.checkpoint import load_latest, save_checkpoint
 from engine.config import Config, dump_config
 from engine.distributed import Ranks
 from engine.evaluator import write_metrics
@@ -68,6 +68,23 @@ class RunFolder:
 def holds_checkpoint(path: Path) -> bool:
     """Whether a run's folder holds a checkpoint, readable or not."""
     return any((path / name).exists() for name in CHECKPOINTS)
+
+
+def load_shared(path: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    """The newest readable checkpoint of a run, the same on every rank. All must call it.
+
+    Raises:
+        InputError: none can be read, or ranks found different ones.
+    """
+    source, saved = load_latest(path)
+    found = ranks.collect((source.name, saved["progress"]))
+    if any(other != found[0] for other in found):
+        names = [f"{name} of step {progress.get('step')}" for name, progress in found]
+        raise InputError(
+            f"--resume: {path}: the ranks found {', '.join(names)}: their machines do not see the "
+            "same files (yet); start it again"
+        )
+    return source, saved
 
 
 @contextmanager

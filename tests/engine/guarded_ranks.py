@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from data.errors import InputError
+from engine.checkpoint import STATE, save_checkpoint
 from engine.detections import concatenate, make_detections
 from engine.distributed import Ranks, start_ranks
 from engine.divergence import DivergenceError, FiniteGuard, Watched
 from engine.optimization import build_optimizer
+from engine.run_folder import load_shared
+from engine.state import Progress
 
 
 def diverge(ranks: Ranks) -> str:
@@ -54,7 +58,28 @@ def shares(ranks: Ranks) -> list[int] | None:
     return together.tolist()
 
 
+def resume(ranks: Ranks) -> list[object]:
+    """The second rank sees an older checkpoint than the main one; then both see the same."""
+    seen: list[object] = []
+    for steps in ((7, 4), (7, 7)):
+        folder = Path(os.environ["ANSWERS"], f"seen_by_{ranks.rank}")
+        state = {key: kind() for key, kind in STATE.items()}
+        progress = {"progress": asdict(Progress(step=steps[ranks.rank]))}
+        identity = {"detector": {}, "classes": ["a"], "config": {}}
+        save_checkpoint(folder / "last.pt", {**identity, **state, **progress})
+        try:
+            seen.append(load_shared(folder, ranks)[1]["progress"]["step"])
+        except InputError as error:
+            seen.append(str(error))
+    return seen
+
+
 if __name__ == "__main__":
     with start_ranks("cpu") as ranks:
-        answers = {"diverge": diverge(ranks), "prepare": prepare(ranks), "shares": shares(ranks)}
+        answers = {
+            "diverge": diverge(ranks),
+            "prepare": prepare(ranks),
+            "shares": shares(ranks),
+            "resume": resume(ranks),
+        }
         Path(os.environ["ANSWERS"], f"{ranks.rank}.json").write_text(json.dumps(answers))

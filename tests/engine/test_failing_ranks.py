@@ -52,3 +52,12 @@ def test_what_the_main_rank_cannot_prepare_is_an_error_on_all(
 
 def test_a_rank_without_images_adds_nothing(answers: list[dict[str, Any]]) -> None:
     assert [answer["shares"] for answer in answers] == [[0], None]
+
+
+def test_ranks_that_find_different_checkpoints_are_refused_on_all(
+    answers: list[dict[str, Any]],
+) -> None:
+    for answer in answers:
+        refusal, step = answer["resume"]
+        assert "the ranks found last.pt of step 7, last.pt of step 4" in refusal
+        assert step == 7
