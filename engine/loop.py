@@ -96,7 +96,9 @@ class Training:
         progress, epochs = self.state.progress, self.config.epochs
         begun = progress.epoch + (progress.batch > 0)
         if begun > epochs:
-            log.warning("train.epochs: %d, and epoch %d has begun: nothing is trained", epochs, begun)
+            log.warning(
+                "train.epochs: %d, and epoch %d has begun: nothing is trained", epochs, begun
+            )
             return
         self.folder.write_config()
         while progress.evaluated < epochs and not self.gave_up():
