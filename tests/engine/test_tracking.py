@@ -35,7 +35,6 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What a terminal shows of one log line: 40 images in four seconds, ten batches of 8 left."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    before = logging.root.handlers[:]
     start_logging(tmp_path)
     with Tracker(tmp_path, PAIRS) as tracker:
         tracker.start_epoch(29, 30, batches=37, done=26, images_per_batch=8)
@@ -46,7 +45,6 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for handler in logging.root.handlers[:]:
         logging.root.removeHandler(handler)
         handler.close()
-    logging.root.handlers[:] = before
 
 
 def test_what_a_bar_says_fits_into_80_columns(shown: str) -> None:
