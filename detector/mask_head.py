@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import roi_align
@@ -49,9 +50,11 @@ def mask_logits_of(predictor: MaskRCNNPredictor, features: Tensor, classes: Tens
     """
     hidden = predictor.relu(predictor.conv5_mask(features))
     last = predictor.mask_fcn_logits
-    weights = last.weight.flatten(1)[classes].unsqueeze(1)
+    # RoIs share classes: the gradient of embedding adds them up in one order on every device, that
+    # of [classes] on a CPU, and that of index_select on a GPU, in the order in which threads come.
+    weights = F.embedding(classes, last.weight.flatten(1)).unsqueeze(1)
     logits = torch.bmm(weights, hidden.flatten(2)).unflatten(2, hidden.shape[2:]).squeeze(1)
-    return logits + last.bias[classes].view(-1, 1, 1)
+    return logits + F.embedding(classes, last.bias.unsqueeze(1)).unsqueeze(1)
 
 
 def mask_probabilities(logits: Tensor) -> Tensor:

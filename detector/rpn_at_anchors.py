@@ -61,7 +61,7 @@ def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tens
     """
     parts, places, start = [], [], 0
     for feature_map in maps:
-        height, width = feature_map.shape[-2:]
+        _, channels, height, width = feature_map.shape
         stop = start + height * width
         place = torch.where((location >= start) & (location < stop))[0]
         offset = torch.arange(-1, 2)
@@ -69,7 +69,11 @@ def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tens
         x = ((location[place] - start) % width).view(-1, 1, 1) + offset.view(1, 1, 3)
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-        pixels = feature_map.permute(0, 2, 3, 1)[image[place].view(-1, 1, 1), y, x]
+        row = (image[place].view(-1, 1, 1) * height + y) * width + x
+        # Patches overlap: the gradient of index_select adds them up in one order, that of [...]
+        # in the order in which threads come.
+        pixels = feature_map.permute(0, 2, 3, 1).reshape(-1, channels)
+        pixels = pixels.index_select(0, row.flatten()).view(*row.shape, channels)
         parts.append(torch.where(inside.unsqueeze(3), pixels, 0).flatten(1))
         places.append(place)
         start = stop

@@ -1,6 +1,11 @@
-"""Building detectors from options: keys and shapes of torchvision, every choice, clear errors."""
+"""Building detectors from options: keys and shapes of torchvision, every choice, clear errors.
+
+And what holds for a training step of every kind.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from torchvision.models.detection import faster_rcnn, retinanet
 from torchvision.models.detection.image_list import ImageList
 
 from data.errors import InputError
+from data.target import pad_targets
 from detector.anchors import build_anchors
 from detector.build import Detector, build_detector
 from detector.config import AnchorConfig, DetectorConfig
@@ -163,3 +169,39 @@ def test_building_is_reproducible_from_the_seed() -> None:
         torch.manual_seed(3)
         states.append(build(backbone="resnet18", fpn_channels=8).state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.usefixtures("four_threads")
+def test_a_step_on_several_threads_gives_the_same_bits_again(kind: str) -> None:
+    """Wide enough, and with enough objects, that every sum of gradients is shared out."""
+    torch.manual_seed(0)
+    detector = build(
+        type=kind, backbone="resnet18", norm="batch", trainable_stages=5, fpn_channels=64,
+        roi={"representation_size": 32},
+        mask={"pool_size": 4, "channels": [16], "predictor_channels": 256},
+    )  # fmt: skip
+    images = [torch.randint(0, 256, (3, 128, 192), dtype=torch.uint8) for _ in range(2)]
+    corners = torch.rand(80, 2) * torch.tensor([140.0, 80.0])
+    boxes = torch.cat([corners, corners + 10 + torch.rand(80, 2) * 38], dim=1)
+    masks = [torch.ones(80, 128, 192, dtype=torch.uint8)] * 2 if kind == "mask_rcnn" else None
+    targets = pad_targets([boxes] * 2, [torch.arange(80) % 2] * 2, masks)
+    steps = []
+    for _ in range(3):
+        torch.manual_seed(1)
+        detector.zero_grad()
+        sum(detector(images, targets).values()).backward()
+        steps.append({name: value.grad.clone() for name, value in detector.named_parameters()})
+    assert [
+        name
+        for name, gradient in steps[0].items()
+        if not all(torch.equal(gradient, other[name]) for other in steps[1:])
+    ] == []
