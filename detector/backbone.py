@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from detector.folded import fold_norms
-from detector.norm import DEFAULT_EPS, norm_layer, set_eps
+from detector.norm import DEFAULT_EPS, norm_layer, pyramid_norm_layer, set_eps
 
 # The children of a network, stage by stage: the stem, then one stage for each halving.
 RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -80,7 +80,7 @@ class Backbone(BackboneWithFPN):
             [width for _, _, width in chosen],
             channels,
             extra_blocks=extra,
-            norm_layer=norm_layer(fpn_norm),
+            norm_layer=pyramid_norm_layer(fpn_norm),
         )
         if extra is None:  # torchvision would put a max-pool there
             self.fpn.extra_blocks = None

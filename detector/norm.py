@@ -23,6 +23,7 @@ from data.errors import InputError
 
 DEFAULT_EPS = 1e-5
 MOST_GROUPS = 32
+LEAST_IN_GROUP = 8
 
 
 class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
@@ -58,14 +59,30 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.device.type == "cpu":
             raise InputError(
-                "norm: sync does not train on the CPU; set detector.norm=batch (or frozen, group)"
+                "sync does not train on the CPU: where detector.norm, detector.fpn_norm or "
+                "detector.retinanet.head_norm is sync, set batch or group"
             )
         return super().forward(x)
 
 
 def group_norm(channels: int, eps: float = DEFAULT_EPS) -> nn.GroupNorm:
-    """Group norm with 32 groups, or the most that divide both 32 and the channels."""
+    """Group norm with 32 groups, or the most that divide both 32 and the channels.
+
+    As published networks have it, whatever the width of a layer.
+    """
     return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels, eps=eps)
+
+
+def group_norm_of_coarse_maps(channels: int, eps: float = DEFAULT_EPS) -> nn.GroupNorm:
+    """``group_norm`` with half as many groups as often as one would hold fewer than 8 channels.
+
+    A map of the pyramid may be one pixel: of one channel alone nothing would be left there, of two
+    a sign.
+    """
+    groups = math.gcd(channels, MOST_GROUPS)
+    while groups > 1 and channels // groups < LEAST_IN_GROUP:
+        groups //= 2
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
@@ -80,6 +97,11 @@ NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
 def norm_layer(name: str, eps: float = DEFAULT_EPS) -> Callable[[int], nn.Module] | None:
     """The constructor of a normalization layer, given its channels; None for ``none``."""
     return None if name == "none" else partial(NORM_LAYERS[name], eps=eps)
+
+
+def pyramid_norm_layer(name: str) -> Callable[[int], nn.Module] | None:
+    """``norm_layer`` for the pyramid and the heads on it."""
+    return group_norm_of_coarse_maps if name == "group" else norm_layer(name)
 
 
 def set_eps(module: nn.Module, eps: float) -> None:

@@ -17,7 +17,7 @@ from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import DetectorConfig
 from detector.cuda_graphs import CUDAGraphs
 from detector.matching import gather_matched, match_anchors, match_batch
-from detector.norm import norm_layer
+from detector.norm import pyramid_norm_layer
 from detector.preprocessing import Preprocessing
 from detector.retinanet_head import RetinaNetHead
 from detector.windows import Wanted
@@ -278,7 +278,7 @@ def _build_head(
         anchors.num_anchors_per_location()[0],
         num_classes,
         depth=config.retinanet.tower_depth,
-        norm=norm_layer(config.retinanet.head_norm),
+        norm=pyramid_norm_layer(config.retinanet.head_norm),
         head_init=config.head_init,
         prior_probability=config.retinanet.prior_probability,
     )

@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from data.errors import InputError
 from detector.backbone import Backbone, build_backbone
-from detector.norm import FrozenStatsBatchNorm2d, group_norm
+from detector.norm import FrozenStatsBatchNorm2d, group_norm, group_norm_of_coarse_maps
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NORMS = ("frozen", "frozen_stats", "batch", "group", "sync")
@@ -200,7 +200,7 @@ def test_evaluation_mode_changes_no_statistics() -> None:
 
 def test_sync_norm_refuses_to_train_on_the_cpu_and_evaluates_there() -> None:
     backbone = small(norm="sync", trainable_stages=5)
-    with pytest.raises(InputError, match=r"detector\.norm=batch"):
+    with pytest.raises(InputError, match=r"where detector\.norm, .*set batch or group"):
         backbone(torch.rand(2, 3, 64, 64))
     assert backbone.eval()(torch.rand(1, 3, 64, 64))
 
@@ -208,6 +208,13 @@ def test_sync_norm_refuses_to_train_on_the_cpu_and_evaluates_there() -> None:
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (40, 8), (72, 8), (7, 1), (960, 32)])
 def test_groups_divide_the_channels(channels: int, groups: int) -> None:
     assert group_norm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 8), (48, 4), (34, 2), (16, 2), (8, 1), (7, 1)]
+)
+def test_groups_of_coarse_maps_hold_several_channels(channels: int, groups: int) -> None:
+    assert group_norm_of_coarse_maps(channels).num_groups == groups
 
 
 @pytest.mark.parametrize("norm", ["frozen", "frozen_stats"])

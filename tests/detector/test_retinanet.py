@@ -249,6 +249,20 @@ def test_the_head_computes_what_torchvisions_does(norm: Any) -> None:
     assert all(torch.equal(outputs[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("channels", [16, 32])
+def test_group_norm_lets_a_map_of_one_pixel_speak(channels: int) -> None:
+    norms = {"fpn_norm": "group", "retinanet": {"head_norm": "group"}}
+    detector = make_detector(make_config(fpn_channels=channels, **norms)).eval()
+    outputs = []
+    for size in (0.1, 1.0):
+        maps = list(detector.backbone(size * torch.rand(1, 3, 64, 64)).values())
+        assert maps[-1].shape[2:] == (1, 1)
+        outputs.append(detector.head.regress(maps)[-1])
+    (gradient,) = torch.autograd.grad(outputs[1].square().sum(), maps[-1])
+    assert gradient.abs().max() > 1e-3 * outputs[1].square().sum() / maps[-1].abs().max()
+    assert not torch.allclose(*outputs, rtol=1e-2, atol=1e-3)
+
+
 def test_batch_norm_in_the_head_has_the_same_statistics_in_training_and_evaluation() -> None:
     torch.manual_seed(0)
     tower = Tower(8, 3, lambda channels: nn.BatchNorm2d(channels, momentum=1.0))
