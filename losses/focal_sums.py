@@ -94,7 +94,11 @@ class _FocalSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        scaled = gradient * scale.to(gradient.dtype).view(-1, 1, 1)
+        scaled = torch.empty_like(gradient)
+        # One number at a time stays in float32: as a tensor it would be rounded to bfloat16, and
+        # with it the weight of the loss for all anchors alike.
+        for image, factor, output in zip(gradient, scale, scaled, strict=True):
+            torch.mul(image, factor, out=output)
         return scaled.to(ctx.dtype), None, None, None
 
 

@@ -93,6 +93,16 @@ def test_low_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient, expected_gradient)
 
 
+def test_what_the_loss_is_multiplied_by_is_not_rounded_with_its_gradient() -> None:
+    logits, labels = anchors()
+    logits = logits.bfloat16().requires_grad_()
+    sums = fast_focal_sums(logits, labels)
+    factors = torch.tensor([1.0035, 0.3345])  # bfloat16 has 1 and 0.334
+    (plain,) = torch.autograd.grad(sums.sum(), logits, retain_graph=True)
+    (scaled,) = torch.autograd.grad((sums * factors).sum(), logits)
+    assert torch.equal(scaled, (plain.float() * factors.view(-1, 1, 1)).bfloat16())
+
+
 def test_the_gradient_can_be_asked_for_twice() -> None:
     logits, labels = anchors()
     logits.requires_grad_()
