@@ -33,11 +33,15 @@ def checked_weights(weights: Sequence[float]) -> list[float]:
     """The weights of the two losses of a pair as floats.
 
     Raises:
-        ValueError: unless they are two positive, finite numbers.
+        ValueError: unless they are two numbers that float32, which holds them, has as positive
+            and finite.
     """
     values = [float(weight) for weight in weights]
-    if len(values) != 2 or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"weights must be two positive numbers, got {weights!r}")
+    held = torch.tensor(values, dtype=torch.float32).tolist()
+    if len(values) != 2 or not all(0 < value < math.inf for value in held):
+        raise ValueError(
+            f"weights must be two positive numbers that float32 can hold, got {weights!r}"
+        )
     return values
 
 
