@@ -103,6 +103,7 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
     torch.manual_seed(config.train.seed)
     detector = build_detector(config.detector, config.loss, len(classes))
     if load:
+        _refuse_random_rest(config)
         with ranks.main_first():
             log.info("%s", load_pretrained(detector, config.detector, classes))
     return detector.to(ranks.device)
@@ -122,6 +123,17 @@ def _check_norms(config: DetectorConfig, device: torch.device) -> None:
             f"{', '.join(wrong)}: sync does not train on the CPU; choose batch or group there, "
             "or train on GPUs"
         )
+
+
+def _refuse_random_rest(config: Config) -> None:
+    """A part that begins at random and rests in every epoch would never be anything else."""
+    epochs = config.train.epochs
+    for name, (start, end) in config.train.freeze.items():
+        if config.detector.weights == "none" and start == 0 and end >= epochs:
+            raise InputError(
+                f"train.freeze: {name!r} would rest with random weights in all {epochs} epochs; "
+                "set detector.weights, or let it train in some of them"
+            )
 
 
 def _build_weighting(config: Config, detector: Detector) -> LossWeighting:

@@ -58,6 +58,14 @@ def test_a_norm_over_processes_is_refused_on_cpus_by_its_key(
         dry_run(config, ALONE)
 
 
+def test_a_part_that_would_stay_random_throughout_is_refused(tmp_path: Path) -> None:
+    train = {"epochs": 3, "freeze": {"backbone.body": [0, 3]}}
+    with pytest.raises(
+        InputError, match=r"'backbone\.body' would rest with random weights in all 3"
+    ):
+        dry_run(config_of(tiny(tmp_path, train=train)), ALONE)
+
+
 def test_flops_are_those_of_a_convolution() -> None:
     class Convolution(nn.Conv2d):
         def forward(self, images: list[torch.Tensor]) -> torch.Tensor:

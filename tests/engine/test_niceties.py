@@ -23,7 +23,6 @@ from torch import nn
 
 from data.build import build_annotations
 from data.errors import InputError
-from detector.build import build_detector
 from detector.rcnn import MaskRCNN
 from engine.build import build_state
 from engine.checkpoint import load_checkpoint
@@ -84,6 +83,8 @@ def test_the_average_is_what_is_scored_and_kept(tmp_path: Path) -> None:
 
 
 def test_frozen_weights_rest_for_their_epochs_alone(tmp_path: Path) -> None:
+    detector = {"weights": str(backbone_file(tmp_path))}
+
     def body(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value for name, value in weights.items() if "backbone.body" in name}
 
@@ -91,14 +92,13 @@ def test_frozen_weights_rest_for_their_epochs_alone(tmp_path: Path) -> None:
         freeze = {"backbone.body": [0, 1]}
         train = {"epochs": epochs, "freeze": freeze, "name": f"{epochs}_epochs", "pictures": 0}
         weights: dict[str, torch.Tensor]
-        weights = load_checkpoint(run(config_of(tiny(tmp_path, train=train))) / "last.pt")[
-            "detector"
-        ]
+        folder = run(config_of(tiny(tmp_path, detector=detector, train=train)))
+        weights = load_checkpoint(folder / "last.pt")["detector"]
         return weights
 
-    config = config_of(tiny(tmp_path))
-    torch.manual_seed(config.train.seed)
-    start = build_detector(config.detector, config.loss, 3).state_dict()
+    classes = ("circle", "square", "triangle")
+    config = config_of(tiny(tmp_path, detector=detector))
+    start = build_state(config, classes, 1, ALONE).detector.state_dict()
     one, two = trained(1), trained(2)
     assert differences(body(one), body(start)) == []
     assert differences(one, start)
