@@ -71,7 +71,7 @@ def build_anchors(
         scales_per_octave: the default number of scales (RetinaNet 3, RPN 1).
 
     Raises:
-        InputError: a rounded anchor has no area.
+        InputError: an anchor has no area, in whole pixels or in float32.
     """
     strides = [2**level for level in levels]
     sizes = config.sizes or _default_sizes(levels, octave_base)
@@ -82,9 +82,10 @@ def build_anchors(
     else:
         anchors = PyramidAnchors(scaled, config.ratios, strides)
     if not all(bool((cell[:, 2:] > cell[:, :2]).all()) for cell in anchors.cell_anchors):
+        cure = " or set detector.anchors.rounded=false" if config.rounded else ""
         raise InputError(
-            "detector.anchors: a size and ratio round to an anchor without area; enlarge the sizes "
-            "or set detector.anchors.rounded=false"
+            "detector.anchors: a size and ratio round to an anchor without area; enlarge the "
+            f"sizes, choose ratios nearer to 1{cure}"
         )
     return anchors
 

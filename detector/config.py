@@ -13,6 +13,7 @@ BackboneName = Literal[
 ]
 NormName = Literal["frozen", "frozen_stats", "batch", "group", "sync"]
 LayerNormName = Literal["none", "batch", "group", "sync"]
+FROZEN_NORMS = ("frozen", "frozen_stats")  # whose statistics never change
 
 
 def _one_or_more(value: Any) -> Any:
@@ -225,7 +226,7 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     norm_eps: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description="eps of the backbone's normalization; null: 1e-5, or 0 where torchvision's "
-        "COCO_V1 detectors were trained with 0",
+        "COCO_V1 detectors were trained with 0; 0 is for the frozen ones",
     )
     fpn_channels: Count = Field(
         default=256, description="width of the pyramid and of the heads on it"
@@ -278,6 +279,15 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
             return (3, 4, 5, 6, 7)
         # torchvision's Faster R-CNN on MobileNetV3 reads two maps of stride 32
         return (5, 5, 6) if self.backbone == "mobilenet_v3_large" else (2, 3, 4, 5, 6)
+
+    @model_validator(mode="after")
+    def _eps_fits_norm(self) -> DetectorConfig:
+        if self.norm_eps == 0 and self.norm not in FROZEN_NORMS:
+            raise ValueError(
+                f"norm_eps: 0 lets norm: {self.norm} divide by zero; leave it out, or choose "
+                f"norm: {' or '.join(FROZEN_NORMS)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pyramid_is_possible(self) -> DetectorConfig:

@@ -16,7 +16,8 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from data.errors import InputError, shown
 from detector.build import Detector
-from detector.config import DetectorConfig
+from detector.config import FROZEN_NORMS, DetectorConfig
+from detector.norm import DEFAULT_EPS
 from detector.weight_files import StoredWeights, fetch_weights, read_weights
 
 # Rows of torchvision's published detectors: 80 classes, the background and gaps in COCO's ids.
@@ -94,7 +95,7 @@ def load_pretrained(
 
 
 def _refuse_frozen_random(config: DetectorConfig) -> None:
-    frozen = [f"norm: {config.norm}"] if config.norm in ("frozen", "frozen_stats") else []
+    frozen = [f"norm: {config.norm}"] if config.norm in FROZEN_NORMS else []
     if config.trainable_stages < 5:
         frozen.append(f"trainable_stages: {config.trainable_stages}")
     if frozen:
@@ -143,6 +144,9 @@ def _load_detector(
         detector.backbone.norm_eps = config.norm_eps
     elif _was_trained_without_eps(stored, rows, config):
         detector.backbone.norm_eps = 0.0
+    elif detector.backbone.norm_eps == 0 and config.norm not in FROZEN_NORMS:
+        # The file's: statistics of a batch may be 0 as well.
+        detector.backbone.norm_eps = DEFAULT_EPS
     new_classes = [f"class {name}" for name in classes if name not in found]
     return PretrainedReport(
         stored.source,
@@ -208,8 +212,7 @@ def _was_trained_without_eps(
     """
     counted = any(name.endswith("num_batches_tracked") for name in stored.state)
     published = rows == COCO_ROWS and stored.classes is None and not counted
-    frozen = config.norm in ("frozen", "frozen_stats")
-    return published and frozen and config.backbone == "resnet50"
+    return published and config.norm in FROZEN_NORMS and config.backbone == "resnet50"
 
 
 def _load_strictly(

@@ -132,6 +132,12 @@ def test_anchors_that_round_to_nothing_are_refused() -> None:
         build(backbone="resnet18", levels=[5], anchors={"sizes": [1], "ratios": [16]})
 
 
+def test_rounding_is_not_blamed_where_there_is_none() -> None:
+    exact = {"sizes": [1], "ratios": [1e300], "rounded": False}
+    with pytest.raises(InputError, match=r"choose ratios nearer to 1$"):
+        build(backbone="resnet18", levels=[5], anchors=exact)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -146,6 +152,7 @@ def test_anchors_that_round_to_nothing_are_refused() -> None:
         ({"score_threshold": 1.5}, "less than or equal to 1"),
         ({"score_threshold": float("nan")}, "finite"),
         ({"backbone": "resnet51"}, "resnet50"),
+        ({"norm": "batch", "norm_eps": 0}, "norm_eps: 0 lets norm: batch divide by zero"),
         ({"norms": "batch"}, "Extra inputs"),
     ],
 )

@@ -156,6 +156,18 @@ def test_the_eps_of_zero_is_for_frozen_statistics(norm: str, eps: float, publish
     assert report.norm_eps == eps
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("frozen_stats", 0.0), ("batch", 1e-5), ("group", 1e-5)])
+def test_an_eps_of_zero_of_our_own_file_is_for_frozen_statistics(
+    norm: str, eps: float, tmp_path: Path
+) -> None:
+    config = DetectorConfig(norm="group" if norm == "group" else "frozen", **SMALL)
+    first = build_detector(config, LossConfig(), 1)
+    first.backbone.norm_eps = 0.0
+    torch.save({"detector": first.state_dict(), "classes": ["a"]}, tmp_path / "best.pt")
+    detector, report = start(("a",), weights=str(tmp_path / "best.pt"), norm=norm, **SMALL)
+    assert report.norm_eps == detector.backbone.norm_eps == eps
+
+
 def test_a_configured_eps_wins(published: Any) -> None:
     _, report = start(("cat",), weights=str(published["retinanet"][0]), norm_eps=1e-3)
     assert report.norm_eps == 1e-3
