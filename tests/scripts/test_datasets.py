@@ -414,7 +414,10 @@ def test_what_cannot_be_written_is_named(
     (root / "ImageSets").rename(tmp_path / "lists")
     (root / "ImageSets").symlink_to(tmp_path / "file")
     commands = [
-        (["split", str(root), "--fractions", "0.5", "0.5"], root / "ImageSets/Main"),
+        (
+            ["split", str(root), "--follow-links", "--fractions", "0.5", "0.5"],
+            root / "ImageSets/Main",
+        ),
         (["download", "voc2007", "--root", str(blocked)], blocked / "archives"),
     ]
     for command, named in commands:
