@@ -205,10 +205,11 @@ def leave(code: int) -> NoReturn:
     """End this process with an exit code, also in the middle of a process group.
 
     A process group that is not shut down aborts the interpreter on its way out, with a message
-    that would hide the error which the user should read.
+    that would hide the error which the user should read. One that was shut down does so now and
+    then, when gloo's threads are taken down, and torchrun calls a finished run failed.
     """
     flush_outputs()
-    if dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)
     sys.exit(code)
 

@@ -12,7 +12,7 @@ import torch
 from data.errors import InputError
 from engine.checkpoint import STATE, save_checkpoint
 from engine.detections import concatenate, make_detections
-from engine.distributed import Ranks, start_ranks
+from engine.distributed import Ranks, leave, start_ranks
 from engine.divergence import DivergenceError, FiniteGuard, Watched
 from engine.optimization import build_optimizer
 from engine.run_folder import load_shared
@@ -83,3 +83,4 @@ if __name__ == "__main__":
             "resume": resume(ranks),
         }
         Path(os.environ["ANSWERS"], f"{ranks.rank}.json").write_text(json.dumps(answers))
+    leave(0)
