@@ -43,6 +43,7 @@ from losses import (
 )
 from scripts.curves import read_curves
 from scripts.figures import check_figure, new_figure, save_figure
+from scripts.whole_numbers import at_least
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests/losses/fixtures/recorded_losses.json"
@@ -189,18 +190,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recording", type=Path, nargs="?", default=RECORDING)
-    parser.add_argument("--interval", type=_interval, default=10, help="iterations in a window")
+    parser.add_argument("--interval", type=at_least(2), default=10, help="iterations in a window")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiply cls, as another normalizer would"
     )
     parser.add_argument("--output", type=Path, default=Path("weightings.png"), help="the picture")
     return parser
-
-
-def _interval(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 2")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from data.errors import InputError, some_of
 from engine.standard_output import status_of_tool
 from scripts.curves import Curve, NoCurvesError, read_curves
 from scripts.figures import new_figure, save_figure
+from scripts.whole_numbers import at_least
 
 Runs = Mapping[str, Mapping[str, Curve]]
 
@@ -271,20 +272,13 @@ def _parser() -> argparse.ArgumentParser:
         "--tags", nargs="+", metavar="TAG", help="curves to draw, * and ? allowed: val/coco_AP*"
     )
     parser.add_argument(
-        "--smooth", type=_positive, default=1, help="running mean of so many log lines (1)"
+        "--smooth", type=at_least(1), default=1, help="running mean of so many log lines (1)"
     )
     parser.add_argument("--log", action="store_true", help="logarithmic losses and learning rate")
     parser.add_argument(
         "--json", action="store_true", help="print the curves; no picture without --output"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 if __name__ == "__main__":

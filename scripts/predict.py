@@ -57,6 +57,7 @@ from scripts.prediction.inputs import (
 from scripts.prediction.looking import Looker, in_batches, unannotated
 from scripts.prediction.pictures import VideoWriter, write_picture
 from scripts.prediction.targets import check_targets, target_of
+from scripts.whole_numbers import at_least
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -328,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="score from which on it is drawn (0.5)"
     )
-    parser.add_argument("--batch", type=_positive, default=1, help="pictures at once (1)")
+    parser.add_argument("--batch", type=at_least(1), default=1, help="pictures at once (1)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     parser.add_argument("--coco", type=Path, metavar="FILE", help="write COCO results JSON")
     parser.add_argument(
@@ -341,13 +342,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", default="test", help="the set in comp4's file names (test)")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from scripts.studies.machine import check_gpus, share_out
 from scripts.studies.results import collect
 from scripts.studies.running import Shop, StoppedError, plan
 from scripts.studies.tables import comma_separated, latex, markdown
+from scripts.whole_numbers import at_least, listed
 
 RUNS = Path("runs/studies")
 
@@ -215,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         "words", nargs="*", metavar="STUDY | key.path=value", help="studies, and config overrides"
     )
     parser.add_argument("--preset", help="another scale that the study's file describes: small")
-    parser.add_argument("--seeds", type=_numbers, metavar="0,1,…", help="other seeds than its own")
+    parser.add_argument("--seeds", type=listed, metavar="0,1,…", help="other seeds than its own")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder of tables or figures")
     parser.add_argument(
@@ -236,15 +237,17 @@ def _parser() -> argparse.ArgumentParser:
         help="these cells alone, also seed=0,1; may be given for several axes",
     )
     running = parser.add_argument_group("run")
-    running.add_argument("--jobs", type=_positive, default=1, help="runs side by side (1)")
+    running.add_argument("--jobs", type=at_least(1), default=1, help="runs side by side (1)")
     running.add_argument(
         "--gpus",
-        type=_numbers,
+        type=listed,
         metavar="0,1,…",
         help="GPUs to share out among the jobs (all); one named n times takes n small runs at once",
     )
     running.add_argument(
-        "--processes", type=_positive, help="processes a run (a GPU each; CPU: the study's number)"
+        "--processes",
+        type=at_least(1),
+        help="processes a run (a GPU each; CPU: the study's number)",
     )
     running.add_argument(
         "--keep", action="store_true", help="keep each run as soon as it is scored"
@@ -262,21 +265,6 @@ def _parser() -> argparse.ArgumentParser:
         help="any runs instead of the study's, one a time",
     )
     return parser
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in text.split(",") if number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of whole numbers; write them as 0,1,2"
-        ) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
 
 
 COMMANDS: dict[str, Callable[[Sequence[Study], dict[str, Any], argparse.Namespace], int]] = {

@@ -1,0 +1,27 @@
+"""Whole numbers on command lines, refused in words where argparse would name a function."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number that is not below ``least``, for argparse's ``type``."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
+def listed(text: str) -> tuple[int, ...]:
+    """``0,1,2``, for argparse's ``type``."""
+    try:
+        return tuple(int(number) for number in text.split(",") if number)
+    except ValueError:
+        raise ArgumentTypeError(
+            f"{text!r} is no list of whole numbers; write them as 0,1,2"
+        ) from None
