@@ -276,6 +276,21 @@ def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
     assert r"alwa\_2 & l1 & mAP & +1.50 $\pm$ 0.71 & 2 & 0.205 & 0.500 \\" in text
 
 
+def test_a_change_over_fewer_seeds_than_its_mean_says_over_how_many(
+    tiny: Study, tmp_path: Path
+) -> None:
+    """Of 0.70 beside 0.70 the change is +10 where the baseline lacks the seeds that fell."""
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.70)
+    for seed, score in enumerate((0.80, 0.70, 0.60)):
+        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, score)
+    results = collect(tiny, tmp_path, {})
+    assert "| 0.7000 ± 0.1000 (+10.00 over 1 seed) |" in markdown(results)
+    assert r"& 0.7000 $\pm$ 0.1000 (+10.00 over 1 seed) &" in latex(results)
+    row = list(csv.DictReader(io.StringIO(comma_separated(results))))[2]
+    assert (row["weights"], row["seeds"], row["change_seeds"]) == ("alwa_2", "3", "1")
+    assert float(row["change_points"]) == pytest.approx(10)
+
+
 def test_what_runs_took_is_told_for_each_machine(tiny: Study, tmp_path: Path) -> None:
     labels = {"weights": "fixed", "box loss": "l1"}
     for seed in tiny.seeds:
