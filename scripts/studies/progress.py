@@ -150,21 +150,29 @@ def _epochs(job: Job) -> int:
 
 
 def share_done(job: Job) -> float:
-    """The part of a run's training that is behind it, from its ``metrics.jsonl``."""
+    """The part of a run's training that is behind it, from its ``metrics.jsonl``.
+
+    An evaluation tells exactly how many iterations an epoch has. Before the first one they are
+    guessed from the last log line of each epoch; within the first epoch nothing is known.
+    """
     path = job.folder / "metrics.jsonl"
     if not path.is_file():
         return 0.0
-    epochs, first_of_epoch, epoch, step = job.run.config.train.epochs, 0, 0, 0
+    epochs, iterations_an_epoch = job.run.config.train.epochs, 0.0
+    first_of_epoch, epoch, step = 0, 0, 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            if record["kind"] != "train":
-                continue
-            if record["epoch"] > epoch:
-                epoch, first_of_epoch = record["epoch"], step
-            step = record["step"]
+            kind, at_epoch, at_step = record["kind"], record["epoch"], record["step"]
         except (ValueError, KeyError, TypeError):
             continue  # the line that is being written
+        if kind == "evaluation":
+            iterations_an_epoch = at_step / at_epoch
+        elif at_epoch > epoch:
+            epoch, first_of_epoch = at_epoch, step
+        step = at_step
+    if iterations_an_epoch:
+        return min(1.0, step / (iterations_an_epoch * epochs))
     if not first_of_epoch:
         return 0.0
     return min(1.0, (epoch + min(1.0, (step - first_of_epoch) * epoch / first_of_epoch)) / epochs)

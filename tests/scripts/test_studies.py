@@ -24,7 +24,7 @@ from scripts.studies.definition import (
 from scripts.studies.insertion import insert
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, check_gpus, share_out
-from scripts.studies.progress import describe
+from scripts.studies.progress import describe, share_done
 from scripts.studies.results import Results, collect
 from scripts.studies.run import (
     check_config,
@@ -470,6 +470,19 @@ def test_progress_believes_runs_of_this_machine_and_counts_epochs(
     write_record(short[2].folder, {"machine": "a slower one"})
     text = describe(jobs, under_way, places=2)
     assert text == "2 of 4 runs done, 1 under way (0%), 0:08:00 left"
+
+
+def test_an_evaluation_tells_how_many_iterations_an_epoch_has(tiny: Study, tmp_path: Path) -> None:
+    """13 of them, a log line every 20: the first of each epoch alone would say 4 of 5 epochs."""
+    run = tiny.run({"weights": "fixed", "box loss": "l1"}, 0, {"train.epochs": 5})
+    job = Job(run, tmp_path, "val")
+    job.folder.mkdir(parents=True)
+    lines = [("evaluation", 1, 13), ("train", 1, 20), ("evaluation", 2, 26)]
+    lines += [("evaluation", 3, 39), ("train", 3, 40)]
+    records = [{"kind": kind, "epoch": epoch, "step": step} for kind, epoch, step in lines]
+    metrics = job.folder / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert share_done(job) == pytest.approx(40 / 65)
 
 
 def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
