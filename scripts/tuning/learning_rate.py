@@ -79,7 +79,8 @@ def range_test(
         show: a progress bar.
 
     Raises:
-        InputError: the losses are not finite from the start, or too few iterations were possible.
+        InputError: the losses are not finite from the start, too few iterations were possible, or
+            the loss never fell.
     """
     training, _ = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
@@ -202,8 +203,15 @@ def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, fl
 
     The largest is where the smoothed loss is lowest. Suggested is the rate before it at which the
     smoothed loss falls fastest, measured over a third of a decade on either side.
+
+    Raises:
+        InputError: the smoothed loss never fell below its first value.
     """
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    if lowest == 0:
+        raise InputError(
+            f"the loss only grew from train.lr={rates[0]:.2g} on; begin lower, with --lowest"
+        )
     width = max(1, round(1 / 3 / math.log10(rates[1] / rates[0])))
     slopes = {
         middle: smoothed[min(middle + width, lowest)] - smoothed[max(0, middle - width)]

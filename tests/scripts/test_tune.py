@@ -17,6 +17,7 @@ import torch
 from tiny_runs import random_case
 from torch import nn
 
+from data.errors import InputError
 from data.sampling import aspect_groups
 from detector.build import build_detector
 from detector.cuda_graphs import CUDAGraphs
@@ -107,6 +108,12 @@ def test_the_rate_is_where_the_loss_falls_fastest() -> None:
     suggested, largest = choose(rates.tolist(), losses.tolist())
     assert 10**-3.3 < suggested < 10**-2.7
     assert 0.03 < largest <= 0.11
+
+
+def test_no_rate_is_suggested_where_the_loss_never_fell() -> None:
+    rates = np.logspace(-1, 1, 40)
+    with pytest.raises(InputError, match=r"the loss only grew from train\.lr=0\.1 on; .* --lowest"):
+        choose(rates.tolist(), centered_mean((1 + rates).tolist()))
 
 
 def test_a_trial_leaves_no_detector_behind(tmp_path: Path) -> None:
