@@ -25,7 +25,7 @@ from engine.build import build_loader, build_splits, build_state
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.freezing import Freezing
-from engine.optimization import REFERENCE_BATCH
+from engine.optimization import applied_lr
 from engine.precision import autocast
 from engine.state import TrainState
 from scripts.figures import new_figure
@@ -100,13 +100,6 @@ def range_test(
     return RangeTest(rates[: len(losses)], losses, smoothed, diverged, *choose(rates, smoothed))
 
 
-def applied_rate(rate: float, config: Config, global_batch: int) -> float:
-    """What the optimizer gets where ``train.lr`` is ``rate``."""
-    if config.train.optimizer == "sgd" and config.train.scale_lr:
-        return rate * global_batch * config.train.accumulate / REFERENCE_BATCH
-    return rate
-
-
 def _train(
     state: TrainState, loader: TrainLoader, rates: Any, config: Config, ranks: Ranks
 ) -> tuple[list[float], bool]:
@@ -116,7 +109,7 @@ def _train(
     losses: list[float] = []
     for rate in rates:
         for group in state.optimizer.param_groups:
-            group["lr"] = applied_rate(rate, config, batch_size)
+            group["lr"] = applied_lr(config.train, rate, batch_size)
         loss = _step(state, [next(batches) for _ in range(config.train.accumulate)], config, ranks)
         if not math.isfinite(loss):
             return losses, True

@@ -38,7 +38,6 @@ from scripts.tuning.batch_size import (
     warm_ups,
 )
 from scripts.tuning.learning_rate import (
-    applied_rate,
     centered_mean,
     choose,
     range_test,
@@ -170,13 +169,6 @@ def test_a_loss_that_explodes_does_not_hide_how_low_it_was() -> None:
 
 def test_the_mean_of_a_constant_is_it() -> None:
     assert running_mean([3.0] * 30) == centered_mean([3.0] * 30) == [3.0] * 30
-
-
-def test_rates_are_counted_as_the_config_counts_them() -> None:
-    scaled = parse_config({"train": {"accumulate": 2}}, "test")
-    assert applied_rate(0.01, scaled, global_batch=16) == pytest.approx(0.04)
-    adamw = parse_config({"train": {"optimizer": "adamw"}}, "test")
-    assert applied_rate(0.01, adamw, global_batch=16) == 0.01
 
 
 def test_the_range_test_trains_and_draws(
