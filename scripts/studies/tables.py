@@ -22,8 +22,9 @@ def markdown(results: Results) -> str:
     """The table, the paired changes, what the runs cost, and what went wrong."""
     study = results.study
     scored = f"`{study.score.split}`" if study.score.split != "val" else "the validation split"
+    seeds = _seeds(len(study.seeds))
     parts = [
-        f"**{study.title}.** Mean ± standard deviation over {_seeds(len(study.seeds))}; in brackets the change "
+        f"**{study.title}.** Mean ± standard deviation over {seeds}; in brackets the change "
         f"against {_name(study.against)} in points. `last.pt` scored on {scored}.",
         _pipes(comparison(results)),
     ]
