@@ -152,7 +152,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     batch_size: int = Field(default=2, ge=1, description="images per process and step")
     workers: int = Field(
-        default=2, ge=0, description="loading processes per process; 0: none beside it"
+        default=2,
+        ge=0,
+        description="loader processes of each training process; 0: it loads by itself",
     )
     prefetch: int = Field(default=2, ge=1, description="batches that each worker prepares ahead")
     cache: Literal["none", "memory"] = Field(

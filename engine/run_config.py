@@ -67,8 +67,8 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     freeze: dict[str, tuple[int, int]] = Field(
         default={},
-        description="Modules that rest: the first epoch, counted from 0, and the one after the "
-        "last, as in {backbone.body: [0, 2]}.",
+        description="Modules that are not trained for some epochs: the first of these, counted "
+        "from 0, and the one after the last, as in {backbone.body: [0, 2]}.",
     )
     patience: PositiveInt | None = Field(
         default=None,
@@ -128,7 +128,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 class EvaluateConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How detections are scored."""
 
-    iou: float = Field(default=0.5, gt=0, le=1, description="Overlap that VOC mAP asks for.")
+    iou: float = Field(
+        default=0.5, gt=0, le=1, description="IoU from which on a detection is right in VOC mAP."
+    )
     every: PositiveInt = Field(
         default=1, description="Epochs between evaluations; the last always is."
     )
