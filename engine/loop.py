@@ -32,6 +32,7 @@ from engine.signals import Stopped, StopRequest
 from engine.state import TrainState, seed_iteration
 from engine.tracking import Tracker, headline_scores
 from engine.validation import Validation
+from engine.voc_map import count_objects
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,11 @@ class Training:
             )
             return
         self.folder.write_config()
+        if self.ranks.is_main and not count_objects(self.validation.annotations).any():
+            log.warning(
+                "the validation split has no objects that count: best.pt is the newest epoch, "
+                "train.patience never ends the run"
+            )
         while progress.evaluated < epochs and not self.gave_up():
             if progress.epoch == progress.evaluated:
                 self.train_epoch()
@@ -113,7 +119,8 @@ class Training:
     def gave_up(self) -> bool:
         """Whether the newest score ends ``train.patience`` epochs without a better one."""
         progress, patience = self.state.progress, self.config.patience
-        best = progress.best_epoch
+        # While there is no score, no epoch is worse than another.
+        best = None if progress.best_score is None else progress.best_epoch
         # only the main rank knows the scores
         if not self.ranks.is_main or patience is None or best is None:
             waited = False
@@ -126,7 +133,10 @@ class Training:
         return ended
 
     def evaluate(self) -> None:
-        """Score the validation split; the best epoch so far becomes ``best.pt``."""
+        """Score the validation split; the best epoch so far becomes ``best.pt``.
+
+        While no epoch has a score, as without an object to score against, that is the newest one.
+        """
         result = self.validation.run(self.state.evaluated)
         if result is None:
             return
@@ -137,7 +147,7 @@ class Training:
         self.tracker.evaluation(progress, scores, self.draw(detections), curves)
         value = headline_scores(scores).get(name)
         best = progress.best_score
-        if progress.best_epoch is None or (value is not None and (best is None or value > best)):
+        if best is None or (value is not None and value > best):
             progress.best_score, progress.best_epoch = value, progress.epoch
             self.folder.keep_best()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,19 @@ def test_training_ends_where_no_better_score_comes(tmp_path: Path) -> None:
     before = metrics(folder)
     run(config_of(tiny(tmp_path, train=train)), resume=True)
     assert metrics(folder) == before
+
+
+def test_without_objects_to_score_against_the_newest_epoch_is_the_best_and_all_are_trained(
+    tmp_path: Path,
+) -> None:
+    config = config_of(tiny(tmp_path, train={"epochs": 3, "patience": 1, "pictures": 0}))
+    path = Path(build_annotations(config.data, "val").source)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    folder = run(config)
+    last, best = (load_checkpoint(folder / name) for name in ("last.pt", "best.pt"))
+    assert (last["progress"]["epoch"], last["progress"]["best_epoch"]) == (3, 3)
+    assert differences(last["detector"], best["detector"]) == []
+    assert (folder / "train.log").read_text().count("has no objects that count") == 1
 
 
 def test_a_flip_makes_the_detector_of_every_scoring_look_twice(tmp_path: Path) -> None:
