@@ -26,7 +26,7 @@ from engine.dry_run import dry_run
 from engine.exit_status import exit_status
 from engine.freezing import Freezing
 from engine.loop import Training
-from engine.resume import check_images, check_resume, scores_alike
+from engine.resume import check_data, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
 from engine.tracking import Tracker, start_logging
@@ -114,12 +114,16 @@ def train_in(
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
-    validated = held_out.digest()
+    data = {
+        "images": len(training),
+        "training": training.digest(),
+        "validation": held_out.digest(),
+    }
     if saved is not None:
-        check_images(saved, len(training), validated, allow_changed)
+        check_data(saved, data, allow_changed)
     loader = build_loader(config, training, ranks)
     state = build_state(config, training.classes, len(loader), ranks, saved)
-    if saved is not None and not scores_alike(saved, config, validated):
+    if saved is not None and not scores_alike(saved, config, data["validation"]):
         log.warning("the best score so far was another one: best.pt is chosen anew")
         state.progress.best_score = state.progress.best_epoch = None
     freezing = Freezing(state.detector, config.train.freeze)
@@ -130,8 +134,7 @@ def train_in(
         "classes": list(training.classes),
         "global_batch": global_batch,
         "world_size": ranks.world_size,
-        "images": len(training),
-        "validation": validated,
+        **data,
     }
     folder = RunFolder(path, ranks, identity)
     if source is not None:

@@ -30,7 +30,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         identity: what every checkpoint carries beside the state: config, class names, global batch,
-            ranks, images.
+            ranks, number of training images, digests of both splits.
     """
 
     path: Path

@@ -237,7 +237,7 @@ def test_a_weighting_cannot_change_under_its_state(finished: Path) -> None:
         run(config_of(changed), resume=True, allow_changed=True)
 
 
-def test_other_images_are_noticed(tmp_path: Path) -> None:
+def test_another_number_of_images_is_noticed(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     folder = run(config_of(values))
     contents = load_checkpoint(folder / "last.pt")
@@ -245,17 +245,60 @@ def test_other_images_are_noticed(tmp_path: Path) -> None:
     save_checkpoint(folder / "last.pt", {**contents, "images": 9})
     with pytest.raises(InputError, match="had 9 images and has 10"):
         run(config_of(values), resume=True)
-    save_checkpoint(folder / "last.pt", {**contents, "validation": "of other boxes"})
-    with pytest.raises(InputError, match=r"objects of the validation split .* restore the data"):
+
+
+@pytest.mark.parametrize(("split", "named"), [("train", "training"), ("val", "validation")])
+def test_another_label_is_noticed(split: str, named: str, tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    config = config_of(values)
+    folder = run(config)
+    path = Path(build_annotations(config.data, split).source)
+    content = json.loads(path.read_text())
+    one = content["annotations"][0]
+    other = next(o for o in content["annotations"] if o["category_id"] != one["category_id"])
+    swapped = other["category_id"], one["category_id"]
+    one["category_id"], other["category_id"] = swapped
+    path.write_text(json.dumps(content))
+    told = f"the images or objects of the {named} split"
+    with pytest.raises(InputError, match=f"--resume: {told}.* restore the data"):
+        run(config, resume=True)
+    run(config, resume=True, allow_changed=True)
+    assert f"--allow-changed: {told}" in (folder / "train.log").read_text()
+
+
+def test_the_same_data_elsewhere_are_the_same(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"pictures": 0})
+    folder = run(config_of(values), StopAfter(3))
+    (tmp_path / "shapes").rename(tmp_path / "moved")
+    values["data"]["root"] = str(tmp_path / "moved")
+    run(config_of(values), resume=True)
+    contents = load_checkpoint(folder / "last.pt")
+    assert contents["progress"]["epoch"] == 2
+    # Of an older checkpoint nobody knows what it was trained on.
+    del contents["training"]
+    save_checkpoint(folder / "last.pt", contents)
+    values["data"]["root"] = str(tmp_path / "shapes")
+    with pytest.raises(InputError, match=r"data\.root"):
         run(config_of(values), resume=True)
-    run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+    config = config_of(tiny(tmp_path))
+    saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
+    words = ["data.cache=memory", "data.follow_links=true", "data.max_image_pixels=9"]
+    words += ["evaluate.engine=hotcoco", "train.epochs=9", "train.patience=9"]
+    check_resume(saved, override_config(saved["config"], words, "test"), world_size=1)
+    with pytest.raises(InputError, match=r"evaluate\.iou: 0\.5 -> 0\.7"):
+        check_resume(saved, override_config(saved["config"], ["evaluate.iou=0.7"], ""), 1)
 
 
 def test_a_checkpoint_that_does_not_know_its_images_goes_on(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     folder = run(config_of(values))
     contents = load_checkpoint(folder / "last.pt")
-    older = {key: contents[key] for key in contents if key not in ("images", "validation")}
+    older = {
+        key: contents[key] for key in contents if key not in ("images", "training", "validation")
+    }
     save_checkpoint(folder / "last.pt", older)
     values["train"]["epochs"] = 2
     run(config_of(values), resume=True)
