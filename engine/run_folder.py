@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import InputError
-from engine.atomic_file import link_atomically, write_atomically
+from engine.atomic_file import link_atomically, remove_unfinished, write_atomically
 from engine.checkpoint import load_latest, save_checkpoint
 from engine.config import Config, dump_config
 from engine.distributed import Ranks
@@ -107,6 +107,8 @@ def open_run_folder(
                 if resume and not path.is_dir():
                     raise InputError(f"{path}: there is no such run to --resume; check train.name")
                 stack.enter_context(_held(path))
+                for name in CHECKPOINTS:
+                    remove_unfinished(path / name)
                 # Only now: a run that was training there may have saved before it ended.
                 if holds_checkpoint(path) and not (resume or requeue):
                     raise InputError(

@@ -330,6 +330,16 @@ def test_a_folder_is_one_runs_alone_while_it_trains(
         assert again == path
 
 
+def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    config = config_of(tiny(tmp_path))
+    config.run_folder.mkdir()
+    (config.run_folder / ".last.pt.0a1b2c3d.tmp").write_bytes(b"PK")
+    other = config.run_folder / ".metrics.json.0a1b2c3d.tmp"  # perhaps evaluate.py's, under way
+    other.write_bytes(b"{")
+    with open_run_folder(config, ALONE, resume=True) as folder:
+        assert list(folder.glob(".*.tmp")) == [other]
+
+
 @pytest.mark.parametrize("requeue", [False, True])
 def test_a_run_that_ends_while_another_waits_for_its_folder_keeps_its_checkpoint(
     requeue: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
