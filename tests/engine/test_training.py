@@ -166,6 +166,19 @@ def test_milestones_stay_with_their_epochs_where_epochs_change_their_length(
     assert rates[3:] == pytest.approx([rates[0] / 10] * 3)
 
 
+def test_milestones_stay_with_their_epochs_where_the_one_under_way_becomes_shorter(
+    tmp_path: Path,
+) -> None:
+    values = tiny(tmp_path, train={"epochs": 3, "pictures": 0, "milestones": [2]})
+    folder = run(config_of(values), StopAfter(4))
+    values["data"]["limit"] = 4  # two batches an epoch in place of five
+    run(config_of(values), resume=True, allow_changed=True)
+    lines = [line for line in metrics(folder) if line["kind"] == "train"]
+    assert [line["epoch"] for line in lines] == [0] * 4 + [1] * 2 + [2] * 2
+    rates = [line["lr"] for line in lines if line["epoch"] > 0]
+    assert rates == pytest.approx([rates[0], rates[0], rates[0] / 10, rates[0] / 10])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "anew"),
     [
@@ -411,6 +424,13 @@ def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
     values["train"] |= {"epochs": 2, "optimizer": "adamw"}
     with pytest.raises(InputError, match=r"another train\.optimizer"):
         run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_another_architecture_is_refused_in_one_line(finished: Path) -> None:
+    changed = tiny(finished.parent, detector={"fpn_channels": 8})
+    with pytest.raises(InputError, match=r"does not fit .* size mismatch .* detector\.\*") as error:
+        run(config_of(changed), resume=True, allow_changed=True)
+    assert "\n" not in str(error.value)
 
 
 def test_other_classes_cannot_go_on(finished: Path) -> None:
