@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -104,8 +105,11 @@ class TrainState:
             self.progress = Progress(**saved["progress"])
             self.windows = list(saved["windows"])
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = shorten(str(error), 300, placeholder=" ...")  # torch's has a line a tensor
             raise InputError(
-                f"--resume: the checkpoint does not fit this config: {error}"
+                f"--resume: the checkpoint does not fit this config: {reason}; change detector.*, "
+                "loss.* and train.optimizer back, or begin a run of another train.name from this "
+                "one's weights (detector.weights names its last.pt)"
             ) from None
 
     def _load_optimization(self, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
