@@ -39,6 +39,14 @@ class Progress:
     best_score: float | None = None
     best_epoch: int | None = None
 
+    def waited(self, patience: int | None, evaluate_every: int) -> bool:
+        """Whether the newest score ends ``patience`` epochs without a better one."""
+        # While there is no score, no epoch is worse than another.
+        if patience is None or self.best_epoch is None or self.best_score is None:
+            return False
+        scored = self.evaluated % evaluate_every == 0
+        return scored and self.evaluated - self.best_epoch >= patience
+
 
 @dataclass
 class TrainState:

@@ -66,7 +66,8 @@ class Tracker:
 
     ``metrics.jsonl`` gets one JSON object for each log line (``"kind": "train"``) and each
     evaluation (``"kind": "evaluation"``). Where the last iteration is no multiple of ``log_every``,
-    its line has ``last_of``, the epochs of the run that it ends.
+    its line has ``last_of``, the epochs of the run that it ends; where patience ended the run it
+    follows the evaluation.
 
     After a resume both it and TensorBoard go on where the checkpoint stands: what was written after
     it is removed. Without one they begin anew.
@@ -101,9 +102,10 @@ class Tracker:
         metrics = folder / "metrics.jsonl"
         records = list(_records(metrics)) if resumed else []
         kept = [record for record in records if resumed and _was_before(record, resumed)]
-        # A run of more epochs goes on as if it had never ended: the checkpoint has those windows.
+        # A run that goes on does so as if it had never ended: the checkpoint has those windows.
         epochs = config.train.epochs
-        kept = [record for record in kept if record.get("last_of", epochs) >= epochs]
+        if resumed and not resumed.waited(config.train.patience, config.evaluate.every):
+            kept = [record for record in kept if record.get("last_of", epochs) >= epochs]
         write_atomically(metrics, "".join(map(_line, kept)).encode())
         self.file = metrics.open("a", encoding="utf-8")
         tensorboard = TensorBoard(
@@ -141,6 +143,7 @@ class Tracker:
 
     def finish_epoch(self) -> None:
         """End the progress bar of an epoch."""
+        self._measure()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -153,9 +156,7 @@ class Tracker:
                 name, and ``windows``, the statistics of the windows completed since the last line.
             batches_left: batches until the end of the run, for the time left.
         """
-        now = time.perf_counter()
-        self.images_per_second = self.images / max(now - self.since, 1e-9)
-        self.since, self.images = now, 0
+        self._measure()
         if not self.enabled:
             return
         left = batches_left * self.images_per_batch / max(self.images_per_second, 1e-9)
@@ -217,6 +218,13 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
+
+    def _measure(self) -> None:
+        """The speed since the last time, if anything was trained since."""
+        now = time.perf_counter()
+        if self.images:
+            self.images_per_second = self.images / max(now - self.since, 1e-9)
+        self.since, self.images = now, 0
 
     def _in_short(self, record: Mapping[str, Any]) -> str:
         """Total loss, λ of each pair and learning rate: what 80 columns have room for."""

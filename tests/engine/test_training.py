@@ -406,6 +406,15 @@ def test_the_last_windows_stand_in_the_last_line(tmp_path: Path) -> None:
     assert longer == metrics(run(config_of(values)))
 
 
+def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    before = (folder / "config.yaml").read_bytes()
+    values["train"]["lr"] = 0.5
+    run(config_of(values), resume=True, allow_changed=True)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
 def test_fewer_epochs_than_were_trained_change_nothing(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"pictures": 0, "log_every": 4})
     folder = run(config_of(values))
