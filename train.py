@@ -123,12 +123,12 @@ def train_in(
         check_data(saved, data, allow_changed)
     loader = build_loader(config, training, ranks)
     state = build_state(config, training.classes, len(loader), ranks, saved)
-    if saved is not None and not scores_alike(saved, config, data["validation"]):
+    if saved is not None and not scores_alike(saved, config, data):
         log.warning("the best score so far was another one: best.pt is chosen anew")
         state.progress.best_score = state.progress.best_epoch = None
     freezing = Freezing(state.detector, config.train.freeze)
     validation = build_validation(config, held_out, ranks, stop)
-    global_batch = config.data.batch_size * ranks.world_size
+    global_batch = config.global_batch(ranks.world_size)
     identity = {
         "config": config.model_dump(mode="json"),
         "classes": list(training.classes),

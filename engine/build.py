@@ -82,7 +82,7 @@ def build_state(
         detector.parameters(),
         weighting.parameters(),
         batches_per_epoch,
-        config.data.batch_size * ranks.world_size,
+        config.global_batch(ranks.world_size),
     )
     scaler = GradScaler(ranks.device.type, enabled=config.train.amp == "fp16")
     decay = config.train.ema

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.errors import InputError
-from engine.config import Config
+from engine.config import Config, flatten
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def check_resume(
         InputError: keys differ that decide the result (with a list of them), or the classes, the
             weighting or the global batch do, whether changes are allowed or not.
     """
-    before, now = flatten(saved["config"]), flatten(config.model_dump(mode="json"))
+    before, now = flatten(saved["config"]), config.flat()
     # What an older checkpoint knows nothing of was as it is by default.
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     free = FREE_KEYS | BATCH_KEYS
@@ -99,7 +99,7 @@ def check_resume(
     for line in changed:
         log.warning("--allow-changed: %s", line)
     check_classes(saved, config)
-    batch = config.data.batch_size * world_size
+    batch = config.global_batch(world_size)
     if batch != saved["global_batch"]:
         raise InputError(
             f"--resume: the run was trained with global batches of {saved['global_batch']} images "
@@ -150,19 +150,19 @@ def check_data(
         log.warning("--allow-changed: %s", text)
 
 
-def scores_alike(saved: Mapping[str, Any], config: Config, validation: str) -> bool:
+def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any]) -> bool:
     """Whether scores from here on can be compared with those of a checkpoint's run.
 
-    ``validation`` is the digest of the split that is scored from here on.
+    ``data`` is what ``check_data`` compares.
     """
     before = {**_defaults(), **flatten(saved["config"])}
-    now = flatten(config.model_dump(mode="json"))
-    same_images = saved.get("validation", validation) == validation
+    now = config.flat()
+    same_images = saved.get("validation", data["validation"]) == data["validation"]
     return same_images and all(before.get(key) == now.get(key) for key in SCORING_KEYS)
 
 
 def _defaults() -> dict[str, Any]:
-    return flatten(Config().model_dump(mode="json"))
+    return Config().flat()
 
 
 def check_classes(saved: Mapping[str, Any], config: Config) -> None:
@@ -173,14 +173,3 @@ def check_classes(saved: Mapping[str, Any], config: Config) -> None:
             f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "
             f"{saved['classes']}; leave data.classes out"
         )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> one mapping with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

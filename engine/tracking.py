@@ -19,7 +19,7 @@ from tqdm import tqdm
 from engine.atomic_file import write_atomically
 from engine.boards import Board, ForgivenBoard
 from engine.config import Config
-from engine.hyperparameters import flat_config, hyperparameters
+from engine.hyperparameters import hyperparameters
 from engine.precision_recall import PrecisionRecall
 from engine.run_folder import LOG
 from engine.standard_output import is_watched
@@ -118,7 +118,7 @@ class Tracker:
             if record["kind"] == "train" and record["step"] >= purge_step:
                 self._write_scalars(record)
         for name in config.train.trackers:
-            board = ForgivenBoard(name, folder, flat_config(config), resumed is not None)
+            board = ForgivenBoard(name, folder, config.flat(), resumed is not None)
             self.boards.append(board)
 
     def start_epoch(

@@ -18,7 +18,7 @@ import yaml
 from data.errors import InputError, unreadable
 from engine.atomic_file import write_atomically
 from engine.config import Config, load_config, parse_config
-from engine.resume import NEUTRAL_KEYS, flatten
+from engine.resume import NEUTRAL_KEYS
 from engine.strict_yaml import read_yaml
 
 # Keys that do not decide what a run computes. The batch of a process follows from the total batch,
@@ -61,7 +61,7 @@ class Run:
     @property
     def total_batch(self) -> int:
         """Images in an iteration, of all processes together."""
-        return self.config.data.batch_size * self.processes
+        return self.config.global_batch(self.processes)
 
     @cached_property
     def name(self) -> str:
@@ -201,9 +201,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _decisive(config: Config) -> dict[str, Any]:
     """The keys that decide what a run computes, dotted."""
-    values = flatten(config.model_dump(mode="json"))
     ignored = PLACE_KEYS if config.train.patience else PLACE_KEYS | EVALUATION_KEYS
-    return {key: value for key, value in values.items() if key not in ignored}
+    return {key: value for key, value in config.flat().items() if key not in ignored}
 
 
 def _short(key: str) -> str:
