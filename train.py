@@ -55,8 +55,14 @@ def main() -> int:
                 if ranks.is_main:
                     print(report)
                 return
-            resume, requeue = arguments.resume, arguments.requeue
-            train(config, ranks, stop, resume, arguments.allow_changed, requeue)
+            train(
+                config,
+                ranks,
+                stop,
+                resume=arguments.resume,
+                allow_changed=arguments.allow_changed,
+                requeue=arguments.requeue,
+            )
 
     return exit_status(command, MEMORY_CURE, goes_on="a run goes on with --resume")
 
@@ -94,19 +100,26 @@ def train(
     config: Config,
     ranks: Ranks,
     stop: StopRequest,
+    *,
     resume: bool,
     allow_changed: bool,
-    requeue: bool = False,
+    requeue: bool,
 ) -> None:
     """Build the parts and run the loop."""
-    with open_run_folder(config, ranks, resume, requeue) as path:
+    with open_run_folder(config, ranks, resume=resume, requeue=requeue) as path:
         start_logging(path if ranks.is_main else None)
         resume = resume or (requeue and ranks.share(holds_checkpoint(path)))
-        train_in(path, config, ranks, stop, resume, allow_changed)
+        train_in(path, config, ranks, stop, resume=resume, allow_changed=allow_changed)
 
 
 def train_in(
-    path: Path, config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
+    path: Path,
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    allow_changed: bool,
 ) -> None:
     """The same, in the folder of the run."""
     source, saved = load_shared(path, ranks) if resume else (None, None)
@@ -146,19 +159,19 @@ def train_in(
         Tracker(path, state.weighting.pairs, config, progress, enabled=ranks.is_main) as tracker,
     ):
         Training(
-            state,
-            ranks.wrap(state.detector, parts_rest=bool(config.train.freeze)),
-            freezing,
-            loader,
-            global_batch,
-            training.files,
-            config.train,
-            config.evaluate.every,
-            ranks,
-            tracker,
-            stop,
-            folder,
-            validation,
+            state=state,
+            model=ranks.wrap(state.detector, has_frozen_parts=bool(config.train.freeze)),
+            freezing=freezing,
+            loader=loader,
+            global_batch=global_batch,
+            files=training.files,
+            config=config.train,
+            evaluate_every=config.evaluate.every,
+            ranks=ranks,
+            tracker=tracker,
+            stop=stop,
+            folder=folder,
+            validation=validation,
         ).run()
     log.info("done: %s", path)
 

@@ -26,7 +26,7 @@ from engine.state import TrainState
 from losses.config import build_weighting
 from losses.weighting import LossWeighting
 
-log = logging.getLogger("train")
+log = logging.getLogger(__name__)
 
 Saved = Mapping[str, Any]
 

@@ -124,15 +124,15 @@ class Ranks:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
-    def wrap(self, module: nn.Module, parts_rest: bool = False) -> nn.Module:
+    def wrap(self, module: nn.Module, has_frozen_parts: bool = False) -> nn.Module:
         """The module with gradients averaged over ranks; the module itself on one rank.
 
         Batch norm's running statistics follow the main rank's, so that a checkpoint, which holds
         the main rank's, describes them all.
 
         Args:
-            parts_rest: whether parameters may lose and regain ``requires_grad``: each iteration
-                then looks for those that have none.
+            has_frozen_parts: whether parameters may lose and regain ``requires_grad``: each
+                iteration then looks for those that have none.
         """
         if self.world_size == 1:
             return module
@@ -141,7 +141,7 @@ class Ranks:
         wrapped = DistributedDataParallel(
             module,
             gradient_as_bucket_view=True,
-            find_unused_parameters=parts_rest,
+            find_unused_parameters=has_frozen_parts,
             **following,
         )
         _settle_buckets(wrapped)

@@ -88,9 +88,7 @@ def load_shared(path: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
 
 
 @contextmanager
-def open_run_folder(
-    config: Config, ranks: Ranks, resume: bool, requeue: bool = False
-) -> Iterator[Path]:
+def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool) -> Iterator[Path]:
     """Make the run's folder, or find that of the run to go on with; no other run may use it.
 
     Args:

@@ -334,12 +334,12 @@ def test_a_folder_is_one_runs_alone_while_it_trains(
     config = config_of(tiny(tmp_path))
     for resume in (False, True):
         with (
-            open_run_folder(config, ALONE, resume=False) as path,
+            open_run_folder(config, ALONE, resume=False, requeue=False) as path,
             pytest.raises(InputError, match="another run is training there"),
-            open_run_folder(config, ALONE, resume),
+            open_run_folder(config, ALONE, resume=resume, requeue=False),
         ):
             pass
-    with open_run_folder(config, ALONE, resume=True) as again:
+    with open_run_folder(config, ALONE, resume=True, requeue=False) as again:
         assert again == path
 
 
@@ -349,7 +349,7 @@ def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path)
     (config.run_folder / ".last.pt.0a1b2c3d.tmp").write_bytes(b"PK")
     other = config.run_folder / ".metrics.json.0a1b2c3d.tmp"  # perhaps evaluate.py's, under way
     other.write_bytes(b"{")
-    with open_run_folder(config, ALONE, resume=True) as folder:
+    with open_run_folder(config, ALONE, resume=True, requeue=False) as folder:
         assert list(folder.glob(".*.tmp")) == [other]
 
 
@@ -362,7 +362,7 @@ def test_a_run_that_ends_while_another_waits_for_its_folder_keeps_its_checkpoint
     values["train"]["epochs"] = 2
     config = config_of(values)
     first = ExitStack()
-    path = first.enter_context(open_run_folder(config, ALONE, resume=False))
+    path = first.enter_context(open_run_folder(config, ALONE, resume=False, requeue=False))
 
     def end(_: float) -> None:
         for file in (tmp_path / "aside").iterdir():
@@ -372,7 +372,7 @@ def test_a_run_that_ends_while_another_waits_for_its_folder_keeps_its_checkpoint
 
     monkeypatch.setattr(run_folder.time, "sleep", end)
     if requeue:
-        train.train(config, ALONE, StopRequest(), False, False, requeue)
+        train.train(config, ALONE, StopRequest(), resume=False, allow_changed=False, requeue=True)
         assert [line["step"] for line in metrics(path) if line["kind"] == "train"][-1] == 10
         assert "epoch 1/" not in (path / "train.log").read_text()
     else:
