@@ -21,6 +21,7 @@ from pathlib import Path
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config, dump_config, load_config
 from engine.config_reference import help_text
+from engine.console import start_logging
 from engine.distributed import Ranks, leave, start_ranks
 from engine.dry_run import dry_run
 from engine.exit_status import exit_status
@@ -29,7 +30,7 @@ from engine.loop import Training
 from engine.resume import check_data, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
-from engine.tracking import Tracker, start_logging
+from engine.tracking import Tracker
 from engine.validation import build_validation
 
 MEMORY_CURE = (

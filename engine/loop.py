@@ -23,14 +23,14 @@ from engine.detections import Detections
 from engine.distributed import Ranks
 from engine.divergence import FiniteGuard, Watched
 from engine.drawing import draw_pair
-from engine.evaluator import check_best
+from engine.evaluator import check_best, headline_scores
 from engine.freezing import Freezing
 from engine.precision import autocast
 from engine.run_config import TrainConfig
 from engine.run_folder import RunFolder
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState, seed_iteration
-from engine.tracking import Tracker, headline_scores
+from engine.tracking import Tracker
 from engine.validation import Validation
 from engine.voc_map import count_objects
 

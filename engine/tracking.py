@@ -1,13 +1,11 @@
-"""What a run tells its user: console and train.log, metrics.jsonl, TensorBoard and other boards."""
+"""What a run tells while it trains: log lines, metrics.jsonl, TensorBoard and other boards."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +17,9 @@ from tqdm import tqdm
 from engine.atomic_file import write_atomically
 from engine.boards import Board, ForgivenBoard
 from engine.config import Config
+from engine.evaluator import headline_scores, score_tags
 from engine.hyperparameters import hyperparameters
 from engine.precision_recall import PrecisionRecall
-from engine.run_folder import LOG
 from engine.standard_output import is_watched
 from engine.state import Progress
 from engine.tensorboard import TensorBoard
@@ -29,36 +27,6 @@ from engine.tensorboard import TensorBoard
 DEFAULTS = Config()
 
 log = logging.getLogger(__name__)
-
-
-def start_logging(folder: Path | None) -> None:
-    """Send the program's messages to the console and to ``train.log`` in a folder.
-
-    Args:
-        folder: None on ranks that only report warnings and errors, to the console.
-    """
-    logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
-    console = _ConsoleHandler()
-    console.setFormatter(logging.Formatter("%(message)s"))
-    console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
-    handlers: list[logging.Handler] = [console]
-    if folder is not None:
-        file = logging.FileHandler(folder / LOG, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(file)
-    level = logging.WARNING if folder is None else logging.INFO
-    logging.basicConfig(level=level, handlers=handlers, force=True)
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it; a console that is gone ends no run."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if sys.stderr is None:  # as after 2>&-; tqdm would print to the standard output
-            return
-        with suppress(OSError, ValueError):  # ValueError: it is closed
-            tqdm.write(text, file=sys.stderr)
 
 
 class Tracker:
@@ -253,24 +221,6 @@ class Tracker:
         for board in self.boards:
             for step, numbers in points:
                 board.scalars(numbers, step)
-
-
-def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
-    flat = {
-        "voc_mAP": scores["voc"]["area"]["mAP"],
-        "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
-    }
-    for kind, prefix in (("bbox", "coco_"), ("segm", "coco_segm_")):
-        for name, value in scores["coco"].get(kind, {}).items():
-            flat[prefix + name] = value
-    return flat
-
-
-def score_tags(detector_type: str) -> list[str]:
-    """The scores by which runs are compared, as their curves are called."""
-    masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
-    return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
 
 
 def _line(record: Mapping[str, Any]) -> str:

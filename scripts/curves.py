@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError, unreadable
-from engine.tracking import headline_scores
+from engine.evaluator import headline_scores
 
 METRICS, TABLE, EVENTS = "metrics.jsonl", "curves.csv", "events.out.tfevents"
 
