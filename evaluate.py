@@ -27,13 +27,13 @@ from data.errors import InputError
 from engine.coco_results import check_image_ids, write_coco_json
 from engine.comp4 import check_comp4, write_comp4
 from engine.config import Config, load_config, split_words
+from engine.console import start_logging
 from engine.detections import Detections
 from engine.distributed import leave, start_ranks
 from engine.drawing import draw_grid, write_png
 from engine.evaluator import format_table, read_detections, score, write_metrics
 from engine.exit_status import exit_status
 from engine.signals import StopRequest
-from engine.tracking import start_logging
 from engine.trained import load_trained
 from engine.validation import build_validation
 

@@ -102,7 +102,7 @@ class Annotations:
         return f"{self.source}: {', '.join([counts, *flags])}"
 
     def digest(self) -> str:
-        """Hexadecimal BLAKE2 of what detections are scored against: images, objects and masks.
+        """Hexadecimal BLAKE2 of what is trained on and scored against: images, objects and masks.
 
         Where the images lie does not count; nor do their pixels.
         """

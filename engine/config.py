@@ -68,6 +68,14 @@ class Config(BaseModel, extra="forbid", frozen=True):
         """The folder of this run."""
         return Path(self.train.output) / (self.train.name or "run")
 
+    def flat(self) -> dict[str, Any]:
+        """Every key by its dotted path, with plain values."""
+        return flatten(self.model_dump(mode="json"))
+
+    def global_batch(self, world_size: int) -> int:
+        """Images in one batch of all processes together."""
+        return self.data.batch_size * world_size
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file with its ``base:`` files, apply ``key.path=value`` overrides and validate.
@@ -125,6 +133,17 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 def dump_config(values: Mapping[str, Any]) -> str:
     """A fully resolved config, as plain values, as YAML that ``load_config`` reads back."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:

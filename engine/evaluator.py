@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,24 @@ def _check_coverage(detections: Detections, annotations: Annotations) -> None:
             f"{annotations.source}: {len(wrong)} of {len(annotations)} images were not evaluated "
             f"exactly once, the first: row {wrong[0]}, {times[wrong[0]]} times"
         )
+
+
+def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
+    flat = {
+        "voc_mAP": scores["voc"]["area"]["mAP"],
+        "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
+    }
+    for kind, prefix in (("bbox", "coco_"), ("segm", "coco_segm_")):
+        for name, value in scores["coco"].get(kind, {}).items():
+            flat[prefix + name] = value
+    return flat
+
+
+def score_tags(detector_type: str) -> list[str]:
+    """The scores by which runs are compared, as their curves are called."""
+    masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
+    return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
 
 
 def write_metrics(path: str | Path, scores: dict[str, Any]) -> None:

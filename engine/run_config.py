@@ -75,7 +75,13 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         description="Epochs without a better score after which training ends; null: never.",
     )
     amp: Amp = Field(default="none", description="Automatic mixed precision.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of every random stream.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="Seed of every random stream but those of loss.weighting.rlw.seed and "
+        "data.shapes.seed.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train; auto takes CUDA where there is one."
     )

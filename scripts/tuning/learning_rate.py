@@ -105,7 +105,7 @@ def _train(
 ) -> tuple[list[float], bool]:
     """The losses, and whether the last of them had grown."""
     batches = _endless(loader)
-    batch_size = config.data.batch_size * ranks.world_size
+    batch_size = config.global_batch(ranks.world_size)
     losses: list[float] = []
     for rate in rates:
         for group in state.optimizer.param_groups:

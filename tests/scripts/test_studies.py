@@ -13,6 +13,7 @@ import pytest
 from tiny_studies import TINY, finish, tiny_study
 
 from data.errors import InputError
+from engine.resume import NEUTRAL_KEYS
 from scripts.studies.definition import (
     STUDIES,
     Figure,
@@ -136,6 +137,41 @@ def test_studies_share_the_runs_that_compute_the_same(tmp_path: Path) -> None:
     assert one.folder(tmp_path) != core.run({"weights": "fixed", "box loss": "l1"}, 1, {}).folder(
         tmp_path
     )
+
+
+OTHER_PLACES = {
+    "data.cache": "memory",
+    "data.follow_links": True,
+    "data.max_image_pixels": 7,
+    "data.prefetch": 7,
+    "data.workers": 7,
+    "evaluate.engine": "hotcoco",
+    "train.checkpoint_every": 7,
+    "train.device": "cpu",
+    "train.log_every": 7,
+    "train.output": "elsewhere",
+    "train.pictures": 7,
+    "train.trackers": ["mlflow"],
+}
+
+
+def test_what_changes_no_result_trains_nothing_anew(tiny: Study, tmp_path: Path) -> None:
+    assert OTHER_PLACES.keys() == NEUTRAL_KEYS
+    labels = {"weights": "fixed", "box loss": "l1"}
+    run = tiny.run(labels, 0, {})
+    for key, value in [*OTHER_PLACES.items(), ("data.root", "elsewhere"), ("evaluate.every", 7)]:
+        other = tiny.run(labels, 0, {key: value})
+        assert other.computes_like(run), key
+        assert other.folder(tmp_path) == run.folder(tmp_path)
+
+
+def test_where_patience_ends_a_run_its_evaluations_decide_about_the_result(tiny: Study) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    one, other = (
+        tiny.run(labels, 0, {"train.patience": 2, "evaluate.every": every}) for every in (1, 2)
+    )
+    assert not one.computes_like(other)
+    assert not one.computes_like(tiny.run(labels, 0, {}))
 
 
 @pytest.mark.parametrize(
