@@ -132,14 +132,15 @@ def tide(
     score, label = detections.score[scored], detections.label[scored].astype(np.int64)
     kind, meant = verdicts.kind[scored], verdicts.meant[scored]
     positives = count_objects(annotations)
-    base = _mean_ap(label, score, kind == RIGHT, positives)
+    has_objects = positives > 0
+    base = _mean_ap(label, score, kind == RIGHT, positives, has_objects)
     fixable = _fixable(kind, meant, score, verdicts.found)
     count: dict[str, float] = {}
     cost: dict[str, float] = {}
     for number, name in enumerate(TYPES):
         if number == MISS:
             missed = np.bincount(annotations.labels[verdicts.missed], minlength=len(positives))
-            fixed = _mean_ap(label, score, kind == RIGHT, positives - missed)
+            fixed = _mean_ap(label, score, kind == RIGHT, positives - missed, has_objects)
             count[name] = int(verdicts.missed.sum())
         else:
             mine = kind == number
@@ -147,7 +148,7 @@ def tide(
             corrected = label.copy()
             corrected[put_right] = annotations.labels[meant[put_right]]
             right = (kind == RIGHT) | put_right
-            fixed = _mean_ap(corrected[kept], score[kept], right[kept], positives)
+            fixed = _mean_ap(corrected[kept], score[kept], right[kept], positives, has_objects)
             count[name] = int(mine.sum())
         cost[name] = max(fixed - base, 0.0)
     return {"count": count, "cost": cost, "AP": {"AP": base}}
@@ -164,12 +165,24 @@ def _fixable(kind: IntArray, meant: IntArray, score: FloatArray, found: BoolArra
     return fixable
 
 
-def _mean_ap(label: IntArray, score: FloatArray, right: BoolArray, positives: IntArray) -> float:
-    """The mean over the classes that have objects, or had before those missed were left out."""
+def _mean_ap(
+    label: IntArray,
+    score: FloatArray,
+    right: BoolArray,
+    positives: IntArray,
+    has_objects: BoolArray,
+) -> float:
+    """The mean over the classes that have objects, as COCO's: detections of others cost nothing.
+
+    Args:
+        positives: ``(K,)`` the objects to be found. A class of which none is left, because all
+            were missed, stays in the mean where it has detections.
+        has_objects: ``(K,)`` whether a class has objects in the ground truth.
+    """
     order = np.lexsort((-score, label))
     label, right = label[order], right[order]
     bounds = np.searchsorted(label, np.arange(len(positives) + 1))
-    present = [k for k in range(len(positives)) if positives[k] or bounds[k] < bounds[k + 1]]
+    present = np.flatnonzero(has_objects & ((positives > 0) | (np.diff(bounds) > 0)))
     values = [
         _average_precision(right[bounds[k] : bounds[k + 1]], int(positives[k])) for k in present
     ]

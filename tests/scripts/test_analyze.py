@@ -140,6 +140,17 @@ def test_right_detections_are_no_errors_and_crowds_punish_nobody() -> None:
     assert (nothing["AP"]["AP"], nothing["count"]["Miss"]) == (0, 1)
 
 
+def test_a_detection_of_a_class_without_objects_costs_nothing() -> None:
+    """COCO's AP has no such class in its mean; there is one error more, and no AP is lost."""
+    annotations = with_objects([BOX, BOX], [0, 0], [1, 1])
+    one = make_detections([0], [0], [0.9], [BOX])
+    stray = make_detections([0, 1], [0, 1], [0.9, 0.05], [BOX, [60, 60, 80, 80]])
+    without, report = errors_of(one, annotations), errors_of(stray, annotations)
+    assert (report["AP"], report["cost"]) == (without["AP"], without["cost"])
+    assert report["AP"]["AP"] == pytest.approx(coco_scores(stray, annotations)["AP50"])
+    assert report["count"]["Bkg"] == without["count"]["Bkg"] + 1
+
+
 def test_where_nothing_is_to_be_found_all_detections_are_background(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
