@@ -131,7 +131,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     classes: tuple[str, ...] | None = Field(
         default=None,
         description="class names in the order of their labels; null: VOC's 20 if every name of the "
-        "train split is one of them, else its sorted names; COCO: the file's categories",
+        "train split is one of them, else its sorted names; COCO: the categories of its file",
     )
     limit: int | None = Field(
         default=None,
@@ -276,6 +276,10 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"longest long side, image_size[1] = {self.image_size[1]}"
             )
         return self
+
+    def split(self, name: str) -> str | tuple[str, ...]:
+        """The split or splits of a role, ``train`` or ``val``; any other name is a split's own."""
+        return {"train": self.train, "val": self.val}.get(name, name)
 
 
 def _parameters_filled(transform: object) -> object:
