@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -236,7 +237,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     def _root_is_a_path(cls, value: Path) -> Path:
         if "\0" in str(value):
             raise ValueError("the path holds a NUL character")
-        return value
+        return Path(os.path.expanduser(value))  # in root=~/x the shell leaves the ~ as it is
 
     @field_validator("train", "val")
     @classmethod
