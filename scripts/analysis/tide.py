@@ -28,6 +28,7 @@ BoolArray = npt.NDArray[np.bool_]
 TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 CLS, LOC, BOTH, DUPE, BKG, MISS = range(6)
 RIGHT, IGNORED = -1, -2
+BACKGROUND = 0.1  # IoU up to which a detection is on nothing
 RECALLS: FloatArray = np.array([hundredth / 100 for hundredth in range(101)])
 
 
@@ -50,10 +51,7 @@ class Verdicts:
 
 
 def judge_errors(
-    detections: Detections,
-    annotations: Annotations,
-    foreground: float = 0.5,
-    background: float = 0.1,
+    detections: Detections, annotations: Annotations, foreground: float = 0.5
 ) -> Verdicts:
     """Sort all detections and objects into right, ignored and TIDE's types.
 
@@ -67,7 +65,7 @@ def judge_errors(
         same = detections.label[image.rows, None] == annotations.labels[image.objects]
         claims = _claims(image.iou * same, foreground)
         found[image.objects[claims[claims >= 0]]] = True
-        kinds, objects = _explain(image, same, claims, foreground, background)
+        kinds, objects = _explain(image, same, claims, foreground)
         kind[image.rows], meant[image.rows] = kinds, objects
     counted = ~(annotations.difficult | annotations.crowd)
     missed = counted & ~found
@@ -88,11 +86,7 @@ def _claims(overlap: FloatArray, foreground: float) -> IntArray:
 
 
 def _explain(
-    image: ImageOverlaps,
-    same: BoolArray,
-    claims: IntArray,
-    foreground: float,
-    background: float,
+    image: ImageOverlaps, same: BoolArray, claims: IntArray, foreground: float
 ) -> tuple[IntArray, IntArray]:
     """The kind of each detection of an image, and the object that it means."""
     kinds = np.full(len(image.rows), BKG, dtype=np.int64)
@@ -103,10 +97,10 @@ def _explain(
         taken[claims[claims >= 0]] = True
         # the last rule that holds wins, so they stand from the weakest to the strongest
         kinds[:] = BOTH
-        kinds[image.iou.max(axis=1) <= background] = BKG
+        kinds[image.iou.max(axis=1) <= BACKGROUND] = BKG
         kinds[(own * taken).max(axis=1) >= foreground] = DUPE
         is_class = other.max(axis=1) >= foreground
-        is_place = (own.max(axis=1) >= background) & (own.max(axis=1) <= foreground)
+        is_place = (own.max(axis=1) >= BACKGROUND) & (own.max(axis=1) <= foreground)
         kinds[is_class] = CLS
         kinds[is_place] = LOC
         meant[is_class] = image.objects[other.argmax(axis=1)][is_class]

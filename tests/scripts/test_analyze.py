@@ -14,7 +14,7 @@ from tiny_runs import CLASSES, random_case, with_objects, write_checkpoint, writ
 
 from data.annotations import Annotations
 from engine.coco_ap import coco_scores
-from engine.coco_engines import Contest, Engine, compute_stats
+from engine.coco_engines import CocoInputs, Engine, compute_stats
 from engine.coco_results import write_coco_json
 from engine.detections import Detections, make_detections
 from engine.voc_map import judge, voc_scores
@@ -434,9 +434,9 @@ def test_the_engine_of_the_config_computes_cocos_numbers(
 ) -> None:
     used: set[str] = set()
 
-    def remember(contest: Contest, engine: Engine) -> Any:
+    def remember(inputs: CocoInputs, engine: Engine) -> Any:
         used.add(engine)
-        return compute_stats(contest, "pycocotools")
+        return compute_stats(inputs, "pycocotools")
 
     monkeypatch.setattr("engine.coco_ap.compute_stats", remember)
     monkeypatch.setattr("engine.coco_ap.check_engine", lambda _: None)
