@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from data.errors import InputError
 from data.paths import require_images
 from data.shapes import load_shapes
 from data.voc import load_voc
+
+log = logging.getLogger(__name__)
 
 Classes = Sequence[str] | None
 
@@ -48,6 +51,20 @@ def build_annotations(
             config.root, annotations.files.tolist(), annotations.source, config.follow_links
         )
     return annotations
+
+
+def known_classes(config: DataConfig) -> tuple[str, ...] | None:
+    """The class names of a run on these data: those listed, else those of the train split.
+
+    None, with a warning, where the train split cannot be read: a split then has names of its own.
+    """
+    if config.classes is not None:
+        return config.classes
+    try:
+        return build_annotations(config, config.train, check_images=False).classes
+    except InputError as error:
+        log.warning("class names are taken from the scored split, because: %s", error)
+        return None
 
 
 def _load_voc(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v3_large"
@@ -210,7 +211,7 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         default="retinanet", description="the kind of detector"
     )
     backbone: BackboneName = Field(default="resnet50", description="the network below the pyramid")
-    weights: str = Field(
+    weights: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default="imagenet",
         min_length=1,
         description="imagenet (torchvision's IMAGENET1K_V1), none, or a .pth or .safetensors file "

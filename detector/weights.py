@@ -88,7 +88,7 @@ def load_pretrained(
     if config.weights == "imagenet":
         stored = fetch_weights(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
     else:
-        stored = read_weights(Path(config.weights).expanduser())
+        stored = read_weights(Path(config.weights))
     if any(name.startswith("backbone.") for name in stored.state):
         return _load_detector(detector, config, classes, stored)
     return _load_body(detector, config, stored)

@@ -130,8 +130,8 @@ def score(
         engine: what computes the COCO scores.
 
     Returns:
-        ``{"images": int, "voc": {"area": ..., "11point": ...}, "coco": {"bbox": ...}}`` with
-        ``"segm"`` beside ``"bbox"`` where both detections and annotations have masks.
+        ``{"images": int, "voc_iou": iou, "voc": {"area": ..., "11point": ...}, "coco": {"bbox":
+        ...}}`` with ``"segm"`` beside ``"bbox"`` where both detections and annotations have masks.
     """
     _check_coverage(detections, annotations)
     coco = {"bbox": coco_scores(detections, annotations, "bbox", engine)}
@@ -139,6 +139,7 @@ def score(
         coco["segm"] = coco_scores(detections, annotations, "segm", engine)
     return {
         "images": len(annotations),
+        "voc_iou": iou,
         "voc": voc_scores(detections, annotations, iou),
         "coco": coco,
     }
@@ -227,7 +228,8 @@ def format_table(scores: dict[str, Any], annotations: Annotations | None = None)
         columns.append(["objects", *map(str, counts), str(sum(counts))])
     for title, form in (("AP area", area), ("AP 11-point", eleven)):
         columns.append([title, *map(_percent, form["AP"].values()), _percent(form["mAP"])])
-    lines = [f"{scored}; VOC average precision in %", "", *_aligned(columns)]
+    heading = f"{scored}; VOC average precision at IoU {scores['voc_iou']:g} in %"
+    lines = [heading, "", *_aligned(columns)]
     kinds = scores["coco"]
     columns = [["COCO, %", *kinds]]
     for name in NAMES:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     PositiveFloat,
@@ -24,7 +26,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     name: str | None = Field(
         default=None, description="Name of the run; the config file's name if null."
     )
-    output: str = Field(default="runs", description="Folder that holds the folders of all runs.")
+    output: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        default="runs", description="Folder that holds the folders of all runs."
+    )
     epochs: PositiveInt = Field(
         default=12, description="Passes over the (repeated) training split."
     )

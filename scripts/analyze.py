@@ -35,7 +35,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.annotations import Annotations
-from data.build import build_annotations
+from data.build import build_annotations, known_classes
 from data.errors import InputError
 from data.image_files import open_images
 from data.images import DamagedImageError
@@ -160,24 +160,9 @@ def open_split(
             f"evaluate.iou: {config.evaluate.iou:g}, but curves, errors and the bootstrap are at "
             f"IoU {IOU:g}; add evaluate.iou={IOU:g}"
         )
-    classes = trained.classes if trained is not None else config.data.classes
-    if classes is None and config.data.format == "voc":
-        classes = classes_of_training(config)
-    roles = {"train": config.data.train, "val": config.data.val}
-    name = roles.get(options.split, options.split)
+    name = config.data.split(options.split)
+    classes = trained.classes if trained is not None else known_classes(config.data)
     return Split(config, build_annotations(config.data, name, classes, check_images=False))
-
-
-def classes_of_training(config: Config) -> tuple[str, ...] | None:
-    """The class names of the train split; None, with a warning, where it is not here."""
-    try:
-        return build_annotations(config.data, config.data.train, check_images=False).classes
-    except InputError as error:
-        print(
-            f"analyze.py: class names are taken from the analyzed split, because: {error}",
-            file=sys.stderr,
-        )
-        return None
 
 
 def detections_of(trained: Trained, split: Split, name: str) -> Detections:

@@ -71,21 +71,15 @@ class Problem:
 
 
 def problem_of(
-    error: InputError,
-    place: str,
-    file: str,
-    item: str,
-    action: Action,
-    row: int = -1,
-    severity: Severity = "error",
+    error: InputError, place: str, file: str, item: str, action: Action, row: int = -1
 ) -> Problem:
-    """What a reader refused, as a problem.
+    """What a reader refused, as an error.
 
     ``place`` is what the reader's message begins with; the last part of it is the cure.
     """
     text = str(error).removeprefix(place).removeprefix(": ")
     problem, _, cure = text.rpartition("; ")
-    return Problem(file, item, problem or cure, cure if problem else "", severity, action, row)
+    return Problem(file, item, problem or cure, cure if problem else "", "error", action, row)
 
 
 def count_by_severity(problems: Iterable[Problem]) -> dict[str, int]:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import TextIO
 
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
@@ -21,13 +20,12 @@ LEAST_SHARE = 0.01  # of a run, from which on it tells how long it will take
 _printing = threading.Lock()
 
 
-def say(message: str, stream: TextIO | None = None) -> None:
+def say(message: str) -> None:
     """Print a message on a line of its own, over the progress line."""
-    stream = stream or sys.stderr
-    clear = "\r\033[K" if stream.isatty() else ""
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
     with _printing:
-        stream.write(f"{clear}{message}\n")
-        stream.flush()
+        sys.stderr.write(f"{clear}{message}\n")
+        sys.stderr.flush()
 
 
 class ProgressLine:
@@ -36,9 +34,8 @@ class ProgressLine:
     Where runs take long it is printed once a minute.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
         self.looked = self.printed = time.monotonic()
         self.done = 0
 
@@ -61,8 +58,8 @@ class ProgressLine:
         since = {folder: now - start for folder, start in dict(under_way).items()}
         line = describe(jobs, since, places, failed)
         with _printing:
-            self.stream.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
-            self.stream.flush()
+            sys.stderr.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
+            sys.stderr.flush()
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -74,8 +71,8 @@ class ProgressLine:
         trace: TracebackType | None,
     ) -> None:
         if self.terminal:
-            self.stream.write("\r\033[K")
-            self.stream.flush()
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
 
 
 def describe(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from data.build import FORMATS, build_annotations
+from data.build import FORMATS, build_annotations, known_classes
 from data.config import DataConfig
 from data.errors import InputError
 from data.paths import inner_path
@@ -116,6 +116,23 @@ def test_classes_of_a_checkpoint_go_before_those_of_the_config(tmp_path: Path) -
     config = make_coco(tmp_path).model_copy(update={"classes": ("cat", "dog")})
     assert build_annotations(config, "val").classes == ("cat", "dog")
     assert build_annotations(config, "val", classes=["dog", "cat"]).classes == ("dog", "cat")
+
+
+def test_a_role_stands_for_its_splits_and_any_other_name_for_itself() -> None:
+    config = DataConfig(train=("a", "b"), val="test")
+    assert [config.split(name) for name in ("train", "val", "test")] == [("a", "b"), "test", "test"]
+
+
+def test_classes_are_those_listed_else_those_of_the_train_split_if_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_coco(tmp_path, "train")
+    assert known_classes(config) == ("cat", "dog")
+    assert known_classes(config.model_copy(update={"classes": ("dog",)})) == ("dog",)
+    assert not caplog.records
+    assert known_classes(config.model_copy(update={"train": "gone"})) is None
+    assert "taken from the scored split, because" in caplog.text
+    assert "instances_gone.json" in caplog.text
 
 
 def test_a_split_of_which_nothing_remains_is_an_error(tmp_path: Path) -> None:
