@@ -31,6 +31,7 @@ from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.plotting import plot_dataset
 from scripts.dataset_tools.problems import count_by_severity, format_problems, problems_as_json
 from scripts.dataset_tools.repair import write_repaired
+from scripts.dataset_tools.split_names import choose_roles, doubts
 from scripts.dataset_tools.splitting import check_fractions, split_coco, split_voc
 from scripts.dataset_tools.starting_config import LAST_LEVELS, choose_detector, write_config
 from scripts.dataset_tools.statistics import describe
@@ -93,7 +94,11 @@ def run_inspect(options: argparse.Namespace) -> int:
         print(format_statistics(numbers))
         print(f"\n{format_suggestion(suggestion)}")
     if options.write_config:
-        write_config(options.write_config, layout, chosen, suggestion, options.from_scratch)
+        train, val = choose_roles(chosen)
+        write_config(options.write_config, layout, train, val, suggestion, options.from_scratch)
+        _say(options, f"train on {train}, validate on {val}")
+        for doubt in doubts(train, val):
+            print(f"datasets.py: warning: {doubt}", file=sys.stderr)
     for path in (options.plot, options.write_config):
         if path:
             _say(options, f"written: {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ def choose_detector(annotations: Annotations, from_scratch: bool) -> str:
 def write_config(
     path: Path,
     layout: Layout,
-    splits: Sequence[str],
+    train: str,
+    val: str,
     suggestion: Suggestion | None,
     from_scratch: bool,
 ) -> None:
@@ -37,10 +37,9 @@ def write_config(
     Raises InputError where the file exists or cannot be written, and where there is nothing to
     train on.
 
-    Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
-    theirs. The detector is that of ``choose_detector``, with ImageNet weights; ``from_scratch``
-    takes a small one without. ``data.root`` is the path as it was given:
-    relative to where train.py is run.
+    ``train`` and ``val`` are the splits to train and to validate on; the classes are theirs. The
+    detector is that of ``choose_detector``, with ImageNet weights; ``from_scratch`` takes a small
+    one without. ``data.root`` is the path as it was given: relative to where train.py is run.
     """
     if path.exists():
         raise InputError(f"{path}: exists already; name a new file")
@@ -49,7 +48,6 @@ def write_config(
             f"--write-config: {layout.root} has no objects to train on, so that anchors cannot be "
             "suggested; annotate some, or name other --splits"
         )
-    train, val = _roles(splits)
     images = len(layout.load(train))
     annotations = layout.load_all(list(dict.fromkeys([train, val])))
     kind = choose_detector(annotations, from_scratch)
@@ -112,13 +110,3 @@ def _path_from(config: Path, base: Path) -> str:
     """How ``base:`` names a file: relative within the repository, which may move as a whole."""
     folder = config.resolve().parent
     return os.path.relpath(base, folder) if folder.is_relative_to(CONFIGS.parent) else str(base)
-
-
-def _roles(splits: Sequence[str]) -> tuple[str, str]:
-    """The splits to train and to validate on, by their names; there is at least one."""
-    train = next((s for s in splits if "train" in s and "val" not in s), None)
-    train = train or next((s for s in splits if "train" in s), splits[0])
-    others = [split for split in splits if split != train and "trainval" not in split]
-    val = next((s for s in others if "val" in s), None)
-    val = val or next((s for s in others if "test" in s), None)
-    return train, val or (others[0] if others else train)

@@ -236,6 +236,36 @@ def test_the_config_is_of_the_chosen_splits(tmp_path: Path) -> None:
         assert sorted(config.classes or ()) == classes
 
 
+@pytest.mark.parametrize(
+    ("names", "roles", "warnings"),
+    [
+        (["Test", "Train", "Val"], ("Train", "Val"), []),
+        (["TRAINVAL", "TEST"], ("TRAINVAL", "TEST"), []),
+        (["check", "fit", "test"], ("check", "test"), ["no split is named train, so 'check'"]),
+        (["train", "TrainVal"], ("train", "train"), ["'train' is trained and validated on"]),
+        (["all"], ("all", "all"), ["no split is named train, so 'all'", "'all' is trained and"]),
+    ],
+)
+def test_splits_are_chosen_by_names_in_any_case_and_what_was_guessed_is_said(
+    names: list[str],
+    roles: tuple[str, str],
+    warnings: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = {"a": [voc_object("dog", (1, 1, 9, 9))]}
+    root = write_voc(tmp_path / "voc", images, {name: ["a"] for name in names})
+    path = tmp_path / "config.yaml"
+    assert main(["inspect", str(root), "--write-config", str(path)]) == 0
+    out, err = capsys.readouterr()
+    config = load_config(path).data
+    assert (config.train, config.val) == roles
+    assert f"train on {roles[0]}, validate on {roles[1]}\n" in out
+    assert len(err.splitlines()) == len(warnings)
+    for line, warning in zip(err.splitlines(), warnings, strict=True):
+        assert line.startswith(f"datasets.py: warning: {warning}")
+
+
 def test_a_zero_based_dataset_gets_a_config_that_says_so(tmp_path: Path) -> None:
     path = tmp_path / "suggested.yaml"
     command = ["inspect", str(a_voc(tmp_path)), "--zero-based", "--write-config", str(path)]
