@@ -31,10 +31,11 @@ from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.plotting import plot_dataset
 from scripts.dataset_tools.problems import count_by_severity, format_problems, problems_as_json
 from scripts.dataset_tools.repair import write_repaired
+from scripts.dataset_tools.split_names import choose_roles, doubts
 from scripts.dataset_tools.splitting import check_fractions, split_coco, split_voc
-from scripts.dataset_tools.starting_config import LAST_LEVELS, choose_detector, write_config
+from scripts.dataset_tools.starting_config import write_config
 from scripts.dataset_tools.statistics import describe
-from scripts.dataset_tools.suggestions import suggest
+from scripts.dataset_tools.suggestions import choose_detector, suggest
 from scripts.dataset_tools.tables import format_statistics, format_suggestion, format_table
 from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
@@ -78,10 +79,12 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and what to train with."""
     layout = recognize(options.path, options.zero_based, options.follow_links)
     chosen = layout.choose(options.splits)
+    train, val = choose_roles(chosen)
     annotations = layout.load_all(chosen)
-    numbers = describe(annotations, {split: layout.load(split) for split in chosen})
-    detector = choose_detector(annotations, options.from_scratch)
-    suggestion = suggest(annotations, LAST_LEVELS[detector])
+    parts = {split: layout.load(split) for split in chosen}
+    numbers = describe(annotations, parts)
+    detector = "retinanet" if options.from_scratch else choose_detector(parts[train])
+    suggestion = suggest(annotations, detector)
     if options.plot:
         plot_dataset(annotations, f"{layout.root} ({', '.join(chosen)})", options.plot)
     if options.json:
@@ -93,7 +96,10 @@ def run_inspect(options: argparse.Namespace) -> int:
         print(format_statistics(numbers))
         print(f"\n{format_suggestion(suggestion)}")
     if options.write_config:
-        write_config(options.write_config, layout, chosen, suggestion, options.from_scratch)
+        write_config(options.write_config, layout, train, val, suggestion, options.from_scratch)
+        _say(options, f"train on {train}, validate on {val}")
+        for doubt in doubts(train, val):
+            print(f"datasets.py: warning: {doubt}", file=sys.stderr)
     for path in (options.plot, options.write_config):
         if path:
             _say(options, f"written: {path}")

@@ -80,9 +80,10 @@ def format_suggestion(suggestion: Suggestion | None) -> str:
     sizes = ", ".join(f"{size:g}" for size in suggestion.sizes)
     levels = f"{suggestion.levels[0]} to {suggestion.levels[-1]}"
     return (
+        f"suggested detector: {suggestion.detector}\n"
         f"suggested image size: {list(suggestion.image_size)} (short side, longest long side); the "
         f"median box is {suggestion.median_side:.0f} px then\n"
         f"suggested anchors: levels {levels}, sizes {sizes}, ratios {ratios}, 3 scales an octave: "
-        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (the default anchors: "
+        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (its default anchors: "
         f"{suggestion.default_coverage:.1%})"
     )

@@ -298,6 +298,19 @@ def test_a_class_that_no_split_to_train_on_has_is_an_error_as_in_training(
     assert validate(root, capsys, "--splits", "val")[0] == 0
 
 
+def test_a_split_to_train_on_is_known_by_its_name_in_any_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object(f"class {name}", GOOD)] for name in "ab"}
+    lists = {"Train": ["a"], "Val": ["b"], "TrainVal": ["a", "b"]}
+    root = write_voc(tmp_path / "set", images, lists)
+    code, (found,) = validate(root, capsys, "--splits", "Train", "Val")
+    assert (code, found["file"], found["severity"]) == (1, "Val", "error")
+    assert "the class 'class b'" in found["problem"]
+    assert found["problem"].endswith("which Train has not")
+    assert validate(root, capsys) == (0, [])  # TrainVal has it, and shares images by design
+
+
 def test_all_of_voc_s_classes_are_trained_where_there_are_no_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
