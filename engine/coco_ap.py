@@ -70,7 +70,7 @@ def _images(annotations: Annotations) -> list[dict[str, Any]]:
 
 
 def _truth(annotations: Annotations, kind: Kind) -> CocoObjects:
-    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    rows = annotations.object_images()
     areas = np.where(annotations.difficult, IGNORED_AREA, annotations.areas)
     masks = _true_masks(annotations) if kind == "segm" else None
     return _objects(rows, annotations.labels, annotations.boxes, areas, masks, annotations)

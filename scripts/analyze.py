@@ -190,7 +190,7 @@ def detections_of(trained: Trained, split: Split, name: str) -> Detections:
 def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
     """Everything in numbers: what ``--json`` prints and the report shows."""
     annotations = split.annotations
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     result: dict[str, Any] = {
         "data": f"{annotations.source}",
         "images": len(annotations),

@@ -67,7 +67,7 @@ def judge_errors(
         found[image.objects[claims[claims >= 0]]] = True
         kinds, objects = _explain(image, same, claims, foreground)
         kind[image.rows], meant[image.rows] = kinds, objects
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     missed = counted & ~found
     missed[meant[(kind == LOC) | (kind == CLS)]] = False
     return Verdicts(kind, meant, found, missed)

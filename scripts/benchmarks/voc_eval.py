@@ -23,7 +23,7 @@ IOU = 0.5
 
 def by_image(annotations: Annotations) -> Objects:
     """The boxes, labels and difficult flags of each image, as a parsed XML file holds them."""
-    ignored = annotations.difficult | annotations.crowd
+    ignored = ~annotations.counted
     rows = [annotations.objects_of(image) for image in range(len(annotations))]
     return [
         {

@@ -68,15 +68,11 @@ def choose_detector(annotations: Annotations) -> str:
 
     Mask R-CNN would learn of every object without a mask that it fills its box.
     """
-    trained = _trained(annotations)
+    trained = annotations.counted
     if annotations.masks is None or not trained.any():
         return "retinanet"
     share = annotations.masks.present()[trained].mean()
     return "mask_rcnn" if share >= _ENOUGH_MASKS else "retinanet"
-
-
-def _trained(annotations: Annotations) -> npt.NDArray[np.bool_]:
-    return ~(annotations.crowd | annotations.difficult)
 
 
 def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
@@ -84,7 +80,7 @@ def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
 
     ``detector`` is retinanet or mask_rcnn: their pyramids and their default anchors differ.
     """
-    rows = np.flatnonzero(_trained(annotations))
+    rows = np.flatnonzero(annotations.counted)
     if not len(rows):
         return None
     if len(rows) > _SAMPLE:

@@ -51,6 +51,21 @@ def test_images_in_folders_are_found(tmp_path: Path) -> None:
     assert len(build_annotations(config, config.val)) == 3
 
 
+@pytest.mark.parametrize(("boxes", "refused"), [(10, True), (9, False)])
+def test_fractions_of_the_image_are_no_boxes(boxes: int, refused: bool, tmp_path: Path) -> None:
+    config = make_coco(tmp_path, names=("a.jpg",))
+    path = tmp_path / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    one = {"image_id": 0, "category_id": 1, "bbox": [0.1, 0.2, 0.5, 0.4]}
+    content["annotations"] = [{"id": number, **one} for number in range(boxes)]
+    path.write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(InputError, match=r"10 of its 10 boxes .* fractions of its size"):
+            build_annotations(config, config.val)
+    else:
+        assert len(build_annotations(config, config.val).boxes) == boxes
+
+
 def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
     config = make_coco(tmp_path, names=("a.jpg", "b.jpg", "c/d.jpg"))
     (tmp_path / "val/b.jpg").unlink()

@@ -55,6 +55,7 @@ VOC_OBJECTS = [
     (voc_object("cat", (200, 7, 220, 9)), "lies outside its image of 100x80", "error"),
     (voc_object("cat", (50, 7, 120, 90)), "leaves its image of 100x80", "warning"),
     (voc_object("cat", (0, 7, 20, 30)), "leaves its image of 100x80", "warning"),
+    (voc_object("cat", (0.1, 0.2, 0.5, 0.4)), "covers less than a pixel", "error"),
     (voc_object("cat", (30, 7, 10, 9)), "ends before it begins", "error"),
     (voc_object("cat", ("a", 7, 10, 9)), "<xmin> is 'a', not a coordinate", "error"),
     (voc_object("cat", ("nan", 7, 10, 9)), "<xmin> is 'nan', not a coordinate", "error"),
@@ -115,7 +116,7 @@ def test_all_problems_of_a_file_are_found_at_once(
     root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD), *texts]}, {"train": ["a"]})
     problems, copy = check_and_repair(root, capsys)
     named = {each["object"].split(" (")[0] for each in problems}
-    assert named == {f"object {number}" for number in range(2, 13)}
+    assert named == {f"object {number}" for number in range(2, 14)}
     assert len(problems) == len(VOC_OBJECTS)
     # the good one, two that are cut at the border, one that is no longer difficult
     assert len(load_voc(copy, ["train"]).boxes) == 4
@@ -256,6 +257,19 @@ def test_a_filename_of_another_image_is_a_warning(
     assert found["problem"] == "its <filename> names the image 'a.png', but 'b.png' is taken"
     path.write_text(path.read_text().replace("a.png", "gone.png"))
     assert validate(root, capsys) == (0, [])
+
+
+def test_an_image_that_was_chosen_by_its_ending_alone_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+    write_image(root / "JPEGImages/a.jpg", 80, 100, 7)
+    assert validate(root, capsys) == (0, [])  # <filename> says a.png
+    path = root / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<filename>a.png</filename>", ""))
+    code, (found,) = validate(root, capsys)
+    assert (code, found["severity"], found["file"]) == (0, "warning", "Annotations/a.xml")
+    assert found["problem"] == "JPEGImages has a.jpg, a.png of its name; 'a.jpg' is taken"
 
 
 @pytest.mark.parametrize("filename", ["/home/me/a.png", "C:\\pictures\\a.png", "..\\a.png"])
@@ -399,6 +413,7 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
     ("entry", "problem", "severity"),
     [
         ({"bbox": [5, 5, 0, 10]}, "has no area", "error"),
+        ({"bbox": [5, 5, 0.9, 10]}, "covers less than a pixel", "error"),
         ({"bbox": [105, 5, 10, 10]}, "lies outside", "error"),
         ({"bbox": [95, 5, 10, 10]}, "leaves its image", "warning"),
         ({"bbox": [5, 5, -10, 10]}, "negative width or height", "error"),
