@@ -194,7 +194,7 @@ class _Split:
         except InputError as error:
             first = error
         optional = entry if isinstance(entry, dict) else {}
-        wrong = {key: error for key in OPTIONAL_KEYS if (error := _fault(key, optional.get(key)))}
+        wrong = {key: fault for key in OPTIONAL_KEYS if (fault := _fault(key, optional.get(key)))}
         kept = {key: value for key, value in optional.items() if key not in wrong}
         faults = [(error, _action_for(key, entry[key], masked)) for key, error in wrong.items()]
         try:
