@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.errors import InputError, some_of
 from engine.standard_output import status_of_tool
 from scripts.curves import Curve, NoCurvesError, read_curves
-from scripts.figures import new_figure, save_figure
+from scripts.figures import literal, new_figure, save_figure
 from scripts.whole_numbers import at_least
 
 Runs = Mapping[str, Mapping[str, Curve]]
@@ -199,7 +199,7 @@ def draw(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, (title, tags, label) in zip(axes, panels, strict=False):
         _draw_panel(axis, runs, tags, width)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(literal(title), fontsize=10)
         axis.set_ylabel(label, fontsize=9)
         if logarithmic and not tags[0].startswith(("val/", "loss_weight/")):
             axis.set_yscale("log")
@@ -233,7 +233,7 @@ def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
                 linewidth=1.4,
                 marker="o" if len(curve) < 20 else None,
                 markersize=3,
-                label=None if tag in named else tag.split("/", 1)[-1],
+                label=None if tag in named else literal(tag.split("/", 1)[-1]),
             )
             named.add(tag)
     if len(tags) > 1:
@@ -249,7 +249,7 @@ def _name_the_runs(figure: Any, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3, label=name)
+        Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3, label=literal(name))
         for number, name in enumerate(names)
     ]
     figure.legend(

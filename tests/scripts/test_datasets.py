@@ -147,6 +147,23 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(tmp_path / "a.what")]) == 2
 
 
+def test_dollars_in_names_begin_no_formula_in_the_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    images = {"a": [voc_object("$x^{$ $y", (1, 1, 40, 20))]}
+    root = write_voc(tmp_path / "$d^{$ x", images, {"train": ["a"]})
+    assert main(["inspect", str(root), "--plot", str(tmp_path / "plot.svg")]) == 0
+    text = (tmp_path / "plot.svg").read_text()
+    assert "<!-- $x^{$ $y -->" in text
+    assert f"<!-- {root} (train) -->" in text
+    (tmp_path / "file").touch()
+    assert main(["inspect", str(root), "--plot", str(tmp_path / "file/plot.png")]) == 2
+    error = capsys.readouterr().err
+    assert "file/plot.png: cannot be written" in error
+    assert "choose another output" in error
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
