@@ -426,6 +426,15 @@ def test_coco_is_divided_into_a_new_folder(
     assert "--output: COCO's splits are folders" in capsys.readouterr().err
 
 
+def test_a_split_of_coco_in_a_folder_is_refused_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    command = ["split", str(root), "--fractions", "0.5", "0.5", "--output", str(tmp_path / "new")]
+    assert main([*command, "--names", "x/a", "b"]) == 2
+    assert "--names: 'x/a' is no name of a split; leave out the /" in capsys.readouterr().err
+
+
 def test_images_that_a_division_of_coco_misses_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -451,7 +460,7 @@ def test_images_that_a_division_of_coco_misses_are_counted(
         (["--fractions", "1"], "give each split a name of its own and a fraction"),
         (["--names", "a", "a"], "give each split a name of its own"),
         (["--names", "../a", "b"], "may leave the root"),
-        (["--names", "a/b", "c"], "'a/b' is no name of a list; leave out the /"),
+        (["--names", "a/b", "c"], "'a/b' is no name of a split; leave out the /"),
         (
             ["--source", "nothing", "--names", "x", "y"],
             "has no split 'nothing'; it has train, trainval",
