@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from scripts.dataset_tools.archives import DATASETS
 from scripts.dataset_tools.coco_checks import check_coco
 from scripts.dataset_tools.conversion import convert
@@ -43,16 +43,11 @@ from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except InputError as error:
-        print(f"datasets.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return int(options.run(options))
 
 
 def run_download(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, some_of
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from scripts.curves import Curve, NoCurvesError, read_curves
 from scripts.figures import literal, new_figure, save_figure
 from scripts.whole_numbers import at_least
@@ -52,24 +52,21 @@ LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
 COLORS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#dc2626", "#0891b2", "#64748b")
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        runs = read_runs(options.runs, options.names)
-        panels = panels_of(runs, options.tags)
-        if options.json:
-            print(json.dumps(as_json(runs, options.tags)))
-        else:
-            print(format_runs(runs))
-        if not options.json or options.output is not None:
-            output = options.output or Path("curves.png")
-            save_figure(draw(runs, panels, options.smooth, options.log), output)
-            if not options.json:
-                print(f"written: {output}")
-    except InputError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        return 2
+    runs = read_runs(options.runs, options.names)
+    panels = panels_of(runs, options.tags)
+    if options.json:
+        print(json.dumps(as_json(runs, options.tags)))
+    else:
+        print(format_runs(runs))
+    if not options.json or options.output is not None:
+        output = options.output or Path("curves.png")
+        save_figure(draw(runs, panels, options.smooth, options.log), output)
+        if not options.json:
+            print(f"written: {output}")
     return 0
 
 
