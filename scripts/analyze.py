@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -75,28 +75,23 @@ class Split:
     annotations: Annotations
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        files, overrides = split_words(options.words)
-        if not 1 <= len(files) <= 2:
-            raise InputError("name one or two checkpoints or files of detections")
-        check_numbers(options)
-        split, runs = look(files, overrides, options)
-        result = analyze(split, runs, options)
-        # before the report, so that a place that cannot be written costs no numbers
-        print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
-        if not options.no_report:
-            worst = worst_images(split, runs, options)
-            write_atomically(options.output, build_report(result, worst).encode())
-            if not options.json:
-                print(f"\nreport: {options.output}")
-    except InputError as error:
-        print(f"analyze.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    files, overrides = split_words(options.words)
+    if not 1 <= len(files) <= 2:
+        raise InputError("name one or two checkpoints or files of detections")
+    check_numbers(options)
+    split, runs = look(files, overrides, options)
+    result = analyze(split, runs, options)
+    # before the report, so that a place that cannot be written costs no numbers
+    print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
+    if not options.no_report:
+        worst = worst_images(split, runs, options)
+        write_atomically(options.output, build_report(result, worst).encode())
+        if not options.json:
+            print(f"\nreport: {options.output}")
     return 0
 
 

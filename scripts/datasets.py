@@ -17,12 +17,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from scripts.dataset_tools.archives import DATASETS
 from scripts.dataset_tools.coco_checks import check_coco
 from scripts.dataset_tools.conversion import convert
@@ -41,16 +43,11 @@ from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except InputError as error:
-        print(f"datasets.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return int(options.run(options))
 
 
 def run_download(options: argparse.Namespace) -> int:
@@ -112,14 +109,21 @@ def run_validate(options: argparse.Namespace) -> int:
     chosen = layout.choose(options.splits)
     check = check_voc if layout.format == "voc" else check_coco
     problems = check(layout, chosen, not options.skip_pixels)
+    _say(options, format_problems(problems, options.most))
+    extra: dict[str, Any] = {"root": str(layout.root), "format": layout.format}
+    refused = None
     if options.fix:
-        write_repaired(layout, chosen, problems, options.fix, options.hardlink)
+        try:
+            kept = write_repaired(layout, chosen, problems, options.fix, options.hardlink)
+            extra["repaired"] = {"folder": str(options.fix), **asdict(kept)}
+            _say(options, f"repaired copy: {options.fix} ({kept})")
+        except InputError as error:
+            refused = error
+            extra["not_repaired"] = str(error)
     if options.json:
-        print(problems_as_json(problems, {"root": str(layout.root), "format": layout.format}))
-    else:
-        print(format_problems(problems, options.most))
-        if options.fix:
-            print(f"repaired copy: {options.fix}")
+        print(problems_as_json(problems, extra))
+    if refused:
+        raise refused
     counts = count_by_severity(problems)
     return int(counts["errors"] > 0 or (options.strict and counts["warnings"] > 0))
 

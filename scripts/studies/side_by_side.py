@@ -20,6 +20,7 @@ from engine.detections import Detections
 from engine.drawing import GAP, Pixels, draw_pair
 from engine.evaluator import read_detections
 from engine.strict_yaml import read_yaml
+from scripts.figures import literal
 from scripts.studies.figures import ShownRun, finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def draw_detections(
             panel.imshow(picture)
             panel.set_axis_off()
     for panel, title in zip(axes[0], ["ground truth", *(run.title for run in runs)], strict=True):
-        panel.set_title(title, fontsize=10)
+        panel.set_title(literal(title), fontsize=10)
     return finished(figure, heading)
 
 

@@ -449,6 +449,79 @@ def test_a_wrong_annotation_of_coco_is_named_and_repaired(
     load_coco(copy, "train")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kept"),
+    [
+        ({"area": "300"}, True),
+        ({"area": -3, "iscrowd": "0", "difficult": "false", "segmentation": {}}, True),
+        ({"iscrowd": "1"}, False),  # which would be trained as an object
+        ({"segmentation": [5, 5, 25, 5, 25, 25]}, True),
+        ({"area": "300", "bbox": [5, 5, "x", 9]}, False),
+    ],
+)
+def test_a_repair_takes_out_a_key_rather_than_its_object(
+    wrong: dict[str, Any], kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(1, 1, [5, 5, 20, 20]), {**coco_object(2, 1, [40, 5, 9, 8]), **wrong}]
+    root = write_coco(tmp_path / "coco", objects)
+    problems, copy = check_and_repair(root, capsys)
+    assert all(each["object"] == "annotation 2 (number 2)" for each in problems)
+    assert all(("object" in each["repair"]) != kept for each in problems)
+    assert len(problems) == (len(wrong) if kept else 1)
+    left = load_coco(copy, "train")
+    assert left.boxes.tolist() == [[5, 5, 25, 25], [40, 5, 49, 13]][: 1 + kept]
+    assert left.areas.tolist() == [400, 72][: 1 + kept]
+
+
+def test_an_object_without_its_mask_is_left_out_where_others_have_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outlined = coco_object(1, 1, [5, 5, 20, 20], segmentation=[[5, 5, 25, 5, 25, 25]])
+    flat = coco_object(2, 1, [40, 5, 9, 8], segmentation=[40, 5, 49, 5, 49, 13])
+    problems, copy = check_and_repair(write_coco(tmp_path / "coco", [outlined, flat]), capsys)
+    assert [each["repair"] for each in problems] == ["leaves the object out"]
+    left = load_coco(copy, "train")
+    assert left.masks is not None
+    assert left.masks.present().tolist() == [True]
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_repair_says_how_much_it_kept(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, copy = tmp_path / "set", tmp_path / "copy"
+    if layout == "voc":
+        good, flat = voc_object("dog", GOOD), voc_object("dog", (5, 5, 5, 9))
+        write_voc(root, {"a": [good, flat], "b": [good], "c": []}, {"train": list("abc")})
+        (root / "JPEGImages/b.png").unlink()
+    else:
+        boxes = [(1, [5, 5, 20, 20]), (1, [5, 5, 0, 9]), (2, [5, 5, 20, 20])]
+        objects = [coco_object(n, image, box) for n, (image, box) in enumerate(boxes, start=1)]
+        write_coco(root, objects, images=3)
+        (root / "train/train_2.png").unlink()
+    main(["validate", str(root), "--fix", str(copy)])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"repaired copy: {copy} (kept 2 of 3 images, 1 of 3 objects)"
+
+
+def test_what_is_wrong_is_said_before_a_repair_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [], images=1)
+    (root / "train/train_1.png").unlink()
+    command = ["validate", str(root), "--fix", str(tmp_path / "new")]
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert "the image train/train_1.png is missing" in out
+    assert "no image of it could be kept" in err
+    assert main([*command, "--json"]) == 2
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert "no image of it could be kept" in report["not_repaired"]
+    assert report["not_repaired"] in err
+    assert "is missing" in report["problems"][0]["problem"]
+
+
 def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,23 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(tmp_path / "a.what")]) == 2
 
 
+def test_dollars_in_names_begin_no_formula_in_the_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    images = {"a": [voc_object("$x^{$ $y", (1, 1, 40, 20))]}
+    root = write_voc(tmp_path / "$d^{$ x", images, {"train": ["a"]})
+    assert main(["inspect", str(root), "--plot", str(tmp_path / "plot.svg")]) == 0
+    text = (tmp_path / "plot.svg").read_text()
+    assert "<!-- $x^{$ $y -->" in text
+    assert f"<!-- {root} (train) -->" in text
+    (tmp_path / "file").touch()
+    assert main(["inspect", str(root), "--plot", str(tmp_path / "file/plot.png")]) == 2
+    error = capsys.readouterr().err
+    assert "file/plot.png: cannot be written" in error
+    assert "choose another output" in error
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +426,15 @@ def test_coco_is_divided_into_a_new_folder(
     assert "--output: COCO's splits are folders" in capsys.readouterr().err
 
 
+def test_a_split_of_coco_in_a_folder_is_refused_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    command = ["split", str(root), "--fractions", "0.5", "0.5", "--output", str(tmp_path / "new")]
+    assert main([*command, "--names", "x/a", "b"]) == 2
+    assert "--names: 'x/a' is no name of a split; leave out the /" in capsys.readouterr().err
+
+
 def test_images_that_a_division_of_coco_misses_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -434,7 +460,7 @@ def test_images_that_a_division_of_coco_misses_are_counted(
         (["--fractions", "1"], "give each split a name of its own and a fraction"),
         (["--names", "a", "a"], "give each split a name of its own"),
         (["--names", "../a", "b"], "may leave the root"),
-        (["--names", "a/b", "c"], "'a/b' is no name of a list; leave out the /"),
+        (["--names", "a/b", "c"], "'a/b' is no name of a split; leave out the /"),
         (
             ["--source", "nothing", "--names", "x", "y"],
             "has no split 'nothing'; it has train, trainval",
