@@ -61,9 +61,8 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         config: thresholds and sampling.
         box_loss: the loss between deltas and matched boxes.
         score_threshold: a detection's score is above it.
-        nms_threshold: IoU from which the lower-scoring detection of a class goes.
+        nms_threshold: IoU above which the lower-scoring detection of a class goes.
         detections_per_image: the most detections of an image.
-        mask_roi_pool: as the three below, None for a detector without masks.
 
     Attributes:
         fg_bg_sampler: called with the masks of positives and negatives, gives ``Samples``.
@@ -79,9 +78,6 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         score_threshold: float,
         nms_threshold: float,
         detections_per_image: int,
-        mask_roi_pool: RoIPooler | None = None,
-        mask_head: nn.Module | None = None,
-        mask_predictor: nn.Module | None = None,
     ) -> None:
         super().__init__(
             box_roi_pool,
@@ -95,9 +91,6 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
             score_threshold,
             nms_threshold,
             detections_per_image,
-            mask_roi_pool,
-            mask_head,
-            mask_predictor,
         )
         self.config = config
         self.fg_bg_sampler = BalancedSampler(config.batch_size_per_image, config.positive_fraction)

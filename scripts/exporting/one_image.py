@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from detector.anchors import PyramidAnchors
 from detector.build import Detector
+from detector.preprocessing import DIVISOR
 from detector.rcnn import FasterRCNN
 from detector.retinanet import RetinaNet
 from detector.retinanet_head import RetinaNetHead
@@ -34,13 +35,12 @@ def for_one_image(detector: Detector) -> nn.Module:
 
 
 def _prepare(image: Tensor, detector: Detector) -> Tensor:
-    """``(3, H, W)`` -> ``(1, 3, H', W')`` normalized, zeros up to multiples of the divisor."""
+    """``(3, H, W)`` -> ``(1, 3, H', W')`` normalized, zeros up to multiples of ``DIVISOR``."""
     transform = detector.transform
-    divisor = transform.divisor
     normal = (image.float() / 255 - transform.mean) / transform.std
     height, width = image.shape[1], image.shape[2]
-    below = (height + divisor - 1) // divisor * divisor - height
-    beside = (width + divisor - 1) // divisor * divisor - width
+    below = (height + DIVISOR - 1) // DIVISOR * DIVISOR - height
+    beside = (width + DIVISOR - 1) // DIVISOR * DIVISOR - width
     return F.pad(normal[None], (0, beside, 0, below))
 
 
@@ -61,7 +61,7 @@ def _anchors(generator: PyramidAnchors, level: int, map_: Tensor, padded: Tensor
 
 
 class OneImageRetinaNet(nn.Module):
-    """RetinaNet's ``select_detections`` for one image."""
+    """RetinaNet's detections of one image."""
 
     def __init__(self, detector: RetinaNet) -> None:
         super().__init__()
