@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from data.coco_columns import ImageColumns, ObjectColumns, read_categories
+from data.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
 from data.errors import InputError, shown
 from data.json_stream import stream_members
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box
@@ -110,8 +110,9 @@ class _Split:
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
         for row, entry in enumerate(entries):
             item = _called("image", entry, row)
-            if isinstance(entry, dict) and type(entry.get("id")) is int:
-                self._rows[entry["id"]].append(row)
+            identity = whole_number(entry.get("id")) if isinstance(entry, dict) else None
+            if identity is not None:
+                self._rows[identity].append(row)
             columns, error = self._read_entry(entry)
             if error is not None:
                 action = "drop_image" if columns is None else "set_size"
@@ -269,8 +270,8 @@ class _Split:
     def _check_ids(self) -> Iterator[Problem]:
         seen: set[int] = set()
         for row, entry in enumerate(self._items):
-            identity = entry.get("id") if isinstance(entry, dict) else None
-            if type(identity) is not int:
+            identity = whole_number(entry.get("id")) if isinstance(entry, dict) else None
+            if identity is None:
                 continue
             item = _called("annotation", entry, row)
             if identity in seen:

@@ -70,7 +70,7 @@ class Problem:
     def line(self) -> str:
         """One line for people."""
         place = f"{self.file}: {self.object}" if self.object else self.file
-        return f"{self.severity}: {place}: {self.problem}; {self.cure}"
+        return f"{self.severity}: {place}: {'; '.join(filter(None, (self.problem, self.cure)))}"
 
     def as_dict(self) -> dict[str, Any]:
         return {

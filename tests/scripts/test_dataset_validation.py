@@ -446,6 +446,7 @@ def test_a_wrong_annotation_of_coco_is_named_and_repaired(
     assert found["severity"] == severity
     assert found["file"] == "annotations/instances_train.json"
     assert found["object"] == f"annotation {entry.get('id', 2)} (number 2)"
+    assert found["cure"]
     load_coco(copy, "train")
 
 
