@@ -54,7 +54,7 @@ from scripts.analysis.report import BadImage, build_report, percent
 from scripts.analysis.sizes import ap_by_size
 from scripts.analysis.tide import TYPES, judge_errors, tide
 from scripts.analysis.worst import count_faults, draw_faults
-from scripts.dataset_tools.tables import format_table
+from scripts.tables import format_table
 
 IOU = 0.5
 

@@ -38,9 +38,10 @@ from scripts.dataset_tools.splitting import check_fractions, split_coco, split_v
 from scripts.dataset_tools.starting_config import write_config
 from scripts.dataset_tools.statistics import describe
 from scripts.dataset_tools.suggestions import choose_detector, suggest
-from scripts.dataset_tools.tables import format_statistics, format_suggestion, format_table
+from scripts.dataset_tools.tables import format_statistics, format_suggestion
 from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
+from scripts.tables import format_table
 
 
 @tool

@@ -32,8 +32,8 @@ from data.build import build_annotations
 from data.errors import InputError
 from engine.config import Config, load_config
 from engine.distributed import start_ranks
-from scripts.dataset_tools.tables import format_table
 from scripts.figures import check_figure, save_figure
+from scripts.tables import format_table
 from scripts.tuning.batch_size import (
     Trial,
     attempt_on_cpu,
