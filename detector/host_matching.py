@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.target import Targets
-from losses.focal_sums import BACKGROUND, IGNORED
+from losses.anchor_labels import BACKGROUND, IGNORED
 
 # Overlaps held at a time: with their two temporaries they stay near the cores.
 CHUNK_ELEMENTS = 1 << 19
