@@ -22,18 +22,18 @@ from pathlib import Path
 import torch
 
 from data.annotations import Annotations
-from data.build import build_annotations
+from data.build import build_annotations, known_classes
 from data.errors import InputError
 from engine.coco_results import check_image_ids, write_coco_json
 from engine.comp4 import check_comp4, write_comp4
-from engine.config import Config, load_config, split_words
+from engine.config import load_config, split_words
+from engine.console import start_logging
 from engine.detections import Detections
 from engine.distributed import leave, start_ranks
 from engine.drawing import draw_grid, write_png
 from engine.evaluator import format_table, read_detections, score, write_metrics
 from engine.exit_status import exit_status
 from engine.signals import StopRequest
-from engine.tracking import start_logging
 from engine.trained import load_trained
 from engine.validation import build_validation
 
@@ -91,23 +91,12 @@ def parse_arguments() -> argparse.Namespace:
 def score_file(arguments: argparse.Namespace) -> None:
     """Score existing detections: needs neither a model nor the image files."""
     config = load_config(arguments.config, arguments.overrides)
-    classes = config.data.classes or classes_of_training(config)
-    annotations = open_split(config, arguments.split, classes, check_images=False)
+    split, classes = config.data.split(arguments.split), known_classes(config.data)
+    annotations = build_annotations(config.data, split, classes, check_images=False)
     check_results(annotations, arguments)
     detections = read_detections(arguments.detections, annotations)
     scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
     report(scores, detections, annotations, arguments, arguments.output)
-
-
-def classes_of_training(config: Config) -> tuple[str, ...] | None:
-    """The class names that a VOC config without a list takes from its train split."""
-    if config.data.format != "voc":
-        return None  # the scored file lists its categories itself
-    try:
-        return build_annotations(config.data, config.data.train, check_images=False).classes
-    except InputError as error:
-        log.warning("class names are taken from the scored split, because: %s", error)
-        return None
 
 
 def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
@@ -115,7 +104,8 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
     trained = load_trained(arguments.checkpoint, arguments.overrides, torch.device("cpu"))
     config = trained.config
     with start_ranks(config.train.device) as ranks:
-        annotations = open_split(config, arguments.split, trained.classes)
+        split = config.data.split(arguments.split)
+        annotations = build_annotations(config.data, split, trained.classes)
         check_results(annotations, arguments)
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
@@ -132,14 +122,6 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
             raise InputError(f"{arguments.picture}: the images to be drawn are all damaged")
         write_png(arguments.picture, draw_grid(images, rows, annotations, detections))
         print(f"picture: {arguments.picture}")
-
-
-def open_split(
-    config: Config, split: str, classes: tuple[str, ...] | None, check_images: bool = True
-) -> Annotations:
-    """The annotations of a role (train, val) or of any split of the data."""
-    name = {"train": config.data.train, "val": config.data.val}.get(split, split)
-    return build_annotations(config.data, name, classes, check_images=check_images)
 
 
 def check_results(annotations: Annotations, arguments: argparse.Namespace) -> None:

@@ -21,15 +21,16 @@ from pathlib import Path
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config, dump_config, load_config
 from engine.config_reference import help_text
+from engine.console import start_logging
 from engine.distributed import Ranks, leave, start_ranks
 from engine.dry_run import dry_run
 from engine.exit_status import exit_status
 from engine.freezing import Freezing
 from engine.loop import Training
-from engine.resume import check_images, check_resume, scores_alike
+from engine.resume import check_data, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
-from engine.tracking import Tracker, start_logging
+from engine.tracking import Tracker
 from engine.validation import build_validation
 
 MEMORY_CURE = (
@@ -55,8 +56,14 @@ def main() -> int:
                 if ranks.is_main:
                     print(report)
                 return
-            resume, requeue = arguments.resume, arguments.requeue
-            train(config, ranks, stop, resume, arguments.allow_changed, requeue)
+            train(
+                config,
+                ranks,
+                stop,
+                resume=arguments.resume,
+                allow_changed=arguments.allow_changed,
+                requeue=arguments.requeue,
+            )
 
     return exit_status(command, MEMORY_CURE, goes_on="a run goes on with --resume")
 
@@ -94,19 +101,26 @@ def train(
     config: Config,
     ranks: Ranks,
     stop: StopRequest,
+    *,
     resume: bool,
     allow_changed: bool,
-    requeue: bool = False,
+    requeue: bool,
 ) -> None:
     """Build the parts and run the loop."""
-    with open_run_folder(config, ranks, resume, requeue) as path:
+    with open_run_folder(config, ranks, resume=resume, requeue=requeue) as path:
         start_logging(path if ranks.is_main else None)
         resume = resume or (requeue and ranks.share(holds_checkpoint(path)))
-        train_in(path, config, ranks, stop, resume, allow_changed)
+        train_in(path, config, ranks, stop, resume=resume, allow_changed=allow_changed)
 
 
 def train_in(
-    path: Path, config: Config, ranks: Ranks, stop: StopRequest, resume: bool, allow_changed: bool
+    path: Path,
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    allow_changed: bool,
 ) -> None:
     """The same, in the folder of the run."""
     source, saved = load_shared(path, ranks) if resume else (None, None)
@@ -114,24 +128,27 @@ def train_in(
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
-    validated = held_out.digest()
+    data = {
+        "images": len(training),
+        "training": training.digest(),
+        "validation": held_out.digest(),
+    }
     if saved is not None:
-        check_images(saved, len(training), validated, allow_changed)
+        check_data(saved, data, allow_changed)
     loader = build_loader(config, training, ranks)
     state = build_state(config, training.classes, len(loader), ranks, saved)
-    if saved is not None and not scores_alike(saved, config, validated):
+    if saved is not None and not scores_alike(saved, config, data):
         log.warning("the best score so far was another one: best.pt is chosen anew")
         state.progress.best_score = state.progress.best_epoch = None
     freezing = Freezing(state.detector, config.train.freeze)
     validation = build_validation(config, held_out, ranks, stop)
-    global_batch = config.data.batch_size * ranks.world_size
+    global_batch = config.global_batch(ranks.world_size)
     identity = {
         "config": config.model_dump(mode="json"),
         "classes": list(training.classes),
         "global_batch": global_batch,
         "world_size": ranks.world_size,
-        "images": len(training),
-        "validation": validated,
+        **data,
     }
     folder = RunFolder(path, ranks, identity)
     if source is not None:
@@ -143,19 +160,19 @@ def train_in(
         Tracker(path, state.weighting.pairs, config, progress, enabled=ranks.is_main) as tracker,
     ):
         Training(
-            state,
-            ranks.wrap(state.detector, parts_rest=bool(config.train.freeze)),
-            freezing,
-            loader,
-            global_batch,
-            training.files,
-            config.train,
-            config.evaluate.every,
-            ranks,
-            tracker,
-            stop,
-            folder,
-            validation,
+            state=state,
+            model=ranks.wrap(state.detector, has_frozen_parts=bool(config.train.freeze)),
+            freezing=freezing,
+            loader=loader,
+            global_batch=global_batch,
+            files=training.files,
+            config=config.train,
+            evaluate_every=config.evaluate.every,
+            ranks=ranks,
+            tracker=tracker,
+            stop=stop,
+            folder=folder,
+            validation=validation,
         ).run()
     log.info("done: %s", path)
 

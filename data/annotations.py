@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,7 @@ from data.masks import (
     concatenate_masks,
     decode_objects,
     empty_masks,
-    encode_object,
 )
-
-__all__ = ["Annotations", "MaskStore", "arrange_objects", "concatenate"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -102,7 +98,7 @@ class Annotations:
         return f"{self.source}: {', '.join([counts, *flags])}"
 
     def digest(self) -> str:
-        """Hexadecimal BLAKE2 of what detections are scored against: images, objects and masks.
+        """Hexadecimal BLAKE2 of what is trained on and scored against: images, objects and masks.
 
         Where the images lie does not count; nor do their pixels.
         """
@@ -130,16 +126,24 @@ class Annotations:
         """``(N,)``: the row of the image that each object belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]:
+        """``(N,)``: the objects that count in scores, which are neither difficult nor crowds."""
+        return ~(self.difficult | self.crowd)
+
+    def trained(self, use_difficult: bool) -> npt.NDArray[np.bool_]:
+        """``(N,)``: the objects to train on: no crowds, and difficult ones on request."""
+        return ~self.crowd if use_difficult else self.counted
+
     def training_objects(self, image: int, use_difficult: bool = False) -> Rows:
-        """The object rows of one image to train on: no crowds, and difficult ones on request."""
+        """The object rows of one image to train on, as ``trained`` has them."""
         rows = self.objects_of(image)
         left_out = self.crowd[rows] if use_difficult else self.crowd[rows] | self.difficult[rows]
         return np.flatnonzero(~left_out) + rows.start
 
-    def training_counts(self, use_difficult: bool = False) -> Rows:
+    def training_counts(self, use_difficult: bool) -> Rows:
         """``(I,)``: the number of ``training_objects`` of every image."""
-        trained = ~self.crowd if use_difficult else ~(self.crowd | self.difficult)
-        before = np.concatenate([[0], np.cumsum(trained)])
+        before = np.concatenate([[0], np.cumsum(self.trained(use_difficult))])
         return before[self.offsets[1:]] - before[self.offsets[:-1]]
 
     def decode_masks(self, image: int, rows: Rows) -> MaskArray:
@@ -150,12 +154,6 @@ class Annotations:
         masks = empty_masks(len(self.boxes)) if self.masks is None else self.masks
         height, width = self.sizes[image].tolist()
         return decode_objects(masks, rows, self.boxes[rows], (height, width))
-
-    def encode_mask(self, image: int, row: int) -> dict[str, Any]:
-        """One object as COCO's run lengths, ``{"size": [height, width], "counts": bytes}``."""
-        masks = empty_masks(len(self.boxes)) if self.masks is None else self.masks
-        height, width = self.sizes[image].tolist()
-        return encode_object(masks, row, self.boxes[row], (height, width))
 
     def select(self, images: npt.ArrayLike) -> Annotations:
         """Some images with their objects, in the order of ``images`` (rows)."""

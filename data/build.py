@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
@@ -13,7 +16,11 @@ from data.paths import require_images
 from data.shapes import load_shapes
 from data.voc import load_voc
 
+log = logging.getLogger(__name__)
+
 Classes = Sequence[str] | None
+
+_ENOUGH_TO_JUDGE = 10  # boxes
 
 
 def build_annotations(
@@ -41,6 +48,7 @@ def build_annotations(
             f"{annotations.source}: none of its {annotations.dropped} boxes has an area inside "
             "its image; correct the boxes or the sizes of the images"
         )
+    _refuse_fractions(annotations)
     if config.limit is not None:
         annotations = annotations.select(range(min(config.limit, len(annotations))))
     if check_images:
@@ -48,6 +56,32 @@ def build_annotations(
             config.root, annotations.files.tolist(), annotations.source, config.follow_links
         )
     return annotations
+
+
+def _refuse_fractions(annotations: Annotations) -> None:
+    """Raise InputError where most boxes lie in the first pixel: they are in units of the image."""
+    sizes_hw = annotations.sizes[annotations.object_images()]
+    first_pixel = np.all((annotations.boxes[:, 2:] <= 1) & (sizes_hw > 1), axis=1)
+    inside, boxes = int(np.count_nonzero(first_pixel)), len(annotations.boxes)
+    if boxes >= _ENOUGH_TO_JUDGE and inside > boxes / 2:
+        raise InputError(
+            f"{annotations.source}: {inside} of its {boxes} boxes lie in the first pixel of their "
+            "image: are these fractions of its size? multiply them by its width and height"
+        )
+
+
+def known_classes(config: DataConfig) -> tuple[str, ...] | None:
+    """The class names of a run on these data: those listed, else those of the train split.
+
+    None, with a warning, where the train split cannot be read: a split then has names of its own.
+    """
+    if config.classes is not None:
+        return config.classes
+    try:
+        return build_annotations(config, config.train, check_images=False).classes
+    except InputError as error:
+        log.warning("class names are taken from the scored split, because: %s", error)
+        return None
 
 
 def _load_voc(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:

@@ -20,6 +20,7 @@ LARGEST_COORDINATE = float(1 << 24)
 NO_AREA = -1.0
 _LARGEST_AREA = LARGEST_COORDINATE**2
 _ENOUGH_TO_JUDGE = 10  # boxes
+_REFERENCES = ("image_id", "category_id")
 
 
 class ImageColumns:
@@ -35,9 +36,12 @@ class ImageColumns:
         where = f"{self._path}: image number {len(self.ids) + 1}"
         if not isinstance(image, dict):
             raise InputError(f"{where}: {shown(image)} is not an object with id and file_name")
-        identity = image.get("id")
-        if type(identity) is not int or abs(identity) >= 1 << 63:
-            raise InputError(f"{where}: its id is {shown(identity)}; give it a whole number")
+        identity = whole_number(image.get("id"))
+        if identity is None:
+            raise InputError(
+                f"{where}: its id is {shown(image.get('id'))}, not a whole number; number the "
+                "images, and write the same numbers as image_id"
+            )
         where = f"{self._path}: image {identity}"
         self.ids.append(identity)
         self.files.append(inner_path(image.get("file_name"), where))
@@ -74,11 +78,17 @@ class ImageColumns:
 def _side(value: Any, key: str, where: str) -> int:
     if value is None:
         return 0
+    side = whole_number(value)
+    if side is None or not 0 <= side <= MOST_PIXELS:
+        raise InputError(f"{where}: {key} {shown(value)} is not a size in pixels; correct it")
+    return side
+
+
+def whole_number(value: Any) -> int | None:
+    """A size or id, which some programs write as ``3.0``; None for what is no whole number."""
     if type(value) is float and value.is_integer():
         value = int(value)
-    if type(value) is not int or not 0 <= value <= MOST_PIXELS:
-        raise InputError(f"{where}: {key} {shown(value)} is not a size in pixels; correct it")
-    return value
+    return value if type(value) is int and abs(value) < 1 << 62 else None
 
 
 class ObjectColumns:
@@ -108,12 +118,15 @@ class ObjectColumns:
         identity = item.get("id")
         self._ids.append(identity if isinstance(identity, int) and 0 <= identity < 1 << 63 else -1)
         self._add_box(item.get("bbox"), row)
-        try:
-            self.image_ids.append(item["image_id"])
-            self.category_ids.append(item["category_id"])
-        except (KeyError, TypeError, OverflowError):
-            ids = {key: item.get(key) for key in ("image_id", "category_id")}
-            raise InputError(f"{self.where(row)}: {shown(ids)} must be whole numbers") from None
+        image_id, category_id = (whole_number(item.get(key)) for key in _REFERENCES)
+        if image_id is None or category_id is None:
+            ids = {key: item.get(key) for key in _REFERENCES}
+            raise InputError(
+                f"{self.where(row)}: {shown(ids)} must be whole numbers; write the ids of its "
+                "image and category"
+            )
+        self.image_ids.append(image_id)
+        self.category_ids.append(category_id)
         area, crowd = item.get("area"), item.get("iscrowd")
         if area is not None and not (type(area) in (int, float) and 0 <= area <= _LARGEST_AREA):
             raise InputError(
@@ -121,10 +134,14 @@ class ObjectColumns:
                 "leave it out to have it computed"
             )
         if crowd not in (0, 1, None):
-            raise InputError(f"{self.where(row)}: iscrowd {shown(crowd)} must be 0 or 1")
+            raise InputError(
+                f"{self.where(row)}: iscrowd {shown(crowd)} must be 0 or 1; write one of them"
+            )
         difficult = item.get("difficult")
         if difficult not in (0, 1, None):
-            raise InputError(f"{self.where(row)}: difficult {shown(difficult)} must be 0 or 1")
+            raise InputError(
+                f"{self.where(row)}: difficult {shown(difficult)} must be 0 or 1; write one of them"
+            )
         self.difficult.append(1 if difficult else 0)
         self.areas.append(NO_AREA if area is None else area)
         self.crowd.append(1 if crowd else 0)
@@ -143,7 +160,7 @@ class ObjectColumns:
         except (TypeError, OverflowError):
             raise InputError(
                 f"{self.where(row)}: bbox {shown(box)} must be four numbers, "
-                "[x, y, width, height] in pixels"
+                "[x, y, width, height] in pixels; correct it, or remove the annotation"
             ) from None
 
     def boxes_xyxy(self) -> npt.NDArray[np.float64]:
@@ -187,9 +204,11 @@ def read_categories(path: Path, categories: Any) -> dict[str, int]:
         where = f"{path}: category number {number}"
         if not isinstance(category, dict):
             raise InputError(f"{where}: {shown(category)} is not an object with id and name")
-        identity, name = category.get("id"), category.get("name")
-        if type(identity) is not int or abs(identity) >= 1 << 62:
-            raise InputError(f"{where}: its id is {shown(identity)}; give it a whole number")
+        identity, name = whole_number(category.get("id")), category.get("name")
+        if identity is None:
+            raise InputError(
+                f"{where}: its id is {shown(category.get('id'))}; give it a whole number"
+            )
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{where}: its name is {shown(name)}; give it one that is text")
         if control_in(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,7 +132,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     classes: tuple[str, ...] | None = Field(
         default=None,
         description="class names in the order of their labels; null: VOC's 20 if every name of the "
-        "train split is one of them, else its sorted names; COCO: the file's categories",
+        "train split is one of them, else its sorted names; COCO: the categories of its file",
     )
     limit: int | None = Field(
         default=None,
@@ -152,7 +153,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     batch_size: int = Field(default=2, ge=1, description="images per process and step")
     workers: int = Field(
-        default=2, ge=0, description="loading processes per process; 0: none beside it"
+        default=2,
+        ge=0,
+        description="loader processes of each training process; 0: it loads by itself",
     )
     prefetch: int = Field(default=2, ge=1, description="batches that each worker prepares ahead")
     cache: Literal["none", "memory"] = Field(
@@ -236,7 +239,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     def _root_is_a_path(cls, value: Path) -> Path:
         if "\0" in str(value):
             raise ValueError("the path holds a NUL character")
-        return value
+        return Path(os.path.expanduser(value))  # in root=~/x the shell leaves the ~ as it is
 
     @field_validator("train", "val")
     @classmethod
@@ -276,6 +279,10 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"longest long side, image_size[1] = {self.image_size[1]}"
             )
         return self
+
+    def split(self, name: str) -> str | tuple[str, ...]:
+        """The split or splits of a role, ``train`` or ``val``; any other name is a split's own."""
+        return {"train": self.train, "val": self.val}.get(name, name)
 
 
 def _parameters_filled(transform: object) -> object:

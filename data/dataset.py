@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from data.errors import InputError
 from data.image_files import ImageFiles
 from data.images import DamagedImageError, resize_image, resize_masks, resized_size
 from data.sampling import stream_seed
+
+log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
@@ -38,15 +41,20 @@ def choose_images(
     """``(R,)`` rows of the images to train on.
 
     The paper drops images without an object to train on and images smaller than 32 px. Raises
-    InputError where nothing is left.
+    InputError where no image or no object is left.
     """
     large = annotations.sizes.min(axis=1, initial=2**31 - 1) >= min_side
-    filled = annotations.training_counts(use_difficult) > 0
-    rows = np.flatnonzero(large & filled if drop_empty else large)
+    counts = annotations.training_counts(use_difficult)
+    rows = np.flatnonzero(large & (counts > 0) if drop_empty else large)
     if not len(rows):
         raise InputError(
             f"{annotations.source}: none of its {len(annotations)} images can be trained on; "
             "check data.train, data.drop_empty and data.min_image_side"
+        )
+    if not counts[rows].any():
+        raise InputError(
+            f"{annotations.summary()}: no object to train on (crowds never are, difficult ones "
+            "with data.voc.use_difficult); check data.train and the annotations"
         )
     return rows
 
@@ -80,6 +88,22 @@ class TrainingDataset:
             raise InputError(
                 f"{self.annotations.source}: has no segmentations, which this detector learns "
                 "from; choose another detector.type or data with masks"
+            )
+        if self.with_masks:
+            self._tell_boxes_as_masks()
+
+    def _tell_boxes_as_masks(self) -> None:
+        """Warn of objects whose masks are boxes, as COCO's own tools make them."""
+        assert self.annotations.masks is not None
+        trained = self.annotations.trained(self.use_difficult)
+        trained &= np.isin(self.annotations.object_images(), self.rows)
+        without = np.count_nonzero(trained & ~self.annotations.masks.present())
+        if without:
+            log.warning(
+                "%s: %d of %d objects to train on have no segmentation: their boxes stand for it",
+                self.annotations.source,
+                without,
+                np.count_nonzero(trained),
             )
 
     def sample(self, epoch: int, position: int, image_size: tuple[int, int]) -> Sample:

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from data.errors import InputError
 
 Factors = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -23,20 +22,12 @@ def showing_factors(
         kind: ``uniform``, ``repeat_factor`` or ``class_balanced``.
         threshold: of ``repeat_factor``.
         use_difficult: whether objects marked difficult are trained on.
-
-    Raises:
-        InputError: ``class_balanced`` without an object to train on would show nothing.
     """
     if kind == "uniform":
         return None
     images, labels = _classes_of_images(annotations, rows, use_difficult)
     if kind == "repeat_factor":
         return repeat_factors(images, labels, len(rows), threshold)
-    if not len(labels):
-        raise InputError(
-            f"{annotations.source}: no image has an object to train on, and data.sampling.type: "
-            "class_balanced shows none without; choose uniform, or another split"
-        )
     return class_balanced_factors(images, labels, len(rows))
 
 
@@ -78,7 +69,7 @@ def _classes_of_images(
 ) -> tuple[Rows, Rows]:
     """Places in ``rows`` and labels: each class of each image once, of objects to train on."""
     some = annotations.select(rows)
-    trained = ~some.crowd if use_difficult else ~(some.crowd | some.difficult)
+    trained = some.trained(use_difficult)
     classes = max(1, len(some.classes))
     keys = some.object_images()[trained] * classes + some.labels[trained]
     images, labels = np.divmod(np.unique(keys), classes)

@@ -144,11 +144,20 @@ def listed_name(line: str, annotations: Path, where: str) -> str:
 
     Files of one class (``cat_train.txt``) have a flag behind each name, after spaces or a tab; it
     is not used: an image without cats belongs to the split, too. Raises InputError for a name that
-    leaves the folder ``annotations``.
+    leaves the folder ``annotations``, and for the path of an image or of its annotation.
     """
     name = inner_path(line.strip().replace("\t", " "), where)
+    bare = posixpath.basename(name)
+    if has_image_ending(bare) or bare.endswith(".xml"):
+        bare = posixpath.splitext(bare)[0]
+    there = [os.path.isfile(annotations / f"{each}.xml") for each in (name, bare)]
+    if there == [False, True]:
+        raise InputError(
+            f"{where}: {shown(name)}: a line is a name without folder and ending; "
+            f"write {shown(bare)}"
+        )
     flagged = _NAME_AND_FLAG.fullmatch(name)
-    if flagged and not os.path.isfile(annotations / f"{name}.xml"):
+    if flagged and not there[0]:
         return flagged[1]
     return name
 
@@ -260,9 +269,18 @@ def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict
 
 
 def by_stem(names: Iterable[str]) -> dict[str, str]:
-    """Those of the files that are images by their endings, as ``images_by_stem`` lists them."""
-    images = [name for name in sorted(names) if has_image_ending(name)]
-    return {posixpath.splitext(name)[0]: name for name in images} | {name: name for name in images}
+    """Those of the files that are images by their endings, as ``images_by_stem`` lists them.
+
+    Of several with one stem it is the one whose ending comes first in ``IMAGE_ENDINGS``: beside
+    ``0001.jpg`` a ``0001.png`` is mostly a label mask.
+    """
+    images = sorted((name for name in names if has_image_ending(name)), key=_by_ending)
+    stems = {posixpath.splitext(name)[0]: name for name in reversed(images)}
+    return stems | {name: name for name in images}
+
+
+def _by_ending(name: str) -> tuple[int, str]:
+    return IMAGE_ENDINGS.index(posixpath.splitext(name)[1].lower()), name
 
 
 def has_image_ending(file: str) -> bool:
@@ -313,6 +331,14 @@ def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) ->
     stem, file = _stem_and_file(filename)
     named = listing.get(file) or listing.get(stem) or ""
     return named if name in listing and stem != name else ""
+
+
+def same_stem(name: str, filename: str | None, listing: dict[str, str]) -> list[str]:
+    """The images of the annotation's own name, where ``<filename>`` chooses none of several."""
+    endings = [*IMAGE_ENDINGS, *(ending.upper() for ending in IMAGE_ENDINGS)]
+    images = [f"{name}{ending}" for ending in endings if f"{name}{ending}" in listing]
+    chosen = filename is not None and posixpath.normpath(filename) in images
+    return [] if chosen or len(images) < 2 else images
 
 
 def _stem_and_file(filename: str) -> tuple[str, str]:

@@ -90,6 +90,13 @@ def build_anchors(
     return anchors
 
 
+def per_anchor(output: Tensor, values: int) -> Tensor:
+    """``(B, A * values, H, W)`` of a head -> ``(B, H * W * A, values)``, in the anchors' order."""
+    batch, _, height, width = output.shape
+    output = output.view(batch, -1, values, height, width)
+    return output.permute(0, 3, 4, 1, 2).reshape(batch, -1, values)
+
+
 def _default_sizes(levels: Sequence[int], octave_base: float) -> list[tuple[float, ...]]:
     if len(set(levels)) == len(levels):
         return [(octave_base * 2**level,) for level in levels]

@@ -71,7 +71,7 @@ class Backbone(BackboneWithFPN):
         channels: int,
         extra: ExtraFPNBlock | None,
         trained_stages: int,
-        fpn_norm: str = "none",
+        fpn_norm: str,
     ) -> None:
         chosen = _choose_outputs(body, levels)
         super().__init__(
@@ -144,9 +144,9 @@ class P6P7(LastLevelP6P7):
         self,
         in_channels: int,
         out_channels: int,
-        from_p5: bool = True,
-        relu_before_p7: bool = True,
-        with_p7: bool = True,
+        from_p5: bool,
+        relu_before_p7: bool,
+        with_p7: bool,
     ) -> None:
         super().__init__(in_channels, out_channels)
         self.use_P5 = from_p5

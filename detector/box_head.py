@@ -15,17 +15,11 @@ class BoxHead(TwoMLPHead):
     Args:
         in_channels: ``C * S * S``.
         representation_size: the width of both layers.
-
-    Attributes:
-        plain: ``F.linear`` on every machine. Otherwise some processors take a path that gives the
-            same.
     """
-
-    plain = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(start_dim=1)
-        linear = onednn_linear if not self.plain and pays_here(x) else F.linear
+        linear = onednn_linear if pays_here(x) else F.linear
         for layer in (self.fc6, self.fc7):
             x = F.relu(linear(x, layer.weight, layer.bias))
         return x

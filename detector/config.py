@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v3_large"
@@ -107,7 +108,7 @@ class RetinaNetConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
     )
     focal_alpha: Fraction = Field(default=0.25, description="focal loss: the weight of positives")
     focal_gamma: Annotated[float, Field(ge=0)] = Field(
-        default=2.0, description="focal loss: the exponent that lowers easy examples"
+        default=2.0, description="focal loss: the exponent by which easy examples count less"
     )
     topk_candidates: Count = Field(
         default=1000, description="best predictions of each pyramid level that go into NMS"
@@ -134,7 +135,9 @@ class RPNConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default=True, description="the best anchors of each object are positive whatever their IoU"
     )
     batch_size_per_image: Count = Field(default=256, description="anchors sampled in an image")
-    positive_fraction: Fraction = Field(default=0.5, description="most positives among the sampled")
+    positive_fraction: Fraction = Field(
+        default=0.5, description="largest share of positives among the sampled"
+    )
     pre_nms_top_n_train: Count = Field(
         default=2000, description="proposals a level before NMS, training"
     )
@@ -170,7 +173,7 @@ class RoIConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     batch_size_per_image: Count = Field(default=512, description="proposals sampled in an image")
     positive_fraction: Fraction = Field(
-        default=0.25, description="most positives among the sampled"
+        default=0.25, description="largest share of positives among the sampled"
     )
     box_weights: tuple[Positive, Positive, Positive, Positive] = Field(
         default=(10.0, 10.0, 5.0, 5.0), description="factors of the encoded (x, y, w, h) deltas"
@@ -208,7 +211,7 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         default="retinanet", description="the kind of detector"
     )
     backbone: BackboneName = Field(default="resnet50", description="the network below the pyramid")
-    weights: str = Field(
+    weights: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default="imagenet",
         min_length=1,
         description="imagenet (torchvision's IMAGENET1K_V1), none, or a .pth or .safetensors file "
@@ -258,7 +261,9 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         default=0.5,
         description="IoU above which a lower-scoring detection of the class is suppressed",
     )
-    detections_per_image: Count = Field(default=100, description="most detections of an image")
+    detections_per_image: Count = Field(
+        default=100, description="largest number of detections in an image"
+    )
     channels_last: bool = Field(
         default=True,
         description="keep images and convolutions in channels-last memory order: the same numbers "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.target import Targets
-from losses.focal_sums import BACKGROUND, IGNORED
+from losses.anchor_labels import BACKGROUND, IGNORED
 
 # Overlaps held at a time: with their two temporaries they stay near the cores.
 CHUNK_ELEMENTS = 1 << 19
@@ -47,10 +47,12 @@ def _match_image(
         torch.maximum(best, iou.amax(dim=0), out=best)
         if allow_low_quality:
             highest = iou.amax(dim=1, keepdim=True)
-            highest.masked_fill_(highest <= 0, 2)  # no anchor touches the box: it has no best one
+            # No anchor touches the box, or it has no area: it has no best one.
+            highest.masked_fill_(~(highest > 0), 2)
             matched |= iou.sub_(highest).amax(dim=0) == 0  # ties included
     matched |= best >= high
-    matches = torch.where(best < low, BACKGROUND, IGNORED)
+    # Of a box and an anchor without area the IoU is 0 / 0: background.
+    matches = torch.where(best >= low, IGNORED, BACKGROUND)
     rows = matched.nonzero().squeeze(1)
     matches[rows] = _most_overlapped(anchors, boxes, rows)
     return matches

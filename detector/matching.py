@@ -13,10 +13,8 @@ from torch import Tensor
 
 from data.target import Targets
 from detector.host_matching import match_on_host
+from losses.anchor_labels import BACKGROUND, IGNORED
 from losses.gpu import has_kernels
-
-BACKGROUND = -1  # as losses.focal_sums writes labels
-IGNORED = -2
 
 # IoU values held at a time, whatever the number of boxes and anchors: few, large kernels.
 CHUNK_ELEMENTS = 1 << 23

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.target import Targets
 from detector.box_kernels import load_corners, overlap
-from losses.focal_sums import BACKGROUND, IGNORED
+from losses.anchor_labels import BACKGROUND, IGNORED
 
 NOTHING, UNDECIDED = tl.constexpr(BACKGROUND), tl.constexpr(IGNORED)
 BLOCK = 512  # anchors of a program

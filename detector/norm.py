@@ -94,9 +94,9 @@ NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def norm_layer(name: str, eps: float = DEFAULT_EPS) -> Callable[[int], nn.Module] | None:
+def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
     """The constructor of a normalization layer, given its channels; None for ``none``."""
-    return None if name == "none" else partial(NORM_LAYERS[name], eps=eps)
+    return None if name == "none" else partial(NORM_LAYERS[name], eps=DEFAULT_EPS)
 
 
 def pyramid_norm_layer(name: str) -> Callable[[int], nn.Module] | None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 Size = tuple[int, int]
 
+MASK_THRESHOLD = 0.5  # a pixel belongs to the object if its probability is above this
+
 
 def resize_detections(
     detections: dict[str, Tensor], size_hw: Size, original_size_hw: Size
@@ -29,7 +31,7 @@ def resize_detections(
     return {**detections, "boxes": boxes}
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size_hw: Size, threshold: float = 0.5) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, size_hw: Size) -> Tensor:
     """Masks of objects in their boxes -> masks of objects in the image.
 
     As torchvision's ``paste_masks_in_image`` and a threshold, the comparison made before pasting:
@@ -39,7 +41,6 @@ def paste_masks(masks: Tensor, boxes: Tensor, size_hw: Size, threshold: float = 
         masks: ``(D, 1, M, M)`` probabilities.
         boxes: ``(D, 4)`` xyxy in pixels of the image.
         size_hw: the size of the image.
-        threshold: a pixel belongs to the object if its probability is above this.
 
     Returns:
         ``(D, H, W)`` bool.
@@ -58,7 +59,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size_hw: Size, threshold: float = 
             continue
         pixels = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0]
         visible = pixels[top - y1 : bottom - y1, left - x1 : right - x1]
-        torch.gt(visible, threshold, out=image_mask[top:bottom, left:right])
+        torch.gt(visible, MASK_THRESHOLD, out=image_mask[top:bottom, left:right])
     return image_masks
 
 

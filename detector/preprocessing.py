@@ -12,6 +12,8 @@ from torchvision.models.detection.image_list import ImageList
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
+DIVISOR = 32  # the sides of a batch are multiples of this
+
 
 class Preprocessing(nn.Module):
     """``(x - mean) / std`` and zeros at the right and at the bottom; it does not resize.
@@ -20,16 +22,14 @@ class Preprocessing(nn.Module):
     dict.
 
     Args:
-        divisor: the sides of the batch are multiples of this.
         channels_last: the memory order of the batch.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, divisor: int = 32, channels_last: bool = False) -> None:
+    def __init__(self, channels_last: bool = False) -> None:
         super().__init__()
-        self.divisor = divisor
         self.channels_last = channels_last
         for name, values in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -42,8 +42,8 @@ class Preprocessing(nn.Module):
             ``image_sizes``: the ``(H_b, W_b)`` as host integers.
         """
         sizes = [_size_of(image) for image in images]
-        height = self._round_up(max(height for height, _ in sizes))
-        width = self._round_up(max(width for _, width in sizes))
+        height = _round_up(max(height for height, _ in sizes))
+        width = _round_up(max(width for _, width in sizes))
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=self.mean.device, memory_format=order)
@@ -80,8 +80,9 @@ class Preprocessing(nn.Module):
         slot.copy_(image)  # a processor would convert the whole image into a temporary first
         torch.addcmul(offset, slot, scale, out=slot)
 
-    def _round_up(self, side: int) -> int:
-        return -(-side // self.divisor) * self.divisor
+
+def _round_up(side: int) -> int:
+    return -(-side // DIVISOR) * DIVISOR
 
 
 def _size_of(image: Tensor) -> tuple[int, int]:

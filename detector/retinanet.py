@@ -16,13 +16,13 @@ from detector.backbone import Backbone
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import DetectorConfig
 from detector.cuda_graphs import CUDAGraphs
-from detector.matching import gather_matched, match_anchors, match_batch
+from detector.matching import gather_matched, match_anchors
 from detector.norm import pyramid_norm_layer
 from detector.preprocessing import Preprocessing
 from detector.retinanet_head import RetinaNetHead
 from detector.windows import Wanted
 from losses.config import LossConfig
-from losses.focal_sums import fastest_focal_sums, focal_sums
+from losses.focal_sums import fastest_focal_sums
 from losses.gpu import has_kernels
 
 OCTAVE_BASE = 4.0  # the smallest anchor's size in strides
@@ -45,8 +45,6 @@ class RetinaNet(retinanet.RetinaNet):
         loss_names: the losses that training gives.
         weighting_pairs: the pair that the paper weighs, classification first.
         num_classes: as given.
-        plain: the plain mathematics on every device. Otherwise the CPU takes paths that give the
-            same and look at values on the way, for which another device would have to be awaited.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("classification", "bbox_regression")
@@ -72,7 +70,6 @@ class RetinaNet(retinanet.RetinaNet):
         self.config = config.retinanet
         self.num_classes = num_classes
         self.normalizer = loss.normalizer
-        self.plain = False
         self.graphs = CUDAGraphs(self, self._pass) if config.cuda_graphs else None
         self.box_coder = BoxCoder()
         self.box_loss = BoxLoss(loss.box, self.box_coder)
@@ -91,7 +88,7 @@ class RetinaNet(retinanet.RetinaNet):
             ``boxes (D, 4)`` float32 xyxy, ``scores (D,)`` float32, falling, ``labels (D,)`` int64.
         """
         batch = self.transform(images)
-        graphs = None if self.plain or not has_kernels(batch.tensors.device) else self.graphs
+        graphs = self.graphs if has_kernels(batch.tensors.device) else None
         run = graphs or self._pass
         if not self.training:
             boxes, scores, labels = run(batch.tensors)
@@ -140,8 +137,7 @@ class RetinaNet(retinanet.RetinaNet):
             targets: of ``B`` images.
         """
         config = self.config
-        match = match_batch if self.plain else match_anchors
-        matches = match(
+        matches = match_anchors(
             torch.cat(list(anchors)),
             targets,
             config.foreground_iou,
@@ -162,7 +158,7 @@ class RetinaNet(retinanet.RetinaNet):
         """``(B, A)`` matches -> ``(B,)``: the focal loss of each image's anchors."""
         labels = gather_matched(targets.labels, matches).where(matches >= 0, matches)
         levels = self.head.classify(maps)
-        focal = focal_sums if self.plain else fastest_focal_sums(labels.device)
+        focal = fastest_focal_sums(labels.device)
         sums = [
             focal(logits, level_labels, self.config.focal_alpha, self.config.focal_gamma)
             for logits, level_labels in zip(
@@ -175,7 +171,8 @@ class RetinaNet(retinanet.RetinaNet):
         self, maps: Sequence[Tensor], anchors: Tensor, matches: Tensor, targets: Targets
     ) -> Tensor:
         """``(B, A)`` matches -> ``(B,)``: the box loss of each image's positive anchors."""
-        if self._on_host(matches) and self.head.looks_locally:
+        # A fast path that looks at values, for which another device would have to be awaited.
+        if matches.device.type == "cpu" and self.head.looks_locally:
             return self._box_sums_of_positives(maps, anchors, matches, targets)
         deltas = torch.cat(self.head.regress(maps), dim=1)
         boxes = gather_matched(targets.boxes, matches)
@@ -198,24 +195,6 @@ class RetinaNet(retinanet.RetinaNet):
         deltas = self.head.regress_at(maps, Wanted(images, rows, objects))
         losses = self.box_loss.per_box(deltas, references, boxes, counts)
         return losses.new_zeros(len(matches)).index_add(0, images, losses)
-
-    def _on_host(self, values: Tensor) -> bool:
-        return values.device.type == "cpu" and not self.plain
-
-    def select_detections(
-        self,
-        head_outputs: Mapping[str, Tensor],
-        anchors: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Detections of each image: the best of each level, then NMS within each class.
-
-        Args:
-            head_outputs: as for ``compute_loss``.
-            anchors: ``(A_l, 4)`` of each level.
-            image_sizes: height and width of each image, to which boxes are clipped.
-        """
-        return self._select(*self._candidates(head_outputs, anchors), image_sizes)
 
     def _candidates(
         self, head_outputs: Mapping[str, Tensor], anchors: Sequence[Tensor]

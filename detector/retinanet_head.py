@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import retinanet
 from torchvision.ops import Conv2dNormActivation
 
+from detector.anchors import per_anchor
 from detector.initialization import init_hidden, init_output
 from detector.windows import Wanted, deltas_at
 from detector.winograd import WinogradConv2d
@@ -90,12 +91,12 @@ class RetinaNetHead(retinanet.RetinaNetHead):
         """``(B, C, H_l, W_l)`` of each level -> its logits ``(B, A_l, classes)``."""
         head = self.classification_head
         logits = _convolved(head.cls_logits, head.conv(maps))
-        return [_per_anchor(level, head.num_classes) for level in logits]
+        return [per_anchor(level, head.num_classes) for level in logits]
 
     def regress(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """``(B, C, H_l, W_l)`` of each level -> its deltas ``(B, A_l, 4)``."""
         head = self.regression_head
-        return [_per_anchor(level, 4) for level in _convolved(head.bbox_reg, head.conv(maps))]
+        return [per_anchor(level, 4) for level in _convolved(head.bbox_reg, head.conv(maps))]
 
     @property
     def looks_locally(self) -> bool:
@@ -125,10 +126,3 @@ def _split_like(maps: Sequence[Tensor], joined: Tensor) -> list[Tensor]:
     """The inverse of ``_join``."""
     parts = joined.squeeze(3).split([level[0, 0].numel() for level in maps], dim=2)
     return [part.reshape(level.shape) for part, level in zip(parts, maps, strict=True)]
-
-
-def _per_anchor(output: Tensor, values: int) -> Tensor:
-    """``(B, anchors * values, H, W)`` -> ``(B, H * W * anchors, values)``."""
-    batch, _, height, width = output.shape
-    output = output.view(batch, -1, values, height, width)
-    return output.permute(0, 3, 4, 1, 2).reshape(batch, -1, values)

@@ -18,9 +18,10 @@ from data.target import Targets
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RoIConfig
 from detector.mask_head import crop_masks, mask_logits_of, mask_probabilities
-from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
+from detector.matching import BalancedSampler, gather_matched, match_anchors
 from detector.proposals import Proposals
 from detector.roi_pooling import RoIPooler, to_rois
+from losses.anchor_labels import BACKGROUND
 from losses.classification import binary_cross_entropy_with_logits, cross_entropy
 from losses.config import BoxLossConfig
 
@@ -61,9 +62,8 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         config: thresholds and sampling.
         box_loss: the loss between deltas and matched boxes.
         score_threshold: a detection's score is above it.
-        nms_threshold: IoU from which the lower-scoring detection of a class goes.
+        nms_threshold: IoU above which the lower-scoring detection of a class goes.
         detections_per_image: the most detections of an image.
-        mask_roi_pool: as the three below, None for a detector without masks.
 
     Attributes:
         fg_bg_sampler: called with the masks of positives and negatives, gives ``Samples``.
@@ -79,9 +79,6 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         score_threshold: float,
         nms_threshold: float,
         detections_per_image: int,
-        mask_roi_pool: RoIPooler | None = None,
-        mask_head: nn.Module | None = None,
-        mask_predictor: nn.Module | None = None,
     ) -> None:
         super().__init__(
             box_roi_pool,
@@ -95,9 +92,6 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
             score_threshold,
             nms_threshold,
             detections_per_image,
-            mask_roi_pool,
-            mask_head,
-            mask_predictor,
         )
         self.config = config
         self.fg_bg_sampler = BalancedSampler(config.batch_size_per_image, config.positive_fraction)
@@ -245,7 +239,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         candidates = zip(
             boxes.split(counts), scores.split(counts), column.split(counts), sizes_hw, strict=True
         )
-        detections = [self._suppress(*candidate) for candidate in candidates]
+        detections = [self.suppress(*candidate) for candidate in candidates]
         if self.has_mask():
             self._add_masks(features, detections)
         return detections
@@ -258,7 +252,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         """``(R, C, M / 2, M / 2)`` and classes ``(R,)``, 0 for background -> ``(R, M, M)``."""
         return mask_logits_of(self.mask_predictor, self.mask_head(pooled), classes)
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size_hw: Size) -> Detections:
+    def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size_hw: Size) -> Detections:
         """Clip the candidates of one image, drop the tiny, then NMS within a class."""
         boxes = clip_boxes_to_image(boxes, size_hw)
         large = torch.where((boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(dim=1))[0]

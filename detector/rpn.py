@@ -11,15 +11,16 @@ from torchvision.models.detection import rpn as torchvision_rpn
 from torchvision.ops import clip_boxes_to_image
 
 from data.target import Targets
-from detector.anchors import PyramidAnchors
+from detector.anchors import PyramidAnchors, per_anchor
 from detector.autocast import uncached_autocast
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RPNConfig
 from detector.early_nms import first_survivors
 from detector.initialization import init_hidden, init_output
-from detector.matching import BACKGROUND, BalancedSampler, gather_matched, match_anchors
+from detector.matching import BalancedSampler, gather_matched, match_anchors
 from detector.proposals import Proposals
 from detector.rpn_at_anchors import is_one_layer, predictions_at
+from losses.anchor_labels import BACKGROUND
 from losses.classification import binary_cross_entropy_with_logits
 from losses.config import BoxLossConfig
 
@@ -166,7 +167,15 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         objectness, deltas = self._predict(maps)
         with torch.no_grad():
             boxes, scores = self._best(objectness, deltas, anchors)
-            proposals = suppress_on_gpu(self, boxes, scores, corners)
+            proposals = suppress_on_gpu(
+                boxes,
+                scores,
+                corners,
+                smallest_side=self.min_size,
+                score_threshold=self.score_thresh,
+                nms_threshold=self.nms_thresh,
+                most=self.post_nms_top_n(),
+            )
         if targets is None:
             return proposals, {}
         predictions = torch.cat(objectness, 1), torch.cat(deltas, 1)
@@ -176,8 +185,8 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         """Objectness ``(B, A_l)`` and deltas ``(B, A_l, 4)`` of each level."""
         logits, deltas = self.head(maps)
         return (
-            [_per_anchor(level, 1).squeeze(2) for level in logits],
-            [_per_anchor(level, 4) for level in deltas],
+            [per_anchor(level, 1).squeeze(2) for level in logits],
+            [per_anchor(level, 4) for level in deltas],
         )
 
     def losses(
@@ -254,7 +263,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         candidates = zip(
             torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes_hw, strict=True
         )
-        return [self._suppress(*candidate) for candidate in candidates]
+        return [self.suppress(*candidate) for candidate in candidates]
 
     def _best(
         self, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor]
@@ -268,17 +277,10 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             scores.append(best.values.sigmoid())
         return boxes, scores
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
+    def suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
         """Clip the candidates of one image, drop the tiny and the bad, then NMS within a level."""
         boxes = clip_boxes_to_image(boxes, size_hw)
         large = (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(dim=1)
         keep = torch.where(large & (scores >= self.score_thresh))[0]
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         return boxes[first_survivors(boxes, scores, levels, self.nms_thresh, self.post_nms_top_n())]
-
-
-def _per_anchor(output: Tensor, values: int) -> Tensor:
-    """``(B, A * values, H, W)`` of a head -> ``(B, H * W * A, values)``, in the anchors' order."""
-    batch, _, height, width = output.shape
-    output = output.view(batch, -1, values, height, width).permute(0, 3, 4, 1, 2)
-    return output.reshape(batch, -1, values)

@@ -18,6 +18,8 @@ from torch import Tensor
 from data.errors import InputError
 from detector.weight_archive import fault_of
 
+# Data parallelism, torch.compile, and trainers that keep the model as an attribute.
+WRAPPERS = ("module", "_orig_mod", "model")
 ARCHIVE = b"PK\3\4"  # how a file begins that torch reads as a zip archive
 
 
@@ -141,10 +143,16 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
             f"detector.weights: {path} is not a state dict (tensors by name); choose a file that "
             "was saved from model.state_dict()"
         )
-    prefix = "module."  # of DataParallel and DistributedDataParallel
-    if all(name.startswith(prefix) for name in content):
-        content = {name[len(prefix) :]: tensor for name, tensor in content.items()}
-    return dict(content), classes
+    return _without_wrappers(content), classes
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names as the model itself has them, where all of them begin with a wrapper's."""
+    while (prefix := next(iter(state)).partition(".")[0]) in WRAPPERS:
+        if not all(name.startswith(f"{prefix}.") for name in state):
+            break
+        state = {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items()}
+    return dict(state)
 
 
 def _is_entry(entry: tuple[Any, Any]) -> bool:

@@ -42,20 +42,20 @@ class PretrainedReport:
 
     Attributes:
         source: the file, or ``none``.
+        norm_eps: eps of the backbone's norms from now on.
         loaded: the number of tensors taken from it.
         classes_kept: classes whose rows in the heads were found by name.
         reinitialized: parts that keep random weights: names of parameters, or
             ``class <name>`` for the rows of a class.
         unused: tensors of the file that the detector has no place for.
-        norm_eps: eps of the backbone's norms from now on.
     """
 
     source: str
+    norm_eps: float
     loaded: int = 0
     classes_kept: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-    norm_eps: float = 1e-5
 
     def __str__(self) -> str:
         parts = [f"weights: {self.source}: {self.loaded} tensors, norm eps {self.norm_eps:g}"]
@@ -88,7 +88,7 @@ def load_pretrained(
     if config.weights == "imagenet":
         stored = fetch_weights(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
     else:
-        stored = read_weights(Path(config.weights).expanduser())
+        stored = read_weights(Path(config.weights))
     if any(name.startswith("backbone.") for name in stored.state):
         return _load_detector(detector, config, classes, stored)
     return _load_body(detector, config, stored)

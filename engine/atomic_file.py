@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,19 +53,32 @@ def link_atomically(path: Path, other: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left beside a path, half-written.
+
+    Nobody may be writing the file: what he had written would go too.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with _input_errors(path):
+        for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file name beside the path; what the block makes there takes its place, on disk too."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A file name beside the path; what the block makes there takes its place, on disk too.
+
+    The name is nobody else's: of two that write the same file at once the last one wins.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
         yield temporary
         os.replace(temporary, path)
-        temporary.unlink(missing_ok=True)  # replace leaves it where both are one file already
-    except OSError:
-        if temporary.is_file():
+    finally:
+        if temporary.is_file():  # after an error, and where both are one file already
             temporary.unlink()
-        raise
     _sync_folder(path.parent)
 
 

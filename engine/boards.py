@@ -81,11 +81,24 @@ class MLflow:
             self._client.log_batch(self._run, params=values[start : start + PARAMETERS_AT_ONCE])
 
     def _create(self, folder: Path) -> str:
-        name = folder.parent.resolve().name
-        experiment = self._client.get_experiment_by_name(name)
-        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        run: str = self._client.create_run(number, run_name=folder.name).info.run_id
+        experiment = self._experiment(folder.parent.resolve().name)
+        run: str = self._client.create_run(experiment, run_name=folder.name).info.run_id
         return run
+
+    def _experiment(self, name: str) -> str:
+        """The id of an experiment, which is made if it is not there."""
+        known = self._client.get_experiment_by_name(name)
+        if known is None:
+            try:
+                made: str = self._client.create_experiment(name)
+                return made
+            except Exception:  # MLflow's, or of the store
+                known = self._client.get_experiment_by_name(name)
+                if known is None:
+                    raise
+                # another run, begun at the same time, was faster
+        number: str = known.experiment_id
+        return number
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -216,6 +229,5 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(
-            f"train.trackers: {name} is not installed; pip install 'alwa-detection[{name}]', or "
-            "leave it out"
+            f"train.trackers: {name} is not installed; pip install '.[{name}]', or leave it out"
         ) from None

@@ -26,7 +26,7 @@ from engine.state import TrainState
 from losses.config import build_weighting
 from losses.weighting import LossWeighting
 
-log = logging.getLogger("train")
+log = logging.getLogger(__name__)
 
 Saved = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def build_state(
         detector.parameters(),
         weighting.parameters(),
         batches_per_epoch,
-        config.data.batch_size * ranks.world_size,
+        config.global_batch(ranks.world_size),
     )
     scaler = GradScaler(ranks.device.type, enabled=config.train.amp == "fp16")
     decay = config.train.ema
@@ -91,9 +91,11 @@ def build_state(
     if saved is not None:
         state.load_state_dict(saved)
         progress, accumulate = state.progress, config.train.accumulate
-        # Where it was, unless a change that was allowed made epochs longer or shorter.
+        # Where it was, unless a change that was allowed made epochs longer or shorter: then perhaps
+        # more of the epoch under way is done than it now has.
         epochs = progress.epoch * math.ceil(batches_per_epoch / accumulate)
-        state.place_schedule(epochs + math.ceil(progress.batch / accumulate))
+        done = min(progress.batch, batches_per_epoch)
+        state.place_schedule(epochs + math.ceil(done / accumulate))
     return state
 
 

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from data.annotations import Annotations
 from data.masks import encode_object
-from engine.coco_engines import Contest, Engine, Kind, Regions, check_engine, compute_stats
+from engine.coco_engines import CocoInputs, CocoObjects, Engine, Kind, check_engine, compute_stats
 from engine.detections import Detections, sides_of
 
 # In the order of the API's summary; detections per image and class are cut to 1, 10 and 100.
@@ -45,7 +45,7 @@ def coco_scores(
         return dict.fromkeys(NAMES)
     # classes without ground truth are left out of every mean, so their detections cannot matter
     relevant = detections.select(np.flatnonzero(np.isin(detections.label, present)))
-    contest = Contest(
+    inputs = CocoInputs(
         _images(annotations),
         _ranks(annotations.category_ids)[present],
         _truth(annotations, kind),
@@ -54,7 +54,7 @@ def coco_scores(
         relevant.score,
         kind,
     )
-    stats = compute_stats(contest, engine)
+    stats = compute_stats(inputs, engine)
     return {
         name: None if value < 0 else float(value) for name, value in zip(NAMES, stats, strict=True)
     }
@@ -69,11 +69,11 @@ def _images(annotations: Annotations) -> list[dict[str, Any]]:
     ]
 
 
-def _truth(annotations: Annotations, kind: Kind) -> Regions:
-    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+def _truth(annotations: Annotations, kind: Kind) -> CocoObjects:
+    rows = annotations.object_images()
     areas = np.where(annotations.difficult, IGNORED_AREA, annotations.areas)
     masks = _true_masks(annotations) if kind == "segm" else None
-    return _regions(rows, annotations.labels, annotations.boxes, areas, masks, annotations)
+    return _objects(rows, annotations.labels, annotations.boxes, areas, masks, annotations)
 
 
 def _true_masks(annotations: Annotations) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def _true_masks(annotations: Annotations) -> list[dict[str, Any]]:
     ]
 
 
-def _found(detections: Detections, annotations: Annotations, kind: Kind) -> Regions:
+def _found(detections: Detections, annotations: Annotations, kind: Kind) -> CocoObjects:
     """Detections with the areas of their boxes, or of their masks where masks are scored."""
     areas, masks = sides_of(detections.boxes).prod(axis=1), None
     if kind == "segm":
@@ -96,21 +96,21 @@ def _found(detections: Detections, annotations: Annotations, kind: Kind) -> Regi
         ]
         # one by one: of a list pycocotools refuses areas for more than 255 masks
         areas = np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
-    return _regions(detections.image, detections.label, detections.boxes, areas, masks, annotations)
+    return _objects(detections.image, detections.label, detections.boxes, areas, masks, annotations)
 
 
-def _regions(
+def _objects(
     images: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int32],
     boxes: npt.NDArray[np.float64],
     areas: npt.NDArray[np.float64],
     masks: list[dict[str, Any]] | None,
     annotations: Annotations,
-) -> Regions:
+) -> CocoObjects:
     """What objects and detections have in common."""
     xywh = np.hstack([boxes[:, :2], sides_of(boxes)])
     image_ids, category_ids = _ranks(annotations.image_ids), _ranks(annotations.category_ids)
-    return Regions(image_ids[images], category_ids[labels], xywh, areas, masks)
+    return CocoObjects(image_ids[images], category_ids[labels], xywh, areas, masks)
 
 
 def _ranks(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -30,7 +30,7 @@ MODULES: dict[str, str] = {"faster-coco-eval": "faster_coco_eval", "hotcoco": "h
 
 
 @dataclass(frozen=True)
-class Regions:
+class CocoObjects:
     """Ground truth or detections in the COCO API's terms, a column for each of its keys.
 
     Attributes:
@@ -63,7 +63,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Contest:
+class CocoInputs:
     """Everything that the twelve numbers depend on.
 
     Attributes:
@@ -78,9 +78,9 @@ class Contest:
 
     images: list[dict[str, Any]]
     category_ids: IntArray
-    truth: Regions
+    truth: CocoObjects
     crowd: npt.NDArray[np.bool_]
-    found: Regions
+    found: CocoObjects
     scores: FloatArray
     kind: Kind
 
@@ -113,9 +113,9 @@ def check_engine(engine: Engine) -> None:
         ) from None
 
 
-def _pycocotools(contest: Contest) -> FloatArray:
-    truth, found = (_in_memory(dataset) for dataset in contest.datasets())
-    return _run(COCOeval(truth, found, contest.kind))
+def _pycocotools(inputs: CocoInputs) -> FloatArray:
+    truth, found = (_in_memory(dataset) for dataset in inputs.datasets())
+    return _run(COCOeval(truth, found, inputs.kind))
 
 
 def _in_memory(dataset: dict[str, Any]) -> COCO:
@@ -125,35 +125,35 @@ def _in_memory(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def _faster_coco_eval(contest: Contest) -> FloatArray:
+def _faster_coco_eval(inputs: CocoInputs) -> FloatArray:
     import faster_coco_eval
 
-    truth, found = (faster_coco_eval.COCO(dataset) for dataset in contest.datasets())
-    return _run(faster_coco_eval.COCOeval_faster(truth, found, contest.kind, print_function=print))
+    truth, found = (faster_coco_eval.COCO(dataset) for dataset in inputs.datasets())
+    return _run(faster_coco_eval.COCOeval_faster(truth, found, inputs.kind, print_function=print))
 
 
-def _hotcoco(contest: Contest) -> FloatArray:
+def _hotcoco(inputs: CocoInputs) -> FloatArray:
     """Columns go in as they are: making a dict of each object would cost more than the scoring."""
     import hotcoco
 
-    columns = contest.truth
+    columns = inputs.truth
     truth = hotcoco.COCO.from_arrays(
-        contest.images,
-        contest.categories(),
+        inputs.images,
+        inputs.categories(),
         columns.image_ids,
         columns.category_ids,
         columns.xywh,
         ids=np.arange(1, len(columns.areas) + 1),
         area=columns.areas,
-        iscrowd=contest.crowd.astype(np.int64),
+        iscrowd=inputs.crowd.astype(np.int64),
         segmentation=columns.segmentations,
     )
-    columns = contest.found
-    rows = np.column_stack([columns.image_ids, columns.xywh, contest.scores, columns.category_ids])
+    columns = inputs.found
+    rows = np.column_stack([columns.image_ids, columns.xywh, inputs.scores, columns.category_ids])
     found = truth.load_res(rows, segmentation=columns.segmentations)
-    # load_res takes areas from the boxes, the contest has those of masks where masks are scored
+    # load_res takes areas from the boxes, the inputs have those of masks where masks are scored
     found.update_anns(ids=np.arange(1, len(rows) + 1), area=columns.areas)
-    return _run(hotcoco.COCOeval(truth, found, contest.kind))
+    return _run(hotcoco.COCOeval(truth, found, inputs.kind))
 
 
 def _run(evaluation: Any) -> FloatArray:
@@ -164,20 +164,18 @@ def _run(evaluation: Any) -> FloatArray:
     return np.asarray(evaluation.stats, dtype=np.float64)[:12]
 
 
-# A contest -> (12,) in the order of the API's summary, -1 where there is nothing to score.
-_STATS: dict[Engine, Callable[[Contest], FloatArray]] = {
+# Inputs -> (12,) in the order of the API's summary, -1 where there is nothing to score.
+_STATS: dict[Engine, Callable[[CocoInputs], FloatArray]] = {
     "pycocotools": _pycocotools,
     "faster-coco-eval": _faster_coco_eval,
     "hotcoco": _hotcoco,
 }
 
 
-def compute_stats(contest: Contest, engine: Engine) -> FloatArray:
+def compute_stats(inputs: CocoInputs, engine: Engine) -> FloatArray:
     """``(12,)`` in the order of the API's summary, -1 where there is nothing to score.
 
-    Raises:
-        InputError: the engine is not installed.
+    The engine is installed: ``check_engine``.
     """
-    check_engine(engine)
     with contextlib.redirect_stdout(io.StringIO()):  # they print what they do
-        return _STATS[engine](contest)
+        return _STATS[engine](inputs)

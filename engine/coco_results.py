@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from data.annotations import Annotations
+from data.coco_columns import whole_number
 from data.errors import InputError, shown, unreadable
 from data.run_lengths import described_pixels
 from engine.atomic_file import write_atomically
@@ -121,9 +122,9 @@ def _load_entries(path: Path) -> list[dict[str, Any]]:
 def _look_up(
     entry: Mapping[str, Any], key: str, known: Mapping[int, int], where: str, cure: str
 ) -> int:
-    value = entry.get(key)
-    if type(value) is not int or value not in known:  # True == 1, but it is no id
-        raise InputError(f"{where}: {key} {shown(value)} is not in the data; {cure}")
+    value = whole_number(entry.get(key))
+    if value is None or value not in known:
+        raise InputError(f"{where}: {key} {shown(entry.get(key))} is not in the data; {cure}")
     return known[value]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.annotations import Annotations
-from data.errors import InputError, shown, unreadable
+from data.errors import InputError, shown, some_of, unreadable
 from engine.atomic_file import write_atomically
 from engine.coco_results import LARGEST_COORDINATE
 from engine.detections import Detections, make_detections
@@ -104,7 +104,7 @@ def _files_of_split(folder: Path, annotations: Annotations, expected: list[str])
     if not found:
         raise InputError(
             f"{folder}: holds no detections of the split {annotations.split!r}; expected a file a "
-            f"class: {', '.join(expected[:3])}{', ...' if len(expected) > 3 else ''}"
+            f"class: {some_of(expected, most=3)}"
         )
     unknown = sorted(found.difference(expected))
     if unknown:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -16,7 +17,7 @@ from pydantic import (
 )
 
 from data.config import DataConfig
-from data.errors import InputError
+from data.errors import InputError, shown
 from detector.config import DetectorConfig
 from engine.run_config import EvaluateConfig, TrainConfig
 from engine.strict_yaml import parse_yaml, read_yaml
@@ -26,9 +27,16 @@ from losses.config import LossConfig
 PLAIN_MESSAGES = {
     "model_type": "a mapping of keys is needed (or leave it out)",
     "dict_type": "a mapping of keys is needed",
-    "tuple_type": "a list is needed",
     "string_type": "text is needed (quote numbers, yes, no, on, off)",
+    "path_type": "a path is needed, such as ../data (quote what YAML takes for something else)",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is needed"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number is needed"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is needed"),
+    "too_short": "at least one value is needed",
 }
+# Not a list, or not as long as it must be: "missing" is an item of it, as every key has a default.
+LIST_PROBLEMS = ("tuple_type", "missing", "too_long")
+COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
 class Config(BaseModel, extra="forbid", frozen=True):
@@ -67,6 +75,14 @@ class Config(BaseModel, extra="forbid", frozen=True):
     def run_folder(self) -> Path:
         """The folder of this run."""
         return Path(self.train.output) / (self.train.name or "run")
+
+    def flat(self) -> dict[str, Any]:
+        """Every key by its dotted path, with plain values."""
+        return flatten(self.model_dump(mode="json"))
+
+    def global_batch(self, world_size: int) -> int:
+        """Images in one batch of all processes together."""
+        return self.data.batch_size * world_size
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -118,13 +134,25 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     for key, value, parsed in _leaves(values, config):
         # YAML's true is Python's int 1: `lr: yes` must not train with a learning rate of 1.
         if isinstance(value, bool) and not isinstance(parsed, bool):
-            raise InputError(f"{source}: {key}: a {type(parsed).__name__} is needed, not {value}")
+            kind = "a whole number" if isinstance(parsed, int) else "a number"
+            raise InputError(f"{source}: {key}: {kind} is needed, not {value}")
     return config
 
 
 def dump_config(values: Mapping[str, Any]) -> str:
     """A fully resolved config, as plain values, as YAML that ``load_config`` reads back."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
@@ -186,8 +214,34 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
         return f"{key}: {reason}" if key else reason
+    if problem["type"] in LIST_PROBLEMS:
+        key = key.rpartition(".")[0] if problem["type"] == "missing" else key
+        return f"{key}: {_list_needed(location)}, got {shown(value)}"
     message = PLAIN_MESSAGES.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
-    return f"{key}: {message}, got {_shorten(value)}"
+    return f"{key}: {message}, got {shown(value)}"
+
+
+def _list_needed(location: Sequence[str | int]) -> str:
+    """What a key that holds a list needs, with its default as an example.
+
+    >>> _list_needed(["data", "image_size"]), _list_needed(["detector", "levels"])
+    ('two numbers are needed, such as [600, 1000]', 'a list is needed')
+    """
+    block, (name, *_) = _block_at(location)
+    field = block.model_fields[str(name)]
+    kinds = _kinds_of_items(field.annotation)
+    default = field.get_default(call_default_factory=True)
+    example = f", such as {json.dumps(default)}" if default and isinstance(default, tuple) else ""
+    if Ellipsis in kinds:
+        return f"a list is needed{example}"
+    return f"{COUNTS[len(kinds)]} {'names' if str in kinds else 'numbers'} are needed{example}"
+
+
+def _kinds_of_items(annotation: Any) -> tuple[Any, ...]:
+    """Of a type that holds a list: ``dict[str, tuple[int, int]] | None`` -> ``(int, int)``."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)
+    return next(filter(None, map(_kinds_of_items, get_args(annotation))), ())
 
 
 def _without_types(location: Sequence[str | int]) -> list[str | int]:
@@ -198,21 +252,22 @@ def _without_types(location: Sequence[str | int]) -> list[str | int]:
     return [part for part in location if part not in ("str", "tuple[str, ...]")]
 
 
-def _shorten(value: object, most: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + "…"
-
-
 def _keys_at(location: Sequence[Any]) -> list[str]:
     """The keys that the config model knows below a location."""
-    model: type[BaseModel] = Config
-    for part in location:
-        field = model.model_fields.get(str(part))
+    block, rest = _block_at(location)
+    return [] if rest else list(block.model_fields)
+
+
+def _block_at(location: Sequence[Any]) -> tuple[type[BaseModel], Sequence[Any]]:
+    """The innermost block of the config model on the way to a location, and the way from there."""
+    block: type[BaseModel] = Config
+    for depth, part in enumerate(location):
+        field = block.model_fields.get(str(part))
         nested = field.annotation if field else None
         if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
-            return []
-        model = nested
-    return list(model.model_fields)
+            return block, location[depth:]
+        block = nested
+    return block, ()
 
 
 def _leaves(raw: object, parsed: object, key: str = "") -> Iterator[tuple[str, object, object]]:

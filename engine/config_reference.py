@@ -19,6 +19,8 @@ BASE = {
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
+HELP_WIDTH = 100  # characters in a line of --help
+
 Schema = Mapping[str, Any]
 
 
@@ -67,14 +69,14 @@ def keys() -> list[Key]:
     return list(_keys(schema, schema["$defs"], ""))
 
 
-def help_text(width: int = 100) -> str:
+def help_text() -> str:
     """All keys for ``train.py --help``."""
     lines = ["config keys, with their defaults:"]
     for key in keys():
         lines.append(f"  {key.name} = {key.default}   ({key.kind})")
         lines += textwrap.wrap(
             key.meaning,
-            width,
+            HELP_WIDTH,
             initial_indent="      ",
             subsequent_indent="      ",
             break_on_hyphens=False,

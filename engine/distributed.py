@@ -124,15 +124,15 @@ class Ranks:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
-    def wrap(self, module: nn.Module, parts_rest: bool = False) -> nn.Module:
+    def wrap(self, module: nn.Module, has_frozen_parts: bool = False) -> nn.Module:
         """The module with gradients averaged over ranks; the module itself on one rank.
 
         Batch norm's running statistics follow the main rank's, so that a checkpoint, which holds
         the main rank's, describes them all.
 
         Args:
-            parts_rest: whether parameters may lose and regain ``requires_grad``: each iteration
-                then looks for those that have none.
+            has_frozen_parts: whether parameters may lose and regain ``requires_grad``: each
+                iteration then looks for those that have none.
         """
         if self.world_size == 1:
             return module
@@ -141,7 +141,7 @@ class Ranks:
         wrapped = DistributedDataParallel(
             module,
             gradient_as_bucket_view=True,
-            find_unused_parameters=parts_rest,
+            find_unused_parameters=has_frozen_parts,
             **following,
         )
         _settle_buckets(wrapped)
@@ -163,6 +163,15 @@ def _settle_buckets(wrapped: DistributedDataParallel) -> None:
     module.zero_grad()
 
 
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 @contextmanager
 def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group that torchrun describes, or run alone without torchrun.
@@ -174,16 +183,15 @@ def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     Raises:
         InputError: the device is not there, or there are more ranks than GPUs.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    size, rank = world_size(), _rank()
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if world_size == 1:
+    if size == 1:
         yield Ranks(0, 1, chosen)
         return
     # Host values travel through gloo, so that agreeing on a flag never waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
-    yield Ranks(rank, world_size, chosen)
+    yield Ranks(rank, size, chosen)
     dist.barrier()  # a rank that leaves while another still talks to it ends both
     dist.destroy_process_group()
 
@@ -197,7 +205,7 @@ def is_lost_rank(error: Exception) -> bool:
 
 def report_error(message: object) -> None:
     """Print an error in one piece, so that those of several ranks do not run together."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = _rank()
     tell(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
 
 
@@ -209,7 +217,7 @@ def leave(code: int) -> NoReturn:
     then, when gloo's threads are taken down, and torchrun calls a finished run failed.
     """
     flush_outputs()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         os._exit(code)
     sys.exit(code)
 

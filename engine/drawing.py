@@ -13,7 +13,6 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from data.annotations import Annotations
-from data.masks import decode_objects
 from engine.atomic_file import write_atomically
 from engine.detections import Detections
 
@@ -46,7 +45,6 @@ def draw_grid(
     rows: Sequence[int],
     annotations: Annotations,
     detections: Detections,
-    score_threshold: float = 0.5,
     columns: int = 2,
     height: int = 360,
 ) -> Pixels:
@@ -56,8 +54,7 @@ def draw_grid(
         images: ``(H, W, 3)`` uint8 RGB, original images.
         rows: their rows in the annotations.
         annotations: the ground truth; difficult objects and crowds are drawn grey.
-        detections: of the split; those of other images are passed over.
-        score_threshold: detections below are not drawn.
+        detections: of the split; those of other images, and of scores below 0.5, are not drawn.
         columns: pairs beside each other.
         height: of each image in the picture, less where the image is very wide.
 
@@ -65,7 +62,7 @@ def draw_grid(
         ``(H, W, 3)`` uint8 RGB.
     """
     pairs = [
-        draw_pair(image, row, annotations, detections, score_threshold, height)
+        draw_pair(image, row, annotations, detections, height=height)
         for image, row in zip(images, rows, strict=True)
     ]
     lines = [
@@ -82,7 +79,10 @@ def draw_pair(
     score_threshold: float = 0.5,
     height: int = 360,
 ) -> Pixels:
-    """One image with its ground truth, and with its detections; arguments as in ``draw_grid``."""
+    """One image with its ground truth, and with its detections from a score on.
+
+    Other arguments as in ``draw_grid``.
+    """
     truth = _true_objects(row, annotations)
     found = _found_objects(row, annotations, detections, score_threshold)
     name = str(annotations.names[row])
@@ -104,7 +104,10 @@ def draw_detections(
     detections: Detections,
     score_threshold: float = 0.5,
 ) -> Pixels:
-    """A copy of an image with its detections, at its own size; arguments as in ``draw_grid``."""
+    """A copy of an image with its detections from a score on, at its own size.
+
+    Other arguments as in ``draw_grid``.
+    """
     canvas = image.copy()
     found = _found_objects(row, annotations, detections, score_threshold)
     draw_objects(canvas, found, 1.0, max(1.0, min(canvas.shape[:2]) / PLAIN_SIDE))
@@ -150,9 +153,7 @@ def _true_objects(row: int, annotations: Annotations) -> list[DrawnObject]:
     objects = np.arange(len(annotations.boxes))[annotations.objects_of(row)]
     masks: Sequence[Pixels | None] = [None] * len(objects)
     if annotations.masks is not None:
-        height, width = annotations.sizes[row].tolist()
-        boxes = annotations.boxes[objects]
-        masks = list(decode_objects(annotations.masks, objects, boxes, (height, width)))
+        masks = list(annotations.decode_masks(row, objects))
     return [
         _true_object(annotations, int(index), mask)
         for index, mask in zip(objects, masks, strict=True)

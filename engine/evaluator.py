@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,8 @@ def score(
         engine: what computes the COCO scores.
 
     Returns:
-        ``{"images": int, "voc": {"area": ..., "11point": ...}, "coco": {"bbox": ...}}`` with
-        ``"segm"`` beside ``"bbox"`` where both detections and annotations have masks.
+        ``{"images": int, "voc_iou": iou, "voc": {"area": ..., "11point": ...}, "coco": {"bbox":
+        ...}}`` with ``"segm"`` beside ``"bbox"`` where both detections and annotations have masks.
     """
     _check_coverage(detections, annotations)
     coco = {"bbox": coco_scores(detections, annotations, "bbox", engine)}
@@ -139,6 +139,7 @@ def score(
         coco["segm"] = coco_scores(detections, annotations, "segm", engine)
     return {
         "images": len(annotations),
+        "voc_iou": iou,
         "voc": voc_scores(detections, annotations, iou),
         "coco": coco,
     }
@@ -176,6 +177,24 @@ def _check_coverage(detections: Detections, annotations: Annotations) -> None:
         )
 
 
+def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
+    flat = {
+        "voc_mAP": scores["voc"]["area"]["mAP"],
+        "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
+    }
+    for kind, prefix in (("bbox", "coco_"), ("segm", "coco_segm_")):
+        for name, value in scores["coco"].get(kind, {}).items():
+            flat[prefix + name] = value
+    return flat
+
+
+def score_tags(detector_type: str) -> list[str]:
+    """The scores by which runs are compared, as their curves are called."""
+    masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
+    return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
+
+
 def write_metrics(path: str | Path, scores: dict[str, Any]) -> None:
     """Write scores as strict JSON, whole or not at all; what is no finite number becomes null.
 
@@ -209,7 +228,8 @@ def format_table(scores: dict[str, Any], annotations: Annotations | None = None)
         columns.append(["objects", *map(str, counts), str(sum(counts))])
     for title, form in (("AP area", area), ("AP 11-point", eleven)):
         columns.append([title, *map(_percent, form["AP"].values()), _percent(form["mAP"])])
-    lines = [f"{scored}; VOC average precision in %", "", *_aligned(columns)]
+    heading = f"{scored}; VOC average precision at IoU {scores['voc_iou']:g} in %"
+    lines = [heading, "", *_aligned(columns)]
     kinds = scores["coco"]
     columns = [["COCO, %", *kinds]]
     for name in NAMES:

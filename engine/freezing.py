@@ -28,7 +28,7 @@ class Freezing:
 
     def __init__(self, detector: nn.Module, spans: Mapping[str, tuple[int, int]]) -> None:
         self._detector = detector
-        self._rested: list[str] = []
+        self._frozen: list[str] = []
         self._trained = [value for value in detector.parameters() if value.requires_grad]
         self._modules = {name: _find(detector, name) for name in spans}
         self._spans = spans
@@ -43,23 +43,23 @@ class Freezing:
         left = self._left(epoch)
         for parameter in self._trained:
             parameter.requires_grad_(id(parameter) in left)
-        resting = self._resting(epoch)
-        for name in resting:
+        frozen = self._frozen_in(epoch)
+        for name in frozen:
             # These layers alone: the RPN, say, proposes less in evaluation mode.
             for layer in self._modules[name].modules():
                 if isinstance(layer, CHANGED_BY_TRAINING):
                     layer.eval()
-        if resting != self._rested:
+        if frozen != self._frozen:
             forget_recordings(self._detector)
-        self._rested = resting
+        self._frozen = frozen
 
-    def _resting(self, epoch: int) -> list[str]:
+    def _frozen_in(self, epoch: int) -> list[str]:
         return [name for name, (start, end) in self._spans.items() if start <= epoch < end]
 
     def _left(self, epoch: int) -> set[int]:
         """The ids of the parameters that are trained in an epoch."""
-        resting = [self._modules[name].parameters() for name in self._resting(epoch)]
-        return {id(value) for value in self._trained} - {id(v) for part in resting for v in part}
+        frozen = [self._modules[name].parameters() for name in self._frozen_in(epoch)]
+        return {id(value) for value in self._trained} - {id(v) for part in frozen for v in part}
 
 
 def _find(detector: nn.Module, name: str) -> nn.Module:

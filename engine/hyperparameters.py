@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.config import Config
-from engine.resume import flatten
 
 # The same for every run: TensorBoard takes the columns of its table from one of the runs. It sorts
 # them by name and shows the first five until others are ticked.
@@ -26,12 +23,7 @@ COMPARED = (
 )
 
 
-def flat_config(config: Config) -> dict[str, Any]:
-    """Every key by its dotted path."""
-    return flatten(config.model_dump(mode="json"))
-
-
 def hyperparameters(config: Config) -> dict[str, str | float | int]:
     """The keys by which runs are compared; what is null is the text null."""
-    values = flat_config(config)
+    values = config.flat()
     return {key: "null" if values[key] is None else values[key] for key in COMPARED}

@@ -23,26 +23,28 @@ from engine.detections import Detections
 from engine.distributed import Ranks
 from engine.divergence import FiniteGuard, Watched
 from engine.drawing import draw_pair
-from engine.evaluator import check_best
+from engine.evaluator import check_best, headline_scores
 from engine.freezing import Freezing
 from engine.precision import autocast
 from engine.run_config import TrainConfig
 from engine.run_folder import RunFolder
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState, seed_iteration
-from engine.tracking import Tracker, headline_scores
+from engine.tracking import Tracker
 from engine.validation import Validation
+from engine.voc_map import count_objects
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration computed: 0-d tensors on the device by loss name, and its lr."""
+    """What one iteration computed: 0-d tensors on the device by loss name, its epoch and lr."""
 
     losses: dict[str, Tensor]
     weighted: dict[str, Tensor]
     weights: dict[str, Tensor]
+    epoch: int
     lr: float
 
 
@@ -100,33 +102,47 @@ class Training:
                 "train.epochs: %d, and epoch %d has begun: nothing is trained", epochs, begun
             )
             return
+        if self.is_over():
+            return
         self.folder.write_config()
-        while progress.evaluated < epochs and not self.gave_up():
+        if self.ranks.is_main and not count_objects(self.validation.annotations).any():
+            log.warning(
+                "the validation split has no objects that count: best.pt is the newest epoch, "
+                "train.patience never ends the run"
+            )
+        newest = None
+        while not self.is_over():
             if progress.epoch == progress.evaluated:
-                self.train_epoch()
+                newest = self.train_epoch()
                 self.folder.save(self.state)
             if progress.epoch % self.evaluate_every == 0 or progress.epoch == epochs:
                 self.evaluate()
             progress.evaluated = progress.epoch
             self.folder.save(self.state)
+        early = progress.epoch < epochs
+        if early and newest is not None and progress.step % self.config.log_every:
+            self.log_end(newest)
 
-    def gave_up(self) -> bool:
-        """Whether the newest score ends ``train.patience`` epochs without a better one."""
-        progress, patience = self.state.progress, self.config.patience
-        best = progress.best_epoch
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or ``train.patience`` of them without a better score.
+
+        Every rank must call it.
+        """
+        progress, config = self.state.progress, self.config
+        if progress.evaluated >= config.epochs:
+            return True
         # only the main rank knows the scores
-        if not self.ranks.is_main or patience is None or best is None:
-            waited = False
-        else:
-            scored = progress.evaluated % self.evaluate_every == 0
-            waited = scored and progress.evaluated - best >= patience
+        waited = self.ranks.is_main and progress.waited(config.patience, self.evaluate_every)
         (ended,) = self.ranks.any(waited)
         if ended:
-            log.info("no better %s since epoch %s: training ends", self.config.best, best)
+            log.info("no better %s since epoch %s: training ends", config.best, progress.best_epoch)
         return ended
 
     def evaluate(self) -> None:
-        """Score the validation split; the best epoch so far becomes ``best.pt``."""
+        """Score the validation split; the best epoch so far becomes ``best.pt``.
+
+        While no epoch has a score, as without an object to score against, that is the newest one.
+        """
         result = self.validation.run(self.state.evaluated)
         if result is None:
             return
@@ -137,7 +153,7 @@ class Training:
         self.tracker.evaluation(progress, scores, self.draw(detections), curves)
         value = headline_scores(scores).get(name)
         best = progress.best_score
-        if progress.best_epoch is None or (value is not None and (best is None or value > best)):
+        if best is None or (value is not None and value > best):
             progress.best_score, progress.best_epoch = value, progress.epoch
             self.folder.keep_best()
 
@@ -150,8 +166,8 @@ class Training:
             for row, image in zip(rows, images, strict=True)
         ]
 
-    def train_epoch(self) -> None:
-        """Train on what is left of the epoch under way."""
+    def train_epoch(self) -> Iteration | None:
+        """Train on what is left of the epoch under way; its last iteration, if there was one."""
         progress, config = self.state.progress, self.config
         self.model.train()
         self.freezing.apply(progress.epoch)
@@ -162,6 +178,7 @@ class Training:
             done=progress.batch,
             images_per_batch=self.global_batch,
         )
+        iteration = None
         batches = self.loader.epoch(progress.epoch, start=progress.batch)
         for group in grouped(batches, config.accumulate):
             iteration = self.train_step(group)
@@ -178,6 +195,7 @@ class Training:
         self.tracker.finish_epoch()
         progress.epoch += 1
         progress.batch = 0
+        return iteration
 
     def train_step(self, batches: Sequence[Batch]) -> Iteration:
         """One iteration: the mean loss over the batches, its gradient, one update."""
@@ -217,7 +235,8 @@ class Training:
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         scaled = {name: torch.stack([p[name] for p in weighted_parts]).mean() for name in mean}
         weights = self.state.weighting.applied_weights()
-        return Iteration(mean, scaled, weights, self.state.optimizer.param_groups[0]["lr"])
+        lr = self.state.optimizer.param_groups[0]["lr"]
+        return Iteration(mean, scaled, weights, self.state.progress.epoch, lr)
 
     def without_exchange(self) -> AbstractContextManager[Any]:
         """Backward passes within keep their gradients on this rank."""
@@ -250,8 +269,8 @@ class Training:
         The state keeps them: a run of more epochs goes on as if it had never ended here.
         """
         self.guard.check()
-        record = {**self.record(iteration), "last_of": self.config.epochs}
-        self.tracker.train(record, batches_left=self.batches_left())
+        record = {**self.record(iteration), "last_of": iteration.epoch + 1}
+        self.tracker.train(record, batches_left=0)
 
     def batches_left(self) -> int:
         """Batches until the end of the run."""
@@ -266,7 +285,7 @@ class Training:
         values = self.ranks.mean(torch.stack(both)).tolist()
         return {
             "step": state.progress.step,
-            "epoch": state.progress.epoch,
+            "epoch": iteration.epoch,
             "lr": iteration.lr,
             "loss": dict(zip(names, values[: len(names)], strict=True)),
             "weighted_loss": dict(zip(names, values[len(names) :], strict=True)),

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from engine.config import Config
+
 Detected = dict[str, Tensor]
 
 
@@ -44,6 +46,15 @@ class Mirrored(nn.Module):
         boxes, scores = both["boxes"].float(), both["scores"].float()
         kept = batched_nms(boxes, scores, both["labels"], self.nms_threshold)[: self.most]
         return {name: values[kept] for name, values in both.items()}
+
+
+def with_flip(detector: nn.Module, config: Config) -> nn.Module:
+    """A detector as it is evaluated: with ``evaluate.flip`` it looks twice. Its mode stays."""
+    if not config.evaluate.flip:
+        return detector
+    limits = config.detector
+    mirrored = Mirrored(detector, limits.nms_threshold, limits.detections_per_image)
+    return mirrored.train(detector.training)
 
 
 def mirror_back(detected: Detected, width: int) -> Detected:

@@ -33,10 +33,9 @@ def build_optimization(
         batches_per_epoch: of one rank.
         global_batch: images in one batch of all ranks together.
     """
-    lr = config.lr
-    if config.optimizer == "sgd" and config.scale_lr:
+    lr = applied_lr(config, config.lr, global_batch)
+    if lr != config.lr:
         total = global_batch * config.accumulate
-        lr = scaled_lr(lr, total)
         log.info(
             "lr %g for a total batch of %d images (train.lr is for %d)", lr, total, REFERENCE_BATCH
         )
@@ -61,9 +60,18 @@ def build_optimization(
     return optimizer, schedule
 
 
-def scaled_lr(lr: float, total_batch: int) -> float:
-    """The learning rate for a total batch, linear in it (Goyal et al. 2017)."""
-    return lr * total_batch / REFERENCE_BATCH
+def applied_lr(config: TrainConfig, lr: float, global_batch: int) -> float:
+    """What the optimizer gets where ``train.lr`` is ``lr``.
+
+    Under SGD with ``train.scale_lr`` it is linear in the total batch (Goyal et al. 2017).
+
+    Args:
+        global_batch: images in one batch of all ranks together.
+    """
+    if config.optimizer != "sgd" or not config.scale_lr:
+        return lr
+    total = global_batch * config.accumulate
+    return lr * total / REFERENCE_BATCH
 
 
 def build_optimizer(

@@ -7,26 +7,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.errors import InputError
-from engine.config import Config
+from engine.config import Config, flatten
 
 log = logging.getLogger(__name__)
 
-# Keys that change neither the data's order nor the mathematics of an iteration.
-FREE_KEYS = frozenset(
+# Keys that change no result, beyond the rounding of another device or program: where, how fast, how
+# carefully and how talkatively a run goes.
+NEUTRAL_KEYS = frozenset(
     {
         "data.cache",
+        "data.follow_links",
+        "data.max_image_pixels",
         "data.prefetch",
         "data.workers",
+        "evaluate.engine",
         "train.checkpoint_every",
         "train.device",
-        "train.epochs",
         "train.log_every",
         "train.output",
-        "train.patience",
         "train.pictures",
         "train.trackers",
     }
 )
+# Under these, too, a run goes on as one that began under them.
+FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.patience"}
+# Free where the checkpoint has digests of the data, by which they are compared instead.
+PLACES_OF_DATA = frozenset({"data.root"})
 # Half a cosine ends with the last epoch: there more epochs are another lr in every iteration.
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
@@ -65,10 +71,12 @@ def check_resume(
         InputError: keys differ that decide the result (with a list of them), or the classes, the
             weighting or the global batch do, whether changes are allowed or not.
     """
-    before, now = flatten(saved["config"]), flatten(config.model_dump(mode="json"))
+    before, now = flatten(saved["config"]), config.flat()
     # What an older checkpoint knows nothing of was as it is by default.
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     free = FREE_KEYS | BATCH_KEYS
+    if "training" in saved:
+        free |= PLACES_OF_DATA
     if config.train.schedule == "cosine":
         free -= COSINE_KEYS
     changed = [
@@ -91,7 +99,7 @@ def check_resume(
     for line in changed:
         log.warning("--allow-changed: %s", line)
     check_classes(saved, config)
-    batch = config.data.batch_size * world_size
+    batch = config.global_batch(world_size)
     if batch != saved["global_batch"]:
         raise InputError(
             f"--resume: the run was trained with global batches of {saved['global_batch']} images "
@@ -108,27 +116,30 @@ def check_resume(
         )
 
 
-def check_images(
-    saved: Mapping[str, Any], images: int, validation: str, allow_changed: bool = False
+def check_data(
+    saved: Mapping[str, Any], data: Mapping[str, Any], allow_changed: bool = False
 ) -> None:
     """Compare a checkpoint's data with those to go on with.
 
     Args:
         saved: the checkpoint; what an older one does not know is not compared.
-        images: how many images the training split has.
-        validation: the digest of the validation split.
+        data: ``images``, how many the training split has, and ``training`` and ``validation``, the
+            digests of both splits.
         allow_changed: go on with other ones, and say so.
 
     Raises:
         InputError: they differ, and that is not allowed.
     """
+    before = {key: saved.get(key, own) for key, own in data.items()}
     changed = []
-    before = saved.get("images", images)
-    if before != images:
+    if before["images"] != data["images"]:
         changed.append(
-            f"the training split had {before} images and has {images}: their order is another"
+            f"the training split had {before['images']} images and has {data['images']}: "
+            "their order is another"
         )
-    if saved.get("validation", validation) != validation:
+    elif before["training"] != data["training"]:
+        changed.append("the images or objects of the training split, or their order, are others")
+    if before["validation"] != data["validation"]:
         changed.append("the images or objects of the validation split are others")
     if changed and not allow_changed:
         raise InputError(
@@ -139,19 +150,19 @@ def check_images(
         log.warning("--allow-changed: %s", text)
 
 
-def scores_alike(saved: Mapping[str, Any], config: Config, validation: str) -> bool:
+def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any]) -> bool:
     """Whether scores from here on can be compared with those of a checkpoint's run.
 
-    ``validation`` is the digest of the split that is scored from here on.
+    ``data`` is what ``check_data`` compares.
     """
     before = {**_defaults(), **flatten(saved["config"])}
-    now = flatten(config.model_dump(mode="json"))
-    same_images = saved.get("validation", validation) == validation
+    now = config.flat()
+    same_images = saved.get("validation", data["validation"]) == data["validation"]
     return same_images and all(before.get(key) == now.get(key) for key in SCORING_KEYS)
 
 
 def _defaults() -> dict[str, Any]:
-    return flatten(Config().model_dump(mode="json"))
+    return Config().flat()
 
 
 def check_classes(saved: Mapping[str, Any], config: Config) -> None:
@@ -162,14 +173,3 @@ def check_classes(saved: Mapping[str, Any], config: Config) -> None:
             f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "
             f"{saved['classes']}; leave data.classes out"
         )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> one mapping with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     PositiveFloat,
@@ -24,7 +26,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     name: str | None = Field(
         default=None, description="Name of the run; the config file's name if null."
     )
-    output: str = Field(default="runs", description="Folder that holds the folders of all runs.")
+    output: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        default="runs", description="Folder that holds the folders of all runs."
+    )
     epochs: PositiveInt = Field(
         default=12, description="Passes over the (repeated) training split."
     )
@@ -67,15 +71,21 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     freeze: dict[str, tuple[int, int]] = Field(
         default={},
-        description="Modules that rest: the first epoch, counted from 0, and the one after the "
-        "last, as in {backbone.body: [0, 2]}.",
+        description="Modules that are not trained for some epochs: the first of these, counted "
+        "from 0, and the one after the last, as in {backbone.body: [0, 2]}.",
     )
     patience: PositiveInt | None = Field(
         default=None,
         description="Epochs without a better score after which training ends; null: never.",
     )
     amp: Amp = Field(default="none", description="Automatic mixed precision.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of every random stream.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**31,
+        description="Seed of every random stream but those of loss.weighting.rlw.seed and "
+        "data.shapes.seed.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train; auto takes CUDA where there is one."
     )
@@ -128,7 +138,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 class EvaluateConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How detections are scored."""
 
-    iou: float = Field(default=0.5, gt=0, le=1, description="Overlap that VOC mAP asks for.")
+    iou: float = Field(
+        default=0.5, gt=0, le=1, description="IoU from which on a detection is right in VOC mAP."
+    )
     every: PositiveInt = Field(
         default=1, description="Epochs between evaluations; the last always is."
     )

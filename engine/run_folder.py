@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import InputError
-from engine.atomic_file import link_atomically, write_atomically
+from engine.atomic_file import link_atomically, remove_unfinished, write_atomically
 from engine.checkpoint import load_latest, save_checkpoint
 from engine.config import Config, dump_config
 from engine.distributed import Ranks
@@ -30,7 +30,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         identity: what every checkpoint carries beside the state: config, class names, global batch,
-            ranks, images.
+            ranks, number of training images, digests of both splits.
     """
 
     path: Path
@@ -88,9 +88,7 @@ def load_shared(path: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
 
 
 @contextmanager
-def open_run_folder(
-    config: Config, ranks: Ranks, resume: bool, requeue: bool = False
-) -> Iterator[Path]:
+def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool) -> Iterator[Path]:
     """Make the run's folder, or find that of the run to go on with; no other run may use it.
 
     Args:
@@ -107,6 +105,8 @@ def open_run_folder(
                 if resume and not path.is_dir():
                     raise InputError(f"{path}: there is no such run to --resume; check train.name")
                 stack.enter_context(_held(path))
+                for name in CHECKPOINTS:
+                    remove_unfinished(path / name)
                 # Only now: a run that was training there may have saved before it ended.
                 if holds_checkpoint(path) and not (resume or requeue):
                     raise InputError(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from data.parent_process import signal_at_parents_end
+from engine.distributed import world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 18.0  # schedulers and torchrun kill 30 s after SIGTERM; leave before they do
@@ -47,7 +48,7 @@ class StopRequest:
             return
         self.since = time.monotonic()
         self.signal_number = number
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if world_size() == 1:
             return  # alone it takes the time that its iteration and its checkpoint take
         # A rank can hang in an exchange with one that is gone: its main thread runs no Python then.
         deadline = threading.Timer(GRACE_SECONDS, self._leave, (number,))

@@ -1,15 +1,43 @@
-"""What becomes of a command whose outputs nobody reads any more, as behind ``| head``."""
+"""How a tool ends: wrong input, Ctrl-C, and outputs that nobody reads, as behind ``| head``."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TextIO
+from functools import wraps
+from typing import Protocol, TextIO
+
+from data.errors import InputError
 
 READER_LEFT = 141  # 128 + SIGPIPE, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+class Tool(Protocol):
+    """The ``main`` of a tool: its words, None for those of the command line, to its status."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
+
+
+def tool(main: Tool) -> Tool:
+    """A ``main`` that ends in one line and with 2 for wrong input, and with 130 after Ctrl-C."""
+
+    @wraps(main)
+    def ending_quietly(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except InputError as error:
+            name = os.path.basename(inspect.getfile(main))
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+    return ending_quietly
 
 
 def status_of_tool(main: Callable[[], int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -37,6 +38,14 @@ class Progress:
     evaluated: int = 0
     best_score: float | None = None
     best_epoch: int | None = None
+
+    def waited(self, patience: int | None, evaluate_every: int) -> bool:
+        """Whether the newest score ends ``patience`` epochs without a better one."""
+        # While there is no score, no epoch is worse than another.
+        if patience is None or self.best_epoch is None or self.best_score is None:
+            return False
+        scored = self.evaluated % evaluate_every == 0
+        return scored and self.evaluated - self.best_epoch >= patience
 
 
 @dataclass
@@ -104,8 +113,11 @@ class TrainState:
             self.progress = Progress(**saved["progress"])
             self.windows = list(saved["windows"])
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = shorten(str(error), 300, placeholder=" ...")  # torch's has a line a tensor
             raise InputError(
-                f"--resume: the checkpoint does not fit this config: {error}"
+                f"--resume: the checkpoint does not fit this config: {reason}; change detector.*, "
+                "loss.* and train.optimizer back, or begin a run of another train.name from this "
+                "one's weights (detector.weights names its last.pt)"
             ) from None
 
     def _load_optimization(self, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from data.errors import InputError, shown
 
 LARGEST_NUMBER = 1 << 63  # whole numbers stay below it; Python cannot even print all that YAML has
+TAB = repr("\t")
 MAX_DEPTH = 32  # of nested mappings and lists; far beyond any real file, far below Python's stack
 
 
@@ -101,6 +102,13 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{source}{where}: {error.problem}") from None
+        raise InputError(f"{source}{where}: {_with_cure(str(error.problem))}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{source}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _with_cure(problem: str) -> str:
+    """YAML's own words; where a character begins what should be text, what to do about it."""
+    if not problem.endswith("cannot start any token"):
+        return problem
+    return f"{problem}; {'indent with spaces' if TAB in problem else 'quote the text'}"

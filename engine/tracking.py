@@ -1,13 +1,11 @@
-"""What a run tells its user: console and train.log, metrics.jsonl, TensorBoard and other boards."""
+"""What a run tells while it trains: log lines, metrics.jsonl, TensorBoard and other boards."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +17,9 @@ from tqdm import tqdm
 from engine.atomic_file import write_atomically
 from engine.boards import Board, ForgivenBoard
 from engine.config import Config
-from engine.hyperparameters import flat_config, hyperparameters
+from engine.evaluator import headline_scores, score_tags
+from engine.hyperparameters import hyperparameters
 from engine.precision_recall import PrecisionRecall
-from engine.run_folder import LOG
 from engine.standard_output import is_watched
 from engine.state import Progress
 from engine.tensorboard import TensorBoard
@@ -31,42 +29,13 @@ DEFAULTS = Config()
 log = logging.getLogger(__name__)
 
 
-def start_logging(folder: Path | None) -> None:
-    """Send the program's messages to the console and to ``train.log`` in a folder.
-
-    Args:
-        folder: None on ranks that only report warnings and errors, to the console.
-    """
-    logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
-    console = _ConsoleHandler()
-    console.setFormatter(logging.Formatter("%(message)s"))
-    console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
-    handlers: list[logging.Handler] = [console]
-    if folder is not None:
-        file = logging.FileHandler(folder / LOG, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(file)
-    level = logging.WARNING if folder is None else logging.INFO
-    logging.basicConfig(level=level, handlers=handlers, force=True)
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it; a console that is gone ends no run."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if sys.stderr is None:  # as after 2>&-; tqdm would print to the standard output
-            return
-        with suppress(OSError, ValueError):  # ValueError: it is closed
-            tqdm.write(text, file=sys.stderr)
-
-
 class Tracker:
     """Writes the numbers of a run; on ranks other than the main one it is switched off.
 
     ``metrics.jsonl`` gets one JSON object for each log line (``"kind": "train"``) and each
     evaluation (``"kind": "evaluation"``). Where the last iteration is no multiple of ``log_every``,
-    its line has ``last_of``, the epochs of the run that it ends.
+    its line has ``last_of``, the epochs of the run that it ends; where patience ended the run it
+    follows the evaluation.
 
     After a resume both it and TensorBoard go on where the checkpoint stands: what was written after
     it is removed. Without one they begin anew.
@@ -101,9 +70,10 @@ class Tracker:
         metrics = folder / "metrics.jsonl"
         records = list(_records(metrics)) if resumed else []
         kept = [record for record in records if resumed and _was_before(record, resumed)]
-        # A run of more epochs goes on as if it had never ended: the checkpoint has those windows.
+        # A run that goes on does so as if it had never ended: the checkpoint has those windows.
         epochs = config.train.epochs
-        kept = [record for record in kept if record.get("last_of", epochs) >= epochs]
+        if resumed and not resumed.waited(config.train.patience, config.evaluate.every):
+            kept = [record for record in kept if record.get("last_of", epochs) >= epochs]
         write_atomically(metrics, "".join(map(_line, kept)).encode())
         self.file = metrics.open("a", encoding="utf-8")
         tensorboard = TensorBoard(
@@ -116,7 +86,7 @@ class Tracker:
             if record["kind"] == "train" and record["step"] >= purge_step:
                 self._write_scalars(record)
         for name in config.train.trackers:
-            board = ForgivenBoard(name, folder, flat_config(config), resumed is not None)
+            board = ForgivenBoard(name, folder, config.flat(), resumed is not None)
             self.boards.append(board)
 
     def start_epoch(
@@ -141,6 +111,7 @@ class Tracker:
 
     def finish_epoch(self) -> None:
         """End the progress bar of an epoch."""
+        self._measure()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -153,9 +124,7 @@ class Tracker:
                 name, and ``windows``, the statistics of the windows completed since the last line.
             batches_left: batches until the end of the run, for the time left.
         """
-        now = time.perf_counter()
-        self.images_per_second = self.images / max(now - self.since, 1e-9)
-        self.since, self.images = now, 0
+        self._measure()
         if not self.enabled:
             return
         left = batches_left * self.images_per_batch / max(self.images_per_second, 1e-9)
@@ -218,6 +187,13 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
 
+    def _measure(self) -> None:
+        """The speed since the last time, if anything was trained since."""
+        now = time.perf_counter()
+        if self.images:
+            self.images_per_second = self.images / max(now - self.since, 1e-9)
+        self.since, self.images = now, 0
+
     def _in_short(self, record: Mapping[str, Any]) -> str:
         """Total loss, λ of each pair and learning rate: what 80 columns have room for."""
         weights = record["loss_weight"]
@@ -245,24 +221,6 @@ class Tracker:
         for board in self.boards:
             for step, numbers in points:
                 board.scalars(numbers, step)
-
-
-def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
-    flat = {
-        "voc_mAP": scores["voc"]["area"]["mAP"],
-        "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
-    }
-    for kind, prefix in (("bbox", "coco_"), ("segm", "coco_segm_")):
-        for name, value in scores["coco"].get(kind, {}).items():
-            flat[prefix + name] = value
-    return flat
-
-
-def score_tags(detector_type: str) -> list[str]:
-    """The scores by which runs are compared, as their curves are called."""
-    masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
-    return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
 
 
 def _line(record: Mapping[str, Any]) -> str:

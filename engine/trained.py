@@ -14,7 +14,7 @@ from detector.build import Detector, build_detector
 from engine.checkpoint import load_checkpoint
 from engine.config import Config, override_config
 from engine.distributed import choose_device
-from engine.mirrored import Mirrored
+from engine.mirrored import with_flip
 from engine.resume import check_classes
 
 
@@ -36,10 +36,7 @@ class Trained:
 
     def looking(self) -> nn.Module:
         """The detector as it is evaluated: with ``evaluate.flip`` it looks twice."""
-        if not self.config.evaluate.flip:
-            return self.detector
-        limits = self.config.detector
-        return Mirrored(self.detector, limits.nms_threshold, limits.detections_per_image).eval()
+        return with_flip(self.detector, self.config)
 
 
 def load_trained(

@@ -23,7 +23,7 @@ from engine.config import Config
 from engine.detections import Detections, concatenate
 from engine.distributed import Ranks
 from engine.evaluator import detect, score
-from engine.mirrored import Mirrored
+from engine.mirrored import with_flip
 from engine.precision import Amp
 from engine.precision_recall import PrecisionRecall, precision_recall
 from engine.signals import StopRequest
@@ -116,13 +116,6 @@ def build_validation(
         iou=config.evaluate.iou,
         engine=config.evaluate.engine,
         amp=config.train.amp,
-        view=partial(_viewed, config),
+        view=partial(with_flip, config=config),
         images=open_images(config.data, annotations, in_memory=False),
     )
-
-
-def _viewed(config: Config, detector: nn.Module) -> nn.Module:
-    if not config.evaluate.flip:
-        return detector
-    limits = config.detector
-    return Mirrored(detector, limits.nms_threshold, limits.detections_per_image)

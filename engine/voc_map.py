@@ -58,7 +58,7 @@ def voc_scores(
 
 def count_objects(annotations: Annotations) -> IntArray:
     """``(K,)``: the number of boxes of each class that count, neither difficult nor crowd."""
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     return np.bincount(annotations.labels[counted], minlength=len(annotations.classes))
 
 
@@ -99,7 +99,7 @@ def judge(
     box = box[order]
     on_box = (overlap[order] >= iou) & (box >= 0)
     # the value appended is that of row -1, no box
-    ignored = on_box & np.append(annotations.difficult | annotations.crowd, False)[box]
+    ignored = on_box & np.append(~annotations.counted, False)[box]
     candidates = np.flatnonzero(on_box & ~ignored)
     right = np.zeros(len(order), dtype=np.bool_)
     right[_first_for_each_box(candidates, box, len(annotations.boxes))] = True
@@ -160,7 +160,7 @@ def _group_ground_truth(
     """The rows of all boxes grouped by image and class; and of each group its key
     ``image * K + label``, where it begins among those rows, and how many they are.
     """
-    images = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    images = annotations.object_images()
     keys = images * len(annotations.classes) + annotations.labels
     rows = np.argsort(keys, kind="stable")
     groups, first, count = np.unique(keys[rows], return_index=True, return_counts=True)

@@ -1,7 +1,8 @@
 """Losses of box detectors and the weights between them, for any training loop.
 
-Pure functions with the signatures of their ``torch.nn.functional`` and ``torchvision.ops``
-namesakes, and modules that take a dict of losses and return it weighted::
+Pure functions that stand in for their ``torch.nn.functional`` and ``torchvision.ops`` namesakes
+(``losses.box`` says where an argument differs), and modules that take a dict of losses and return
+it weighted::
 
     weighting = ALWA({"head": ("classification", "bbox_regression")}).to(device)
     losses = weighting(detector(images, targets))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from losses.weighting import LossWeighting
+from losses.weighting import LossWeighting, whole_number
 
 VARIANTS = (1, 2)
 UPDATES = ("replace", "multiplicative", "unweighted")
@@ -49,13 +50,13 @@ class ALWA(LossWeighting):
         update: str = "replace",
     ) -> None:
         super().__init__(pairs, initial, interval)
-        if variant not in VARIANTS or isinstance(variant, bool):
+        number = whole_number(variant)
+        if number not in VARIANTS:
             raise ValueError(f"variant must be 1 (mean + std) or 2 (std), got {variant!r}")
         if update not in UPDATES:
             raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
-        self.variant = variant
+        self.variant = number
         self.update = update
-        self._highest = float(initial[0])
 
     def next_lambdas(self, mean: Tensor, std: Tensor) -> Tensor:
         statistics = mean + std if self.variant == 1 else std
@@ -69,10 +70,14 @@ class ALWA(LossWeighting):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, variant={self.variant}, update={self.update!r}"
 
+    def _identity(self) -> dict[str, Any]:
+        options = {"variant": self.variant, "update": self.update, "initial": self.initial}
+        return {**super()._identity(), **options}
+
     def _adjusted(self, old: Tensor, cls: Tensor, reg: Tensor) -> Tensor:
         ratio = reg / cls
         if self.update == "replace":
             return torch.where(cls > reg, ratio, old)  # Algorithm 1, line 14: 1 - (cls - reg) / cls
         if self.update == "multiplicative":
             return torch.where(cls > reg, old * ratio, old)
-        return (old * ratio).clamp(max=self._highest)
+        return (old * ratio).clamp(max=self.initial[0])

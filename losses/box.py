@@ -1,9 +1,14 @@
 """Box regression losses: L1, SmoothL1, GIoU, DIoU and CIoU.
 
-They have the signatures of their namesakes in ``torch.nn.functional`` and ``torchvision.ops`` and
-give the same values on valid boxes. What they add: they compute in float32 whatever the autocast
-(float64 stays float64), and value and gradient are finite for every box that is not NaN, be it
-without area, inverted or huge. A NaN stays a NaN, so that a broken model is noticed.
+They give the values of their namesakes in ``torch.nn.functional`` and ``torchvision.ops`` on valid
+boxes. Signatures are theirs, but for L1 and SmoothL1: there ``reduction`` comes third (pass it, and
+``beta``, by keyword, which both understand), and ``size_average``, ``reduce`` and ``weight`` do not
+exist.
+
+What they add: they compute in float32 whatever the autocast (float64 stays float64), and value and
+gradient are finite for every box that is not NaN, be it without area, inverted or huge. The
+gradient of half-precision boxes is that of float32, rounded: beyond 65,504 float16 has no number
+but infinity. A NaN stays a NaN, so that a broken model is noticed.
 """
 
 from __future__ import annotations
@@ -19,9 +24,12 @@ from losses.elementwise import at_least_float32, check_same_shape, reduce_loss
 # Areas and squared distances of larger coordinates would overflow float32.
 _COORDINATE_LIMIT = 1e18
 
+# A flatter box counts as this high where its aspect ratio is taken, so that the angle has a slope.
+_SMALLEST_HEIGHT = 1e-7
+
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:  # noqa: A002
-    """|input - target|, as ``torch.nn.functional.l1_loss``.
+    """|input - target|, the values of ``torch.nn.functional.l1_loss``.
 
     Args:
         input: predictions of any shape.
@@ -43,7 +51,7 @@ def smooth_l1_loss(
     reduction: str = "mean",
     beta: float = 1.0,
 ) -> Tensor:
-    """Squared below ``beta``, linear above, as ``torch.nn.functional.smooth_l1_loss``.
+    """Squared below ``beta``, linear above: ``torch.nn.functional.smooth_l1_loss``.
 
     Args:
         input: predictions of any shape.
@@ -131,7 +139,7 @@ def complete_box_iou_loss(
     """
     first, second = _corner_pair(boxes1, boxes2)
     iou, _ = _iou_and_union(first, second, eps)
-    v = (4 / math.pi**2) * (_diagonal_angle(second, eps) - _diagonal_angle(first, eps)) ** 2
+    v = (4 / math.pi**2) * (_diagonal_angle(second) - _diagonal_angle(first)) ** 2
     with torch.no_grad():
         # Rounding can lift the IoU above 1 by more than eps: the denominator must stay positive.
         alpha = v / ((1 - iou).clamp(min=0) + v + eps)
@@ -203,8 +211,8 @@ def _center_penalty(first: _Corners, second: _Corners, eps: float) -> Tensor:
     return (offset**2).sum(dim=-1) / ((diagonal**2).sum(dim=-1) + eps)
 
 
-def _diagonal_angle(corners: _Corners, eps: float) -> Tensor:
+def _diagonal_angle(corners: _Corners) -> Tensor:
     """atan(width / height) of each box, 0 for a box without area."""
     width, height = (corners[1] - corners[0]).unbind(dim=-1)
     # atan2 needs no quotient, which could overflow; it has no gradient at (0, 0).
-    return torch.atan2(width, height.clamp(min=eps))
+    return torch.atan2(width, height.clamp(min=_SMALLEST_HEIGHT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class DWA(LossWeighting):
         super().__init__(pairs, (1.0, 1.0), interval)
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a positive number, got {temperature!r}")
-        self.temperature = temperature
+        self.temperature = float(temperature)
         self.register_buffer("previous", torch.zeros(len(self.pairs), 2))
 
     def next_lambdas(self, mean: Tensor, std: Tensor) -> Tensor:  # noqa: ARG002
@@ -56,3 +57,6 @@ class DWA(LossWeighting):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}"
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "temperature": self.temperature}

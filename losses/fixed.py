@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from losses.pairs import checked_weights
 from losses.weighting import LossWeighting
 
 
@@ -28,10 +27,9 @@ class FixedWeights(LossWeighting):
         interval: int = 100,
     ) -> None:
         super().__init__(pairs, weights, interval)
-        self._fixed = checked_weights(weights)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, weights={self._fixed}"
+        return f"{super().extra_repr()}, weights={self.initial}"
 
     def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "weights": self._fixed}
+        return {**super()._identity(), "weights": self.initial}

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses import focal_sums
+from losses import anchor_labels
 
-IGNORED = tl.constexpr(focal_sums.IGNORED)
+IGNORED = tl.constexpr(anchor_labels.IGNORED)
 SMALLEST = tl.constexpr(1e-37)  # of a probability, as in losses.classification
 
 BLOCK = 4096  # logits of a program

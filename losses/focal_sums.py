@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from losses.anchor_labels import BACKGROUND, IGNORED
 from losses.classification import sigmoid_focal_loss
 from losses.gpu import has_kernels
-
-BACKGROUND = -1
-IGNORED = -2
 
 # Logits at a time: with their few temporaries they stay in a core's cache.
 CHUNK = 1 << 18

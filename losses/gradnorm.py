@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,9 +72,9 @@ class GradNorm(LossWeighting):
             raise ValueError(f"alpha must be a number of at least 0, got {alpha!r}")
         if not 0 < lr < math.inf:
             raise ValueError(f"lr must be a positive number, got {lr!r}")
-        self.alpha = alpha
-        self.lr = lr
-        self._total = float(sum(initial))
+        self.alpha = float(alpha)
+        self.lr = float(lr)
+        self._total = sum(self.initial)
         self._watched: list[Tensor] = []
         for name in ("first_losses", "slope_mean", "slope_square"):
             self.register_buffer(name, torch.zeros_like(self.lambdas))
@@ -107,6 +108,10 @@ class GradNorm(LossWeighting):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, alpha={self.alpha}, lr={self.lr}"
+
+    def _identity(self) -> dict[str, Any]:
+        options = {"initial": self.initial, "alpha": self.alpha, "lr": self.lr}
+        return {**super()._identity(), **options}
 
     def _gradient(self, name: str, loss: Tensor) -> Tensor:
         """Of one raw loss, flat over all watched parameters."""

@@ -48,8 +48,11 @@ class UncertaintyWeighting(LossWeighting):
         self.log_variances = nn.Parameter(-torch.log(2 * self.lambdas))
         self._slopes = torch.zeros_like(self.lambdas)
 
+    def current_lambdas(self) -> Tensor:
+        return torch.exp(-self.log_variances.detach()) / 2
+
     def observe(self, losses: Sequence[Tensor]) -> None:
-        self.lambdas = torch.exp(-self.log_variances.detach()) / 2
+        self.lambdas = self.current_lambdas()
         self._slopes = 0.5 - self.lambdas * mean_over_ranks(detached_pairs(losses))
 
     def forward(

@@ -11,6 +11,7 @@ ranks, and nothing waits for the device.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class LossWeighting(nn.Module):
     """Weights for pairs of losses, and the statistics of the weighted losses.
 
     A rule is a subclass that sets ``lambdas`` in one of the hooks :meth:`observe`,
-    :meth:`end_iteration` and :meth:`next_lambdas`; pairs never influence each other. Most rules
+    :meth:`end_iteration` and :meth:`next_lambdas`, or that computes them from its parameters in
+    :meth:`current_lambdas`; pairs never influence each other. Most rules
     have no parameters. Where :meth:`parameters` is not empty (uncertainty weighting), the
     optimizer of the network must train them, without weight decay.
 
@@ -40,6 +42,7 @@ class LossWeighting(nn.Module):
         interval: iterations in a window, at least 2.
 
     Attributes:
+        initial: the weights as given.
         position: iterations recorded in the current window, 0 to ``interval - 1``.
         windows_completed: windows closed since the beginning of the training.
         differentiates: whether ``observe`` takes gradients of the losses itself, before the
@@ -63,14 +66,15 @@ class LossWeighting(nn.Module):
         super().__init__()
         self.pairs = checked_pairs(pairs)
         self.interval = _checked_interval(interval)
+        self.initial = checked_weights(weights)
         self.position = 0
         self.windows_completed = 0
         self._names = [name for pair in self.pairs.values() for name in pair]
         self._micro_batches = 0
         count = len(self.pairs)
-        self.register_buffer("lambdas", torch.tensor([checked_weights(weights)] * count))
+        self.register_buffer("lambdas", torch.tensor([self.initial] * count))
         self.register_buffer("_applied", self.lambdas, persistent=False)
-        self.register_buffer("window", torch.zeros(interval, count, 2))
+        self.register_buffer("window", torch.zeros(self.interval, count, 2))
         self.register_buffer("window_mean", torch.zeros(count, 2))
         self.register_buffer("window_std", torch.zeros(count, 2))
 
@@ -108,6 +112,10 @@ class LossWeighting(nn.Module):
         """
         return self.lambdas
 
+    def current_lambdas(self) -> Tensor:
+        """Hook: the weights that are applied now, ``(pairs, 2)``, without gradient."""
+        return self.lambdas
+
     def forward(
         self, losses: Mapping[str, Tensor], last_micro_batch: bool = True
     ) -> dict[str, Tensor]:
@@ -128,11 +136,13 @@ class LossWeighting(nn.Module):
         """
         self._check(losses)
         if self.training:
-            self.observe([losses[name] for name in self._names])
-        self._applied = self.lambdas
-        weighted = {name: losses[name] * weight for name, weight in self.weights().items()}
+            with torch.inference_mode(False):  # what is kept must serve a backward pass later
+                self.observe([losses[name] for name in self._names])
+        self._applied = self.current_lambdas()
+        weighted = {name: losses[name] * weight for name, weight in self.applied_weights().items()}
         if self.training:
-            self._record([loss.detach() for loss in weighted.values()], last_micro_batch)
+            with torch.inference_mode(False):
+                self._record([loss.detach() for loss in weighted.values()], last_micro_batch)
         return {**losses, **weighted}
 
     def weights(self) -> dict[str, Tensor]:
@@ -140,7 +150,7 @@ class LossWeighting(nn.Module):
 
         Rules that set their weights within the call replace them there.
         """
-        return self._by_name(self.lambdas)
+        return self._by_name(self.current_lambdas())
 
     def applied_weights(self) -> dict[str, Tensor]:
         """The weight by which the last call multiplied each paired loss, 0-d, on the device."""
@@ -176,7 +186,8 @@ class LossWeighting(nn.Module):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         for key, own in self._identity().items():
-            if state.get(key) != own:
+            # A state that does not have the key was saved before the key was.
+            if state.get(key, own) != own:
                 raise ValueError(
                     f"this state was saved with {key} {state.get(key)!r}, but this weighting has "
                     f"{own!r}: build it with the same {key}, or start without the state"
@@ -195,6 +206,13 @@ class LossWeighting(nn.Module):
             "pairs": [[name, *pair] for name, pair in self.pairs.items()],
             "interval": self.interval,
         }
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # It writes into the buffers, and the backward pass of the last call reads the old ones.
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(self, name, buffer.clone())
+        super()._load_from_state_dict(*args, **kwargs)
+        self._applied = self.lambdas
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._names, values.flatten().unbind(), strict=True))
@@ -246,7 +264,16 @@ class LossWeighting(nn.Module):
         self.windows_completed += 1
 
 
+def whole_number(value: Any) -> int | None:
+    """An integer of Python or of another library as an int, None for whatever else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def _checked_interval(interval: int) -> int:
-    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 2:
+    number = whole_number(interval)
+    if number is None or number < 2:
         raise ValueError(f"interval must be an integer of at least 2, got {interval!r}")
-    return interval
+    return number

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -35,7 +35,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.annotations import Annotations
-from data.build import build_annotations
+from data.build import build_annotations, known_classes
 from data.errors import InputError
 from data.image_files import open_images
 from data.images import DamagedImageError
@@ -54,7 +54,7 @@ from scripts.analysis.report import BadImage, build_report, percent
 from scripts.analysis.sizes import ap_by_size
 from scripts.analysis.tide import TYPES, judge_errors, tide
 from scripts.analysis.worst import count_faults, draw_faults
-from scripts.dataset_tools.tables import format_table
+from scripts.tables import format_table
 
 IOU = 0.5
 
@@ -75,28 +75,23 @@ class Split:
     annotations: Annotations
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        files, overrides = split_words(options.words)
-        if not 1 <= len(files) <= 2:
-            raise InputError("name one or two checkpoints or files of detections")
-        check_numbers(options)
-        split, runs = look(files, overrides, options)
-        result = analyze(split, runs, options)
-        # before the report, so that a place that cannot be written costs no numbers
-        print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
-        if not options.no_report:
-            worst = worst_images(split, runs, options)
-            write_atomically(options.output, build_report(result, worst).encode())
-            if not options.json:
-                print(f"\nreport: {options.output}")
-    except InputError as error:
-        print(f"analyze.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    files, overrides = split_words(options.words)
+    if not 1 <= len(files) <= 2:
+        raise InputError("name one or two checkpoints or files of detections")
+    check_numbers(options)
+    split, runs = look(files, overrides, options)
+    result = analyze(split, runs, options)
+    # before the report, so that a place that cannot be written costs no numbers
+    print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
+    if not options.no_report:
+        worst = worst_images(split, runs, options)
+        write_atomically(options.output, build_report(result, worst).encode())
+        if not options.json:
+            print(f"\nreport: {options.output}")
     return 0
 
 
@@ -160,24 +155,9 @@ def open_split(
             f"evaluate.iou: {config.evaluate.iou:g}, but curves, errors and the bootstrap are at "
             f"IoU {IOU:g}; add evaluate.iou={IOU:g}"
         )
-    classes = trained.classes if trained is not None else config.data.classes
-    if classes is None and config.data.format == "voc":
-        classes = classes_of_training(config)
-    roles = {"train": config.data.train, "val": config.data.val}
-    name = roles.get(options.split, options.split)
+    name = config.data.split(options.split)
+    classes = trained.classes if trained is not None else known_classes(config.data)
     return Split(config, build_annotations(config.data, name, classes, check_images=False))
-
-
-def classes_of_training(config: Config) -> tuple[str, ...] | None:
-    """The class names of the train split; None, with a warning, where it is not here."""
-    try:
-        return build_annotations(config.data, config.data.train, check_images=False).classes
-    except InputError as error:
-        print(
-            f"analyze.py: class names are taken from the analyzed split, because: {error}",
-            file=sys.stderr,
-        )
-        return None
 
 
 def detections_of(trained: Trained, split: Split, name: str) -> Detections:
@@ -205,7 +185,7 @@ def detections_of(trained: Trained, split: Split, name: str) -> Detections:
 def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
     """Everything in numbers: what ``--json`` prints and the report shows."""
     annotations = split.annotations
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     result: dict[str, Any] = {
         "data": f"{annotations.source}",
         "images": len(annotations),

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.allocator import keep_freed_memory
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.threads import limit_spinning
 
 if "theirs" not in sys.argv:  # the peer in a process of its own runs as its users run it
@@ -47,6 +47,7 @@ DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
 AMP = ("none", "bf16", "fp16")
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its table."""
     options = _parser().parse_args(arguments)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from scripts import benchmark
 from scripts.benchmarks.machine import describe_machine, in_words
 from scripts.gpu_checks.parity import check_parity
@@ -63,6 +63,7 @@ BENCHMARKS = (
 )
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the checks that were asked for."""
     checks = _checks()

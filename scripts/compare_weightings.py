@@ -29,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, unreadable
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from losses import (
     ALWA,
     DWA,
@@ -65,19 +65,16 @@ RULES: dict[str, Callable[[int], LossWeighting]] = {
 LR = 0.02  # of the log-variances of uncertainty weighting: SGD with momentum, as the network
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        recording = scaled(read_recording(options.recording), options.scale)
-        check_figure(options.output)
-        rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
-        weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
-        print(table(weights, recording))
-        save_figure(draw(weights, recording), options.output)
-    except InputError as error:
-        print(f"compare_weightings.py: {error}", file=sys.stderr)
-        return 2
+    recording = scaled(read_recording(options.recording), options.scale)
+    check_figure(options.output)
+    rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
+    weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
+    print(table(weights, recording))
+    save_figure(draw(weights, recording), options.output)
     print(options.output)
     return 0
 

@@ -4,7 +4,8 @@
     curves["loss_mean/classification"].steps, curves["val/voc_mAP"].values
 
 Both sources give the same tags (docs/guide.md, *Curves*) with the same steps and, but for
-TensorBoard's float32, the same values.
+TensorBoard's float32, the same values. Only where a run went on beyond its end TensorBoard keeps
+the losses of the iteration that was the last one, which ``metrics.jsonl`` drops.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError, unreadable
-from engine.tracking import headline_scores
+from engine.evaluator import headline_scores
 
 METRICS, TABLE, EVENTS = "metrics.jsonl", "curves.csv", "events.out.tfevents"
 

@@ -17,12 +17,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from scripts.dataset_tools.archives import DATASETS
 from scripts.dataset_tools.coco_checks import check_coco
 from scripts.dataset_tools.conversion import convert
@@ -31,25 +33,22 @@ from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.plotting import plot_dataset
 from scripts.dataset_tools.problems import count_by_severity, format_problems, problems_as_json
 from scripts.dataset_tools.repair import write_repaired
+from scripts.dataset_tools.split_names import choose_roles, doubts
 from scripts.dataset_tools.splitting import check_fractions, split_coco, split_voc
-from scripts.dataset_tools.starting_config import LAST_LEVELS, choose_detector, write_config
+from scripts.dataset_tools.starting_config import write_config
 from scripts.dataset_tools.statistics import describe
-from scripts.dataset_tools.suggestions import suggest
-from scripts.dataset_tools.tables import format_statistics, format_suggestion, format_table
+from scripts.dataset_tools.suggestions import choose_detector, suggest
+from scripts.dataset_tools.tables import format_statistics, format_suggestion
 from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
+from scripts.tables import format_table
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except InputError as error:
-        print(f"datasets.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return int(options.run(options))
 
 
 def run_download(options: argparse.Namespace) -> int:
@@ -78,10 +77,12 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and what to train with."""
     layout = recognize(options.path, options.zero_based, options.follow_links)
     chosen = layout.choose(options.splits)
+    train, val = choose_roles(chosen)
     annotations = layout.load_all(chosen)
-    numbers = describe(annotations, {split: layout.load(split) for split in chosen})
-    detector = choose_detector(annotations, options.from_scratch)
-    suggestion = suggest(annotations, LAST_LEVELS[detector])
+    parts = {split: layout.load(split) for split in chosen}
+    numbers = describe(annotations, parts)
+    detector = "retinanet" if options.from_scratch else choose_detector(parts[train])
+    suggestion = suggest(annotations, detector)
     if options.plot:
         plot_dataset(annotations, f"{layout.root} ({', '.join(chosen)})", options.plot)
     if options.json:
@@ -93,7 +94,10 @@ def run_inspect(options: argparse.Namespace) -> int:
         print(format_statistics(numbers))
         print(f"\n{format_suggestion(suggestion)}")
     if options.write_config:
-        write_config(options.write_config, layout, chosen, suggestion, options.from_scratch)
+        write_config(options.write_config, layout, train, val, suggestion, options.from_scratch)
+        _say(options, f"train on {train}, validate on {val}")
+        for doubt in doubts(train, val):
+            print(f"datasets.py: warning: {doubt}", file=sys.stderr)
     for path in (options.plot, options.write_config):
         if path:
             _say(options, f"written: {path}")
@@ -106,14 +110,21 @@ def run_validate(options: argparse.Namespace) -> int:
     chosen = layout.choose(options.splits)
     check = check_voc if layout.format == "voc" else check_coco
     problems = check(layout, chosen, not options.skip_pixels)
+    _say(options, format_problems(problems, options.most))
+    extra: dict[str, Any] = {"root": str(layout.root), "format": layout.format}
+    refused = None
     if options.fix:
-        write_repaired(layout, chosen, problems, options.fix, options.hardlink)
+        try:
+            kept = write_repaired(layout, chosen, problems, options.fix, options.hardlink)
+            extra["repaired"] = {"folder": str(options.fix), **asdict(kept)}
+            _say(options, f"repaired copy: {options.fix} ({kept})")
+        except InputError as error:
+            refused = error
+            extra["not_repaired"] = str(error)
     if options.json:
-        print(problems_as_json(problems, {"root": str(layout.root), "format": layout.format}))
-    else:
-        print(format_problems(problems, options.most))
-        if options.fix:
-            print(f"repaired copy: {options.fix}")
+        print(problems_as_json(problems, extra))
+    if refused:
+        raise refused
     counts = count_by_severity(problems)
     return int(counts["errors"] > 0 or (options.strict and counts["warnings"] > 0))
 

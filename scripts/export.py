@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -53,20 +53,17 @@ LIMITS = (
 )
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        files, overrides = split_words(options.words)
-        if len(files) != 1:
-            raise InputError("name one checkpoint")
-        # a trace keeps the device that it was made on
-        trained = load_trained(files[0], ["train.device=cpu", *overrides])
-        folder = options.output or Path(files[0]).parent
-        report = export(trained, folder / Path(files[0]).stem, options)
-    except InputError as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 2
+    files, overrides = split_words(options.words)
+    if len(files) != 1:
+        raise InputError("name one checkpoint")
+    # a trace keeps the device that it was made on
+    trained = load_trained(files[0], ["train.device=cpu", *overrides])
+    folder = options.output or Path(files[0]).parent
+    report = export(trained, folder / Path(files[0]).stem, options)
     print(json.dumps(report, indent=2) if options.json else format_report(report))
     return int(any(not each["holds"] for each in report["files"].values()))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from engine.atomic_file import write_atomically
 
 
 def new_figure(size: tuple[float, float]) -> Any:
@@ -38,14 +40,20 @@ def check_figure(path: Path) -> None:
         raise InputError(f"{path}: {path.suffix} is no ending of a picture; name a .png file")
 
 
+def literal(text: str) -> str:
+    """A name from outside as matplotlib draws it to the letter: ``$`` begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure: PNG, SVG or PDF by the ending.
 
     Raises:
         InputError: it cannot be written.
     """
+    picture = BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
+        figure.savefig(picture, format=path.suffix.lower().removeprefix(".") or "png", dpi=110)
+    except ValueError as error:
         raise InputError(f"{path}: cannot be written ({error}); name a .png file") from None
+    write_atomically(path, picture.getbuffer())

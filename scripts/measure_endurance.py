@@ -82,17 +82,7 @@ def training(folder: Path, iterations: int) -> list[str]:
 
 def watch(process: subprocess.Popen[bytes], run: Path, iterations: int, parts: int) -> None:
     """Print a row whenever another part of the iterations is done."""
-    titles = (
-        "iterations",
-        "main MB",
-        "loaders MB",
-        "files",
-        "threads",
-        "shared MB",
-        "ms each",
-        "CPU ms each",
-    )
-    print(ROW.format(*titles), flush=True)
+    print(ROW.format(*TITLES), flush=True)
     log, done, offset, rates = run / "metrics.jsonl", 0, 0, list[float]()
     counted, spent = 0, 0.0
     for part in range(1, parts + 1):

@@ -27,9 +27,9 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, some_of
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from scripts.curves import Curve, NoCurvesError, read_curves
-from scripts.figures import new_figure, save_figure
+from scripts.figures import literal, new_figure, save_figure
 from scripts.whole_numbers import at_least
 
 Runs = Mapping[str, Mapping[str, Curve]]
@@ -52,24 +52,21 @@ LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
 COLORS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#dc2626", "#0891b2", "#64748b")
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        runs = read_runs(options.runs, options.names)
-        panels = panels_of(runs, options.tags)
-        if options.json:
-            print(json.dumps(as_json(runs, options.tags)))
-        else:
-            print(format_runs(runs))
-        if not options.json or options.output is not None:
-            output = options.output or Path("curves.png")
-            save_figure(draw(runs, panels, options.smooth, options.log), output)
-            if not options.json:
-                print(f"written: {output}")
-    except InputError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        return 2
+    runs = read_runs(options.runs, options.names)
+    panels = panels_of(runs, options.tags)
+    if options.json:
+        print(json.dumps(as_json(runs, options.tags)))
+    else:
+        print(format_runs(runs))
+    if not options.json or options.output is not None:
+        output = options.output or Path("curves.png")
+        save_figure(draw(runs, panels, options.smooth, options.log), output)
+        if not options.json:
+            print(f"written: {output}")
     return 0
 
 
@@ -199,7 +196,7 @@ def draw(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, (title, tags, label) in zip(axes, panels, strict=False):
         _draw_panel(axis, runs, tags, width)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(literal(title), fontsize=10)
         axis.set_ylabel(label, fontsize=9)
         if logarithmic and not tags[0].startswith(("val/", "loss_weight/")):
             axis.set_yscale("log")
@@ -233,7 +230,7 @@ def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
                 linewidth=1.4,
                 marker="o" if len(curve) < 20 else None,
                 markersize=3,
-                label=None if tag in named else tag.split("/", 1)[-1],
+                label=None if tag in named else literal(tag.split("/", 1)[-1]),
             )
             named.add(tag)
     if len(tags) > 1:
@@ -249,7 +246,7 @@ def _name_the_runs(figure: Any, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3, label=name)
+        Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3, label=literal(name))
         for number, name in enumerate(names)
     ]
     figure.legend(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -88,24 +88,19 @@ class Found:
         tqdm.write(f"predict.py: left out: {error}", file=sys.stderr)
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        words, overrides = split_words(options.words)
-        if len(words) < 2:
-            raise InputError("name a checkpoint, then images, folders, patterns or videos")
-        _check_ids(options)
-        sources = find_sources(words[1:], options.output)
-        drawn_to = None if options.no_pictures else options.output
-        check_targets(sources, drawn_to, comp4=options.comp4 is not None)
-        trained = load_trained(words[0], overrides)
-        predict(sources, Looker(trained), options)
-    except InputError as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    words, overrides = split_words(options.words)
+    if len(words) < 2:
+        raise InputError("name a checkpoint, then images, folders, patterns or videos")
+    _check_ids(options)
+    sources = find_sources(words[1:], options.output)
+    drawn_to = None if options.no_pictures else options.output
+    check_targets(sources, drawn_to, comp4=options.comp4 is not None)
+    trained = load_trained(words[0], overrides)
+    predict(sources, Looker(trained), options)
     return 0
 
 

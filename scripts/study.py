@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, narrowed
 from scripts.studies.insertion import insert
@@ -41,22 +41,19 @@ from scripts.whole_numbers import at_least, listed
 RUNS = Path("runs/studies")
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
     words = [word for word in options.words if "=" in word]
     names = [word for word in options.words if "=" not in word]
-    try:
-        if not names:
-            raise InputError("name a study, such as table2; see configs/studies")
-        studies = [load_study(name, options.preset) for name in names]
-        if options.seeds:
-            studies = [study.model_copy(update={"seeds": options.seeds}) for study in studies]
-        studies = [narrowed(study, options.only) for study in studies]
-        return COMMANDS[options.command](studies, _overrides(words), options)
-    except InputError as error:
-        print(f"study.py: {error}", file=sys.stderr)
-        return 2
+    if not names:
+        raise InputError("name a study, such as table2; see configs/studies")
+    studies = [load_study(name, options.preset) for name in names]
+    if options.seeds:
+        studies = [study.model_copy(update={"seeds": options.seeds}) for study in studies]
+    studies = [narrowed(study, options.only) for study in studies]
+    return COMMANDS[options.command](studies, _overrides(words), options)
 
 
 def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool
+from engine.standard_output import status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -32,8 +32,8 @@ from data.build import build_annotations
 from data.errors import InputError
 from engine.config import Config, load_config
 from engine.distributed import start_ranks
-from scripts.dataset_tools.tables import format_table
 from scripts.figures import check_figure, save_figure
+from scripts.tables import format_table
 from scripts.tuning.batch_size import (
     Trial,
     attempt_on_cpu,
@@ -46,17 +46,12 @@ from scripts.tuning.learning_rate import FEWEST, draw, range_test
 SHARE = 0.9  # of the memory that is available: room for what the loader and others need
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        (tune_lr if options.what == "lr" else tune_batch)(config, options)
-    except InputError as error:
-        print(f"tune.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    config = load_config(options.config, options.overrides)
+    (tune_lr if options.what == "lr" else tune_batch)(config, options)
     return 0
 
 

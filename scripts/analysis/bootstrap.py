@@ -57,7 +57,7 @@ def rankings(
     detections: Detections, annotations: Annotations, ious: tuple[float, ...]
 ) -> list[list[Ranking]]:
     """For each IoU the ranking of each class that has objects."""
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     images, labels = annotations.object_images()[counted], annotations.labels[counted]
     kinds = np.unique(labels).tolist()
     objects = {

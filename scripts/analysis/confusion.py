@@ -24,7 +24,7 @@ def confusion_matrix(
     kinds = len(annotations.classes)
     matrix = np.zeros((kinds + 1, kinds + 1), dtype=np.int64)
     sure = detections.select(np.flatnonzero(detections.score >= score_threshold))
-    free = ~(annotations.difficult | annotations.crowd)
+    free = annotations.counted
     for image in image_overlaps(sure, annotations, iou):
         left = image.iou.copy()
         for place, row in enumerate(image.rows.tolist()):

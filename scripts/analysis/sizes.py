@@ -44,7 +44,7 @@ def ap_by_size(
 
 def _row(detections: Detections, annotations: Annotations, engine: Engine) -> dict[str, Any]:
     scores = coco_scores(detections, annotations, "bbox", engine)
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     row: dict[str, Any] = {"AP": scores["AP"]}
     for size, name in SIZES.items():
         low, high = BOUNDS[size]

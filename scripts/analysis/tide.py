@@ -28,6 +28,7 @@ BoolArray = npt.NDArray[np.bool_]
 TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 CLS, LOC, BOTH, DUPE, BKG, MISS = range(6)
 RIGHT, IGNORED = -1, -2
+BACKGROUND = 0.1  # IoU up to which a detection is on nothing
 RECALLS: FloatArray = np.array([hundredth / 100 for hundredth in range(101)])
 
 
@@ -50,10 +51,7 @@ class Verdicts:
 
 
 def judge_errors(
-    detections: Detections,
-    annotations: Annotations,
-    foreground: float = 0.5,
-    background: float = 0.1,
+    detections: Detections, annotations: Annotations, foreground: float = 0.5
 ) -> Verdicts:
     """Sort all detections and objects into right, ignored and TIDE's types.
 
@@ -67,9 +65,9 @@ def judge_errors(
         same = detections.label[image.rows, None] == annotations.labels[image.objects]
         claims = _claims(image.iou * same, foreground)
         found[image.objects[claims[claims >= 0]]] = True
-        kinds, objects = _explain(image, same, claims, foreground, background)
+        kinds, objects = _explain(image, same, claims, foreground)
         kind[image.rows], meant[image.rows] = kinds, objects
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     missed = counted & ~found
     missed[meant[(kind == LOC) | (kind == CLS)]] = False
     return Verdicts(kind, meant, found, missed)
@@ -88,11 +86,7 @@ def _claims(overlap: FloatArray, foreground: float) -> IntArray:
 
 
 def _explain(
-    image: ImageOverlaps,
-    same: BoolArray,
-    claims: IntArray,
-    foreground: float,
-    background: float,
+    image: ImageOverlaps, same: BoolArray, claims: IntArray, foreground: float
 ) -> tuple[IntArray, IntArray]:
     """The kind of each detection of an image, and the object that it means."""
     kinds = np.full(len(image.rows), BKG, dtype=np.int64)
@@ -103,10 +97,10 @@ def _explain(
         taken[claims[claims >= 0]] = True
         # the last rule that holds wins, so they stand from the weakest to the strongest
         kinds[:] = BOTH
-        kinds[image.iou.max(axis=1) <= background] = BKG
+        kinds[image.iou.max(axis=1) <= BACKGROUND] = BKG
         kinds[(own * taken).max(axis=1) >= foreground] = DUPE
         is_class = other.max(axis=1) >= foreground
-        is_place = (own.max(axis=1) >= background) & (own.max(axis=1) <= foreground)
+        is_place = (own.max(axis=1) >= BACKGROUND) & (own.max(axis=1) <= foreground)
         kinds[is_class] = CLS
         kinds[is_place] = LOC
         meant[is_class] = image.objects[other.argmax(axis=1)][is_class]
@@ -132,14 +126,15 @@ def tide(
     score, label = detections.score[scored], detections.label[scored].astype(np.int64)
     kind, meant = verdicts.kind[scored], verdicts.meant[scored]
     positives = count_objects(annotations)
-    base = _mean_ap(label, score, kind == RIGHT, positives)
+    has_objects = positives > 0
+    base = _mean_ap(label, score, kind == RIGHT, positives, has_objects)
     fixable = _fixable(kind, meant, score, verdicts.found)
     count: dict[str, float] = {}
     cost: dict[str, float] = {}
     for number, name in enumerate(TYPES):
         if number == MISS:
             missed = np.bincount(annotations.labels[verdicts.missed], minlength=len(positives))
-            fixed = _mean_ap(label, score, kind == RIGHT, positives - missed)
+            fixed = _mean_ap(label, score, kind == RIGHT, positives - missed, has_objects)
             count[name] = int(verdicts.missed.sum())
         else:
             mine = kind == number
@@ -147,7 +142,7 @@ def tide(
             corrected = label.copy()
             corrected[put_right] = annotations.labels[meant[put_right]]
             right = (kind == RIGHT) | put_right
-            fixed = _mean_ap(corrected[kept], score[kept], right[kept], positives)
+            fixed = _mean_ap(corrected[kept], score[kept], right[kept], positives, has_objects)
             count[name] = int(mine.sum())
         cost[name] = max(fixed - base, 0.0)
     return {"count": count, "cost": cost, "AP": {"AP": base}}
@@ -164,12 +159,24 @@ def _fixable(kind: IntArray, meant: IntArray, score: FloatArray, found: BoolArra
     return fixable
 
 
-def _mean_ap(label: IntArray, score: FloatArray, right: BoolArray, positives: IntArray) -> float:
-    """The mean over the classes that have objects, or had before those missed were left out."""
+def _mean_ap(
+    label: IntArray,
+    score: FloatArray,
+    right: BoolArray,
+    positives: IntArray,
+    has_objects: BoolArray,
+) -> float:
+    """The mean over the classes that have objects, as COCO's: detections of others cost nothing.
+
+    Args:
+        positives: ``(K,)`` the objects to be found. A class of which none is left, because all
+            were missed, stays in the mean where it has detections.
+        has_objects: ``(K,)`` whether a class has objects in the ground truth.
+    """
     order = np.lexsort((-score, label))
     label, right = label[order], right[order]
     bounds = np.searchsorted(label, np.arange(len(positives) + 1))
-    present = [k for k in range(len(positives)) if positives[k] or bounds[k] < bounds[k + 1]]
+    present = np.flatnonzero(has_objects & ((positives > 0) | (np.diff(bounds) > 0)))
     values = [
         _average_precision(right[bounds[k] : bounds[k + 1]], int(positives[k])) for k in present
     ]

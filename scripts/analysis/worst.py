@@ -50,7 +50,7 @@ def count_faults(
     sure = detections.score >= threshold
     wrong = sure & (verdicts.kind != RIGHT) & (verdicts.kind != IGNORED)
     lost = np.flatnonzero(_missed(annotations, verdicts, sure))
-    counted = ~(annotations.difficult | annotations.crowd)
+    counted = annotations.counted
     images = annotations.object_images()
     return Faults(
         np.bincount(detections.image[wrong], minlength=size),
@@ -63,7 +63,7 @@ def _missed(
     annotations: Annotations, verdicts: Verdicts, sure: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
     """``(N,)`` bool: the objects that no detection above the threshold found."""
-    missed = ~(annotations.difficult | annotations.crowd)
+    missed = annotations.counted
     missed[verdicts.meant[sure & (verdicts.kind == RIGHT)]] = False
     return missed
 

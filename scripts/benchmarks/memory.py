@@ -11,8 +11,10 @@ import torch
 
 from scripts.benchmarks.timing import wait_for
 
+TIMES = 2  # that the work is done
 
-def peak_memory(work: Callable[[], Any], device: torch.device, times: int = 2) -> float:
+
+def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
     """MB that some repetitions take at most, beside what was there before.
 
     On a CPU the process's resident pages: meaningful in a process that has not done the same
@@ -25,7 +27,7 @@ def peak_memory(work: Callable[[], Any], device: torch.device, times: int = 2) -
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = torch.cuda.memory_allocated(device) / 2**20 if cuda else _status_mb("VmRSS:")
-    for _ in range(times):
+    for _ in range(TIMES):
         work()
         wait_for(device)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else _status_mb("VmHWM:")

@@ -53,7 +53,7 @@ def random_detections(annotations: Annotations, count: int) -> Detections:
     boxes, score = random_boxes(rng, count), rng.beta(1, 6, count)
     near = np.flatnonzero(rng.random(count) < NEAR)
     truth = rng.integers(0, len(annotations.boxes), len(near))
-    images = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    images = annotations.object_images()
     image[near], label[near] = images[truth], annotations.labels[truth]
     sides = annotations.boxes[truth, 2:] - annotations.boxes[truth, :2]
     shifts = rng.normal(0, 0.1, (len(near), 4)) * np.hstack([sides, sides])

@@ -18,10 +18,12 @@ from engine.detections import Detections
 FloatArray = npt.NDArray[np.float64]
 Objects = list[dict[str, Any]]
 
+IOU = 0.5
+
 
 def by_image(annotations: Annotations) -> Objects:
     """The boxes, labels and difficult flags of each image, as a parsed XML file holds them."""
-    ignored = annotations.difficult | annotations.crowd
+    ignored = ~annotations.counted
     rows = [annotations.objects_of(image) for image in range(len(annotations))]
     return [
         {
@@ -34,9 +36,9 @@ def by_image(annotations: Annotations) -> Objects:
 
 
 def voc_eval(
-    detections: Detections, objects: Objects, classes: tuple[str, ...], iou: float = 0.5
+    detections: Detections, objects: Objects, classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """The area under the curve of each class that has objects."""
+    """The area under the curve of each class that has objects, at IoU 0.5."""
     scores = {}
     for label, name in enumerate(classes):
         truth, positives = _objects_of_class(objects, label)
@@ -44,7 +46,7 @@ def voc_eval(
         rows = rows[np.argsort(-detections.score[rows], kind="stable")]
         right, wrong = np.zeros(len(rows)), np.zeros(len(rows))
         for place, row in enumerate(rows):
-            match = _judge(detections.boxes[row], truth[detections.image[row]], iou)
+            match = _judge(detections.boxes[row], truth[detections.image[row]])
             right[place], wrong[place] = match == "right", match == "wrong"
         if positives:
             scores[name] = _average_precision(np.cumsum(right), np.cumsum(wrong), positives)
@@ -63,7 +65,7 @@ def _objects_of_class(objects: Objects, label: int) -> tuple[Objects, int]:
     return truth, positives
 
 
-def _judge(box: FloatArray, truth: dict[str, Any], iou: float) -> str:
+def _judge(box: FloatArray, truth: dict[str, Any]) -> str:
     boxes = truth["boxes"]
     if len(boxes) == 0:
         return "wrong"
@@ -74,7 +76,7 @@ def _judge(box: FloatArray, truth: dict[str, Any], iou: float) -> str:
     union = union + (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) - inter
     overlaps = inter / union
     best = int(np.argmax(overlaps))
-    if overlaps[best] < iou:
+    if overlaps[best] < IOU:
         return "wrong"
     if truth["difficult"][best]:
         return "ignored"

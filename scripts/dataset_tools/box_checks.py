@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from data.augment import MIN_BOX_SIDE
 from data.errors import shown
 from scripts.dataset_tools.problems import Problem
 
@@ -38,6 +39,17 @@ def check_box(
         return Problem(
             file, item, f"the box {numbers} lies outside its image of {width}x{height}",
             "draw it again, or remove the object", "error", "drop_object", row,
+        )  # fmt: skip
+    fractions = x2 <= 1 and y2 <= 1
+    # A sliver at the border is what a cut has left of an object: nobody drew it so.
+    drawn = min(x1, y1) > 0 and x2 < width and y2 < height
+    if min(x2 - max(x1, 0), y2 - max(y1, 0)) < MIN_BOX_SIDE and (fractions or drawn):
+        cure = "draw it again, or remove the object"
+        if fractions:
+            cure = f"if these are fractions of the image, multiply by its size; else {cure}"
+        return Problem(
+            file, item, f"the box {numbers} covers less than a pixel: it is not trained on",
+            cure, "error", "drop_object", row,
         )  # fmt: skip
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
         return Problem(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from data.errors import shown
 from scripts.dataset_tools.problems import Problem
+from scripts.dataset_tools.split_names import role_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SplitClasses:
 
 def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
     """Objects of classes that none of the splits to train on has; which those are, names tell."""
-    trained = [split for split in splits if "train" in posixpath.basename(split)]
+    trained = [split for split in splits if "train" in role_of(split)]
     if not trained or not all(splits[split].known for split in trained):
         return
     known = frozenset().union(*(splits[split].known for split in trained))

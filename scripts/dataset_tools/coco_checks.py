@@ -13,16 +13,17 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from data.coco_columns import ImageColumns, ObjectColumns, read_categories
+from data.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
 from data.errors import InputError, shown
 from data.json_stream import stream_members
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, Size, fits
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.problems import Problem, problem_of
+from scripts.dataset_tools.problems import OPTIONAL_KEYS, Action, Problem, problem_of
 
 _SLACK = 1.0  # pixels that COCO's own boxes stick out
+_NO = ("0", "0.0", "false", "no")  # a flag of other than the numbers 0 and 1 that says 0
 _LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 
 
@@ -109,8 +110,9 @@ class _Split:
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
         for row, entry in enumerate(entries):
             item = _called("image", entry, row)
-            if isinstance(entry, dict) and type(entry.get("id")) is int:
-                self._rows[entry["id"]].append(row)
+            identity = whole_number(entry.get("id")) if isinstance(entry, dict) else None
+            if identity is not None:
+                self._rows[identity].append(row)
             columns, error = self._read_entry(entry)
             if error is not None:
                 action = "drop_image" if columns is None else "set_size"
@@ -155,16 +157,16 @@ class _Split:
 
     def _check_objects(self) -> Iterator[Problem]:
         """Problems of the objects alone; those that can be read are noted with their images."""
+        masked = any(_has_mask(entry) for entry in self._items)
         bar = tqdm(self._items, desc=self._split, delay=2, leave=False, disable=None)
         for row, entry in enumerate(bar):
             item = _called("annotation", entry, row)
-            columns = _ObjectColumns(self._path)
-            try:
-                columns.add(entry)
-                x1, y1, x2, y2 = columns.boxes_xyxy()[0].tolist()
-            except InputError as error:
-                yield problem_of(error, "annotation", self._file, item, "drop_object", row)
+            columns, faults = self._read_object(row, entry, masked)
+            for error, action in faults:
+                yield problem_of(error, "annotation", self._file, item, action, row)
+            if columns is None:
                 continue
+            x1, y1, x2, y2 = columns.boxes_xyxy()[0].tolist()
             image = self._images.get(columns.image_ids[0])
             if columns.image_ids[0] not in self._rows:
                 yield self._unknown(item, row, "image_id", columns.image_ids[0], "images")
@@ -179,6 +181,37 @@ class _Split:
                     problem = f"has no {', '.join(missing)}, which other programs need"
                     cure = "add it"
                     yield Problem(self._file, item, problem, cure, "warning", "complete", row)
+
+    def _read_object(
+        self, row: int, entry: Any, masked: bool
+    ) -> tuple[_ObjectColumns | None, list[tuple[InputError, Action]]]:
+        """An object, None where it is left out, and what is wrong with it.
+
+        It is kept without the keys that it can do without and that cannot be read. Where other
+        objects are ``masked``, one without a segmentation would be trained with its box as mask.
+        """
+        try:
+            return self._columns_of(entry), []
+        except InputError as error:
+            first = error
+        optional = entry if isinstance(entry, dict) else {}
+        wrong = {key: fault for key in OPTIONAL_KEYS if (fault := _fault(key, optional.get(key)))}
+        kept = {key: value for key, value in optional.items() if key not in wrong}
+        faults = [(error, _action_for(key, entry[key], masked)) for key, error in wrong.items()]
+        try:
+            columns = self._columns_of(kept)
+        except InputError:  # it is not, or not only, for these keys
+            return None, [(first, "drop_object")]
+        if any(action == "drop_object" for _, action in faults):
+            return None, faults
+        self._items[row] = kept
+        return columns, faults
+
+    def _columns_of(self, entry: Any) -> _ObjectColumns:
+        columns = _ObjectColumns(self._path)
+        columns.add(entry)
+        columns.boxes_xyxy()
+        return columns
 
     def _unknown(self, item: str, row: int, key: str, value: int, where: str) -> Problem:
         problem = f"{key} {value} is not among the file's {where}"
@@ -237,8 +270,8 @@ class _Split:
     def _check_ids(self) -> Iterator[Problem]:
         seen: set[int] = set()
         for row, entry in enumerate(self._items):
-            identity = entry.get("id") if isinstance(entry, dict) else None
-            if type(identity) is not int:
+            identity = whole_number(entry.get("id")) if isinstance(entry, dict) else None
+            if identity is None:
                 continue
             item = _called("annotation", entry, row)
             if identity in seen:
@@ -256,6 +289,29 @@ def _called(kind: str, entry: Any, row: int) -> str:
     identity = entry.get("id") if isinstance(entry, dict) else None
     number = f"number {row + 1}"
     return f"{kind} {identity} ({number})" if type(identity) is int else f"{kind} {number}"
+
+
+def _fault(key: str, value: Any) -> InputError | None:
+    """What is wrong with the value of one key, in an object in which all else is right."""
+    try:
+        _ObjectColumns(Path()).add(
+            {"bbox": [0, 0, 1, 1], "image_id": 0, "category_id": 0, key: value}
+        )
+    except InputError as error:
+        return error
+    return None
+
+
+def _action_for(key: str, value: Any, masked: bool) -> Action:
+    """Take a key out only where that cannot turn the object into another than was meant."""
+    if key in ("iscrowd", "difficult"):
+        return OPTIONAL_KEYS[key] if str(value).strip().lower() in _NO else "drop_object"
+    return "drop_object" if key == "segmentation" and masked else OPTIONAL_KEYS[key]
+
+
+def _has_mask(entry: Any) -> bool:
+    segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
+    return bool(segmentation) and _fault("segmentation", segmentation) is None
 
 
 def _other(rows: list[int], row: int) -> str:

@@ -80,6 +80,11 @@ class CocoToVoc:
             checker.add(image)
             name = image.get("voc_name") or posixpath.splitext(image["file_name"])[0]
             name = inner_path(name, f"{path}: image {image['id']}: voc_name")
+            if name != name.strip():
+                raise InputError(
+                    f"{path}: image {image['id']}: its name {shown(name)} begins or ends with a "
+                    "space, which VOC's readers cut off; rename the file"
+                )
             source = self._layout.root / split / checker.files[-1]
             written = self._write_document(path, name, image, items.pop(image["id"], []), source)
             where, filename = f"{path}: image {image['id']}", written.findtext("filename")

@@ -135,6 +135,7 @@ def _by_design(first: str, second: str) -> bool:
 
 def share_by_design(one: str, other: str) -> bool:
     """Whether one of two splits is the trainval of which the other is the train or the val."""
+    one, other = one.casefold(), other.casefold()
     parts = {
         (whole, whole.replace("trainval", part))
         for whole in (one, other)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data.annotations import Annotations
-from data.errors import InputError
 from scripts.dataset_tools.statistics import aspect_ratios, box_sides
+from scripts.figures import literal, new_figure, save_figure
 
 _MOST_CLASSES = 30  # bars
 _CELLS = 40  # a side of the map of centers
@@ -20,34 +20,22 @@ def plot_dataset(annotations: Annotations, title: str, path: Path) -> None:
 
     Raises InputError where matplotlib is not installed or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(
-            "--plot: needs matplotlib, which is not installed; run: pip install '.[analysis]'"
-        ) from None
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((15, 9))
     axes = figure.subplots(2, 3).ravel()
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     _plot_classes(axes[0], annotations)
     _plot_counts(axes[1], annotations)
     _plot_image_sizes(axes[2], annotations)
     _plot_sides(axes[3], annotations)
     _plot_ratios(axes[4], annotations)
     _plot_centers(axes[5], annotations)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written ({error}); name a .png file") from None
+    save_figure(figure, path)
 
 
 def _plot_classes(axis: Any, annotations: Annotations) -> None:
     counts = np.bincount(annotations.labels, minlength=len(annotations.classes))
     order = np.argsort(-counts, kind="stable")[:_MOST_CLASSES][::-1]
-    names = [annotations.classes[label] for label in order.tolist()]
+    names = [literal(annotations.classes[label]) for label in order.tolist()]
     bars = axis.barh(names, counts[order])
     axis.bar_label(bars, padding=2, fontsize=8)
     rest = len(counts) - len(order)

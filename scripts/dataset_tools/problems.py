@@ -12,13 +12,18 @@ from data.errors import InputError
 
 Severity = Literal["error", "warning"]
 Action = Literal[
-    "drop_object", "clip_box", "clear_difficult", "drop_image", "set_size", "drop_line",
-    "renumber", "complete", "allow_link", "none",
+    "drop_object", "drop_area", "drop_iscrowd", "drop_difficult", "drop_segmentation", "clip_box",
+    "clear_difficult", "drop_image", "set_size", "drop_line", "renumber", "complete", "allow_link",
+    "none",
 ]  # fmt: skip
 
 # What --fix does, by the action.
 REPAIRS: dict[Action, str] = {
     "drop_object": "leaves the object out",
+    "drop_area": "computes it anew",
+    "drop_iscrowd": "sets it to 0",
+    "drop_difficult": "leaves it out, which means 0",
+    "drop_segmentation": "leaves it out, and keeps the box",
     "clip_box": "cuts the box at the image's border",
     "clear_difficult": "sets difficult to 0",
     "drop_image": "leaves the image and its objects out",
@@ -28,6 +33,14 @@ REPAIRS: dict[Action, str] = {
     "complete": "fills in what is missing",
     "allow_link": "copies what it points to, with --follow-links",
     "none": "",
+}
+
+# The keys of a COCO object that it can do without, and the action that takes them out.
+OPTIONAL_KEYS: dict[str, Action] = {
+    "area": "drop_area",
+    "iscrowd": "drop_iscrowd",
+    "difficult": "drop_difficult",
+    "segmentation": "drop_segmentation",
 }
 
 
@@ -57,7 +70,7 @@ class Problem:
     def line(self) -> str:
         """One line for people."""
         place = f"{self.file}: {self.object}" if self.object else self.file
-        return f"{self.severity}: {place}: {self.problem}; {self.cure}"
+        return f"{self.severity}: {place}: {'; '.join(filter(None, (self.problem, self.cure)))}"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -71,21 +84,15 @@ class Problem:
 
 
 def problem_of(
-    error: InputError,
-    place: str,
-    file: str,
-    item: str,
-    action: Action,
-    row: int = -1,
-    severity: Severity = "error",
+    error: InputError, place: str, file: str, item: str, action: Action, row: int = -1
 ) -> Problem:
-    """What a reader refused, as a problem.
+    """What a reader refused, as an error.
 
     ``place`` is what the reader's message begins with; the last part of it is the cure.
     """
     text = str(error).removeprefix(place).removeprefix(": ")
     problem, _, cure = text.rpartition("; ")
-    return Problem(file, item, problem or cure, cure if problem else "", severity, action, row)
+    return Problem(file, item, problem or cure, cure if problem else "", "error", action, row)
 
 
 def count_by_severity(problems: Iterable[Problem]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import posixpath
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
@@ -24,15 +25,31 @@ from data.voc_xml import parse_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.output_folder import check_outside, copy_files, new_folder
-from scripts.dataset_tools.problems import Problem
+from scripts.dataset_tools.problems import OPTIONAL_KEYS, Problem
 
 _Rows = dict[str, set[int]]  # by action, the rows that it applies to
 
 
+@dataclass
+class Kept:
+    """How much of a dataset is in its repaired copy."""
+
+    images: int = 0
+    of_images: int = 0
+    objects: int = 0
+    of_objects: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"kept {self.images} of {self.of_images} images, "
+            f"{self.objects} of {self.of_objects} objects"
+        )
+
+
 def write_repaired(
     layout: Layout, splits: Sequence[str], problems: Sequence[Problem], output: Path, hardlink: bool
-) -> None:
-    """Write the copy.
+) -> Kept:
+    """Write the copy, and count what is in it.
 
     Raises InputError where ``output`` exists, nothing of a split is left, or an image is a link
     that must not be followed: neither is it copied, nor is there anything wrong with the image.
@@ -44,22 +61,20 @@ def write_repaired(
             f"{len(links)} images are; say --follow-links if the dataset can be trusted"
         )
     by_file: dict[str, _Rows] = defaultdict(lambda: defaultdict(set))
-    images: set[str] = set()
     for problem in problems:
         by_file[problem.file][problem.action].add(problem.row)
-        if problem.action == "drop_image" and problem.row < 0:
-            images.add(problem.file)
     repair = _repair_voc if layout.format == "voc" else _repair_coco
     check_outside(layout.root, output)
     with new_folder(output) as folder:
-        repair(layout, splits, by_file, folder, hardlink)
+        return repair(layout, splits, by_file, folder, hardlink)
 
 
 def _repair_voc(
     layout: Layout, splits: Sequence[str], by_file: dict[str, _Rows], folder: Path, hardlink: bool
-) -> None:
+) -> Kept:
     pairs: list[tuple[Path, Path]] = []
     kept: set[str] = set()
+    count = Kept()
     years = sorted({posixpath.dirname(split) for split in splits})
     for year in years:
         images = layout.root / year / "JPEGImages"
@@ -67,47 +82,63 @@ def _repair_voc(
         paths = sorted((layout.root / year / "Annotations").rglob("*.xml"))
         for path in tqdm(paths, desc="repair", delay=2, leave=False, disable=None):
             file = path.relative_to(layout.root).as_posix()
-            image = _repaired_image(layout, year, path, by_file.get(file, {}), listing, folder)
-            if image is None or "drop_image" in by_file.get(image, {}):
-                (folder / file).unlink(missing_ok=True)
+            rows = by_file.get(file, {})
+            annotation = _read_annotation(path)
+            count.of_images += 1
+            count.of_objects += _objects_in(annotation)
+            image = None if annotation is None else _image_of(year, file, annotation, listing)
+            if annotation is None or image is None or "drop_image" in rows:
                 continue
+            if "drop_image" in by_file.get(image, {}):
+                continue
+            _write_annotation(layout, path, annotation, rows, layout.root / image, folder / file)
             kept.add(file)
+            count.objects += _objects_in(annotation)
             pairs.append((layout.root / image, folder / image))
         for path in sorted((layout.root / year / "ImageSets/Main").glob("*.txt")):
             lines = _repair_list(layout.root, path, by_file, kept, folder)
             if not lines and posixpath.join(year, path.stem) in splits:
                 raise _nothing_left(path)
     copy_files(pairs, hardlink, layout.root, layout.follow_links)
+    count.images = len(kept)
+    return count
 
 
-def _repaired_image(
-    layout: Layout, year: str, path: Path, rows: _Rows, listing: dict[str, str], folder: Path
-) -> str | None:
-    """Write the repaired annotation file; returns its image, None where it is dropped."""
-    file = path.relative_to(layout.root).as_posix()
-    if "drop_image" in rows:
-        return None
+def _read_annotation(path: Path) -> Element | None:
     try:
-        annotation = parse_voc_xml(path)
-        filename = (annotation.findtext("filename") or "").strip() or None
-        name = posixpath.splitext(file.partition("Annotations/")[2])[0]
-        image = posixpath.join(
-            year, "JPEGImages", find_voc_image(name, filename, listing, str(path))
-        )
+        return parse_voc_xml(path)
     except InputError:
-        return None  # no split lists it: it was not checked
-    target = folder / file
+        return None
+
+
+def _objects_in(annotation: Element | None) -> int:
+    return 0 if annotation is None else len(annotation.findall("object"))
+
+
+def _image_of(year: str, file: str, annotation: Element, listing: dict[str, str]) -> str | None:
+    """The image of an annotation file, relative to the root; None where there is none."""
+    filename = (annotation.findtext("filename") or "").strip() or None
+    name = posixpath.splitext(file.partition("Annotations/")[2])[0]
+    try:
+        return posixpath.join(year, "JPEGImages", find_voc_image(name, filename, listing, file))
+    except InputError:
+        return None
+
+
+def _write_annotation(
+    layout: Layout, path: Path, annotation: Element, rows: _Rows, image: Path, target: Path
+) -> None:
+    """Repair an annotation and write it; without problems the file is copied as it is."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not rows:
         shutil.copyfile(path, target)
-        return image
+        return
     if "set_size" in rows:
-        height, width = read_image(layout.root / image, None, MOST_PIXELS).shape[:2]
+        height, width = read_image(image, None, MOST_PIXELS).shape[:2]
         _set_size(annotation, height, width)
     _repair_objects(annotation, rows, layout.zero_based)
     indent(annotation)
     ElementTree(annotation).write(target, encoding="utf-8")
-    return image
 
 
 def _set_size(annotation: Element, height: int, width: int) -> None:
@@ -173,7 +204,8 @@ def _nothing_left(path: Path) -> InputError:
 
 def _repair_coco(
     layout: Layout, splits: Sequence[str], by_file: dict[str, _Rows], folder: Path, hardlink: bool
-) -> None:
+) -> Kept:
+    count = Kept()
     for split in splits:
         file = f"annotations/instances_{split}.json"
         document = read_document(layout.root / file)
@@ -191,14 +223,19 @@ def _repair_coco(
         ]
         if not images:
             raise _nothing_left(layout.root / file)
+        count.images += len(images)
+        count.of_images += len(document["images"])
+        count.of_objects += len(document["annotations"])
         document["images"] = images
         document["annotations"] = _repaired_objects(document["annotations"], images, rows)
+        count.objects += len(document["annotations"])
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(document), encoding="utf-8")
         names = [entry["file_name"] for entry in images]
         pairs = [(layout.root / split / name, folder / split / name) for name in names]
         copy_files(pairs, hardlink, layout.root, layout.follow_links)
+    return count
 
 
 def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +254,8 @@ def _repaired_objects(
     for row, entry in enumerate(items):
         if row in dropped or entry["image_id"] not in sizes:
             continue
-        entry = dict(entry)
+        unread = [key for key, action in OPTIONAL_KEYS.items() if row in rows.get(action, ())]
+        entry = {key: value for key, value in entry.items() if key not in unread}
         if row in rows.get("clip_box", ()):
             entry["bbox"] = _clipped(entry["bbox"], sizes[entry["image_id"]])
         if row in rows.get("renumber", ()) or type(entry.get("id")) is not int:

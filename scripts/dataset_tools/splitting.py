@@ -89,10 +89,8 @@ def split_voc(
             of several in a VOCdevkit, or what the readers refuse.
     """
     folder = layout.root / "ImageSets/Main"
-    targets = [folder / f"{inner_path(name, '--names')}.txt" for name in names]
-    for name in names:
-        if "/" in name:  # which would be a list of the year before it
-            raise InputError(f"--names: {shown(name)} is no name of a list; leave out the /")
+    _check_names(names)
+    targets = [folder / f"{name}.txt" for name in names]
     for target in targets:
         if target.exists():
             raise InputError(f"{target}: exists already; choose other --names")
@@ -137,8 +135,7 @@ def split_coco(
 
     Also returns, by split, the number of image files that are missing and were left out.
     """
-    for name in names:
-        inner_path(name, "--names")
+    _check_names(names)
     (split,) = layout.choose([source] if source else None)[:1]
     if source is None and len(layout.splits) > 1:
         raise InputError(
@@ -171,6 +168,14 @@ def split_coco(
             pairs = [(layout.root / split / file, folder / name / file) for file in files]
             missing.append(copy_files(pairs, hardlink, layout.root, layout.follow_links))
     return _report(names, assigned, classes), dict(zip(names, missing, strict=True))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise InputError for a name that is none of a file: in a folder no split is looked for."""
+    for name in names:
+        inner_path(name, "--names")
+        if "/" in name:
+            raise InputError(f"--names: {shown(name)} is no name of a split; leave out the /")
 
 
 def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data.annotations import Annotations
 from data.errors import InputError
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.output_folder import writing
-from scripts.dataset_tools.suggestions import Suggestion
+from scripts.dataset_tools.suggestions import SCALES, Suggestion
 
 _VIEWS = 12_000  # images that a short first training should see
-LAST_LEVELS = {"retinanet": 7, "mask_rcnn": 6}  # of the pyramids
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-def choose_detector(annotations: Annotations, from_scratch: bool) -> str:
-    """Mask R-CNN where there are masks, else RetinaNet, which ``from_scratch`` always takes."""
-    return "retinanet" if from_scratch or annotations.masks is None else "mask_rcnn"
 
 
 def write_config(
     path: Path,
     layout: Layout,
-    splits: Sequence[str],
+    train: str,
+    val: str,
     suggestion: Suggestion | None,
     from_scratch: bool,
 ) -> None:
@@ -37,10 +30,9 @@ def write_config(
     Raises InputError where the file exists or cannot be written, and where there is nothing to
     train on.
 
-    Of ``splits`` those are taken to train and to validate on whose names say so; the classes are
-    theirs. The detector is that of ``choose_detector``, with ImageNet weights; ``from_scratch``
-    takes a small one without. ``data.root`` is the path as it was given:
-    relative to where train.py is run.
+    ``train`` and ``val`` are the splits to train and to validate on; the classes are theirs. The
+    detector is the suggested one with ImageNet weights, or with ``from_scratch`` a small one
+    without. ``data.root`` is the path as it was given: relative to where train.py is run.
     """
     if path.exists():
         raise InputError(f"{path}: exists already; name a new file")
@@ -49,14 +41,12 @@ def write_config(
             f"--write-config: {layout.root} has no objects to train on, so that anchors cannot be "
             "suggested; annotate some, or name other --splits"
         )
-    train, val = _roles(splits)
     images = len(layout.load(train))
     annotations = layout.load_all(list(dict.fromkeys([train, val])))
-    kind = choose_detector(annotations, from_scratch)
-    base = CONFIGS / "base" / ("small.yaml" if from_scratch else f"{kind}.yaml")
+    base = CONFIGS / "base" / ("small.yaml" if from_scratch else f"{suggestion.detector}.yaml")
     values = {
         "base": _path_from(path, base),
-        "detector": _detector(suggestion, kind, from_scratch),
+        "detector": _detector(suggestion, from_scratch),
         "data": _data(layout, train, val, annotations.classes, suggestion),
         "train": {"name": path.stem, **_schedule(images, from_scratch)},
     }
@@ -70,14 +60,19 @@ def write_config(
         path.write_text(head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
 
-def _detector(suggestion: Suggestion, kind: str, from_scratch: bool) -> dict[str, Any]:
+def _detector(suggestion: Suggestion, from_scratch: bool) -> dict[str, Any]:
     anchors = {
         "sizes": list(suggestion.sizes),
         "ratios": list(suggestion.ratios),
-        "scales_per_octave": 3,
+        "scales_per_octave": len(SCALES),
     }
     heads = {"retinanet": {"head_norm": "batch"}} if from_scratch else {}
-    return {"type": kind, "levels": list(suggestion.levels), "anchors": anchors, **heads}
+    return {
+        "type": suggestion.detector,
+        "levels": list(suggestion.levels),
+        "anchors": anchors,
+        **heads,
+    }
 
 
 def _data(
@@ -112,13 +107,3 @@ def _path_from(config: Path, base: Path) -> str:
     """How ``base:`` names a file: relative within the repository, which may move as a whole."""
     folder = config.resolve().parent
     return os.path.relpath(base, folder) if folder.is_relative_to(CONFIGS.parent) else str(base)
-
-
-def _roles(splits: Sequence[str]) -> tuple[str, str]:
-    """The splits to train and to validate on, by their names; there is at least one."""
-    train = next((s for s in splits if "train" in s and "val" not in s), None)
-    train = train or next((s for s in splits if "train" in s), splits[0])
-    others = [split for split in splits if split != train and "trainval" not in split]
-    val = next((s for s in others if "val" in s), None)
-    val = val or next((s for s in others if "test" in s), None)
-    return train, val or (others[0] if others else train)

@@ -1,4 +1,4 @@
-"""From the boxes of a dataset to an image size and anchors.
+"""From the objects of a dataset to a detector, an image size and anchors.
 
 Anchors are chosen by measuring: a box is covered when an anchor of some level, laid over its
 center, overlaps it with an IoU of 0.7 or more; in the grid, where centers do not meet, that leaves
@@ -9,6 +9,7 @@ one percent of the best.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +27,12 @@ _LARGEST_SIZE = (800, 1333)  # short and long side; COCO's usual size
 _COVERED = 0.7
 _TOLERANCE = 0.01
 _SAMPLE = 20_000
-_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+_ENOUGH_MASKS = 0.95
+SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of the suggested anchors
+_LAST_LEVELS = {"retinanet": 7, "mask_rcnn": 6}  # of the pyramids
+_DEFAULT_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
+_DEFAULT_RATIOS = (0.5, 1.0, 2.0)
+_DEFAULT_SCALES = {"retinanet": SCALES, "mask_rcnn": (1.0,)}
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,17 @@ class Suggestion:
     """What to write into a config, and how well it fits.
 
     Attributes:
+        detector: ``detector.type``.
         image_size: short side and longest long side.
         levels: of the pyramid; level l has stride 2^l.
         sizes: the smallest anchor size of each level, pixels after resizing.
         ratios: height over width of the anchors.
         coverage: the share of boxes that an anchor overlaps with IoU 0.7 or more.
-        default_coverage: the same of the default anchors (levels 3 to 7, sizes from 32).
+        default_coverage: the same of the detector's default anchors.
         median_side: the median box side after resizing.
     """
 
+    detector: str
     image_size: tuple[int, int]
     levels: tuple[int, ...]
     sizes: tuple[float, ...]
@@ -55,12 +63,24 @@ class Suggestion:
         return asdict(self)
 
 
-def suggest(annotations: Annotations, last_level: int = 7) -> Suggestion | None:
+def choose_detector(annotations: Annotations) -> str:
+    """Mask R-CNN where nearly all objects that are trained on have masks, else RetinaNet.
+
+    Mask R-CNN would learn of every object without a mask that it fills its box.
+    """
+    trained = annotations.counted
+    if annotations.masks is None or not trained.any():
+        return "retinanet"
+    share = annotations.masks.present()[trained].mean()
+    return "mask_rcnn" if share >= _ENOUGH_MASKS else "retinanet"
+
+
+def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
     """Choose by the objects that are trained on; None where there are none.
 
-    ``last_level`` is the highest that the detector's pyramid may have.
+    ``detector`` is retinanet or mask_rcnn: their pyramids and their default anchors differ.
     """
-    rows = np.flatnonzero(~(annotations.crowd | annotations.difficult))
+    rows = np.flatnonzero(annotations.counted)
     if not len(rows):
         return None
     if len(rows) > _SAMPLE:
@@ -69,11 +89,18 @@ def suggest(annotations: Annotations, last_level: int = 7) -> Suggestion | None:
     sides = box_sides(annotations)[rows]
     sides = sides * _scales(annotations, image_size)[annotations.object_images()[rows]]
     ratios = aspect_ratios(annotations)[rows]
-    default = [32.0, 64.0, 128.0, 256.0, 512.0]
-    default_coverage = coverage(sides, ratios, default, (0.5, 1.0, 2.0))
-    levels, sizes, chosen, covered = _choose_anchors(sides, ratios, last_level)
+    levels, sizes, chosen, covered = _choose_anchors(sides, ratios, _LAST_LEVELS[detector])
     return Suggestion(
-        image_size, levels, sizes, chosen, covered, default_coverage, float(np.median(sides))
+        detector=detector,
+        image_size=image_size,
+        levels=levels,
+        sizes=sizes,
+        ratios=chosen,
+        coverage=covered,
+        default_coverage=coverage(
+            sides, ratios, _DEFAULT_SIZES, _DEFAULT_RATIOS, _DEFAULT_SCALES[detector]
+        ),
+        median_side=float(np.median(sides)),
     )
 
 
@@ -97,19 +124,24 @@ def _scales(annotations: Annotations, image_size: tuple[int, int]) -> Floats:
 
 
 def coverage(
-    sides: Floats, ratios: Floats, sizes: list[float], anchor_ratios: tuple[float, ...]
+    sides: Floats,
+    ratios: Floats,
+    sizes: Sequence[float],
+    anchor_ratios: Sequence[float],
+    scales: Sequence[float],
 ) -> float:
     """The share of boxes that one of the anchors overlaps with IoU 0.7, centers aligned.
 
     Args:
         sides: ``(N,)`` square roots of the boxes' areas.
         ratios: ``(N,)`` height over width.
-        sizes: the smallest anchor size of each level; each comes in three scales of an octave.
+        sizes: the smallest anchor size of each level.
         anchor_ratios: height over width of the anchors.
+        scales: what each size is multiplied with.
     """
     best = np.zeros(len(sides))
     heights, widths = sides * np.sqrt(ratios), sides / np.sqrt(ratios)
-    for size, scale, ratio in itertools.product(sizes, _SCALES, anchor_ratios):
+    for size, scale, ratio in itertools.product(sizes, scales, anchor_ratios):
         height, width = size * scale * ratio**0.5, size * scale / ratio**0.5
         overlap = np.minimum(heights, height) * np.minimum(widths, width)
         best = np.maximum(best, overlap / (sides**2 + height * width - overlap))
@@ -126,7 +158,7 @@ def _choose_anchors(
     for first, last, strides, anchor_ratios in choices:
         levels = tuple(range(first, last + 1))
         sizes = [strides * 2**level for level in levels]
-        covered = coverage(sides, ratios, sizes, anchor_ratios)
+        covered = coverage(sides, ratios, sizes, anchor_ratios, SCALES)
         cost = 4.0**-first * len(anchor_ratios) + 0.001 * len(levels)
         candidates.append((cost, -covered, levels, sizes, anchor_ratios))
     best = max(-negative for _, negative, *_ in candidates)

@@ -1,43 +1,11 @@
-"""Statistics and problems as text for people."""
+"""Statistics and suggestions as text for people."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from scripts.dataset_tools.suggestions import Suggestion
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell; numbers to the right.
-
-    >>> print(format_table(["class", "objects"], [["cat", 5], ["dog", 12]]))
-    class  objects
-    cat          5
-    dog         12
-    """
-    cells = [list(header), *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    numeric = [
-        bool(rows) and all(isinstance(row[column], int | float | None) for row in rows)
-        for column in range(len(header))
-    ]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join(lines)
-
-
-def _text(cell: object) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:.0f}"
-    return str(cell)
+from scripts.tables import format_table
 
 
 def format_statistics(numbers: dict[str, Any]) -> str:
@@ -80,9 +48,10 @@ def format_suggestion(suggestion: Suggestion | None) -> str:
     sizes = ", ".join(f"{size:g}" for size in suggestion.sizes)
     levels = f"{suggestion.levels[0]} to {suggestion.levels[-1]}"
     return (
+        f"suggested detector: {suggestion.detector}\n"
         f"suggested image size: {list(suggestion.image_size)} (short side, longest long side); the "
         f"median box is {suggestion.median_side:.0f} px then\n"
         f"suggested anchors: levels {levels}, sizes {sizes}, ratios {ratios}, 3 scales an octave: "
-        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (the default anchors: "
+        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (its default anchors: "
         f"{suggestion.default_coverage:.1%})"
     )

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 from tqdm import tqdm
 
-from data.errors import InputError, shown
+from data.errors import InputError, shown, some_of
 from data.voc import (
     VOC_CLASSES,
     find_voc_image,
@@ -20,6 +20,7 @@ from data.voc import (
     listed_name,
     other_voc_image,
     read_lines,
+    same_stem,
 )
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
@@ -222,6 +223,11 @@ class _Document:
         if other:
             problem = f"its <filename> names the image {shown(other)}, but {shown(found)} is taken"
             cure = "correct <filename>, or give the image and the annotation one name"
+            problems.append(Problem(self._file, "", problem, cure, "warning", "none"))
+        several = same_stem(name, filename, self._listing)
+        if several:
+            problem = f"JPEGImages has {some_of(several)} of its name; {shown(found)} is taken"
+            cure = "name the image in <filename>, or move the others elsewhere"
             problems.append(Problem(self._file, "", problem, cure, "warning", "none"))
         image = posixpath.join(folder, "JPEGImages", found)
         self._owners[image].append(self._file)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import _topk_min
+from torchvision.models.detection._utils import _topk_min  # a min(k, len(x)) that a trace keeps
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
-from detector.anchors import PyramidAnchors
+from detector.anchors import PyramidAnchors, per_anchor
 from detector.build import Detector
+from detector.preprocessing import DIVISOR
 from detector.rcnn import FasterRCNN
 from detector.retinanet import RetinaNet
 from detector.retinanet_head import RetinaNetHead
@@ -34,13 +35,12 @@ def for_one_image(detector: Detector) -> nn.Module:
 
 
 def _prepare(image: Tensor, detector: Detector) -> Tensor:
-    """``(3, H, W)`` -> ``(1, 3, H', W')`` normalized, zeros up to multiples of the divisor."""
+    """``(3, H, W)`` -> ``(1, 3, H', W')`` normalized, zeros up to multiples of ``DIVISOR``."""
     transform = detector.transform
-    divisor = transform.divisor
     normal = (image.float() / 255 - transform.mean) / transform.std
     height, width = image.shape[1], image.shape[2]
-    below = (height + divisor - 1) // divisor * divisor - height
-    beside = (width + divisor - 1) // divisor * divisor - width
+    below = (height + DIVISOR - 1) // DIVISOR * DIVISOR - height
+    beside = (width + DIVISOR - 1) // DIVISOR * DIVISOR - width
     return F.pad(normal[None], (0, beside, 0, below))
 
 
@@ -61,7 +61,7 @@ def _anchors(generator: PyramidAnchors, level: int, map_: Tensor, padded: Tensor
 
 
 class OneImageRetinaNet(nn.Module):
-    """RetinaNet's ``select_detections`` for one image."""
+    """RetinaNet's detections of one image."""
 
     def __init__(self, detector: RetinaNet) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class OneImageRCNN(nn.Module):
         scores = logits.softmax(dim=1)[:, 1:]
         row, column = torch.where(scores > heads.score_thresh)
         chosen = deltas.reshape(deltas.shape[0], -1, 4)[row, column + 1]
-        found = heads._suppress(
+        found = heads.suppress(
             heads.box_coder.decode(chosen, proposals[row]), scores[row, column], column, size
         )
         boxes, labels = found["boxes"], found["labels"]
@@ -141,22 +141,15 @@ class OneImageRCNN(nn.Module):
         maps = list(features.values())
         boxes, scores, levels = [], [], []
         for number, map_ in enumerate(maps):
-            logits, deltas = (output[0] for output in rpn.head([map_]))
-            objectness = _per_anchor(logits, 1).reshape(-1)
+            logits, deltas = (level for (level,) in rpn.head([map_]))
+            objectness = per_anchor(logits, 1).reshape(-1)
             count = _topk_min(objectness, rpn.pre_nms_top_n(), 0)
             best = objectness.topk(count)
             anchors = _anchors(rpn.anchor_generator, number, map_, padded)[best.indices]
-            boxes.append(rpn.box_coder.decode(_per_anchor(deltas, 4)[best.indices], anchors))
+            boxes.append(rpn.box_coder.decode(per_anchor(deltas, 4)[0, best.indices], anchors))
             scores.append(best.values.sigmoid())
             levels.append(torch.full_like(best.indices, number))
-        return rpn._suppress(torch.cat(boxes), torch.cat(scores), torch.cat(levels), size)
-
-
-def _per_anchor(output: Tensor, values: int) -> Tensor:
-    """``(1, a * values, H, W)`` of a head -> ``(H * W * a, values)``."""
-    height, width = output.shape[2], output.shape[3]
-    output = output.view(-1, values, height, width).permute(2, 3, 0, 1)
-    return output.reshape(-1, values)
+        return rpn.suppress(torch.cat(boxes), torch.cat(scores), torch.cat(levels), size)
 
 
 def _pool(pooler: RoIPooler, features: dict[str, Tensor], boxes: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ from detector.nms_kernels import keep_best
 from detector.proposals_on_gpu import suppress_on_gpu
 from detector.roi_align_kernels import roi_align_on_gpu
 from detector.roi_pooling import RoIPooler
+from losses.anchor_labels import IGNORED
 from losses.config import LossConfig
 from losses.focal_kernels import focal_sums_on_gpu
-from losses.focal_sums import IGNORED, focal_sums
+from losses.focal_sums import focal_sums
 
 CLASSES = 13
 LARGEST_DIFFERENCE = 1e-5  # relative: sums in another order
@@ -133,10 +134,18 @@ def check_proposals(device: torch.device, candidates: Sequence[int]) -> str:
     level = levels.repeat_interleave(torch.tensor(candidates, device=device))
     corners = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)
     expected = [
-        rpn._suppress(*candidate, level, size)
+        rpn.suppress(*candidate, level, size)
         for *candidate, size in zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
     ]
-    proposals = suppress_on_gpu(rpn, boxes, scores, corners)
+    proposals = suppress_on_gpu(
+        boxes,
+        scores,
+        corners,
+        smallest_side=rpn.min_size,
+        score_threshold=rpn.score_thresh,
+        nms_threshold=rpn.nms_thresh,
+        most=rpn.post_nms_top_n(),
+    )
     for slots, valid, wanted in zip(proposals.boxes, proposals.valid, expected, strict=True):
         found = slots[valid]
         if not torch.equal(found, wanted):

@@ -54,7 +54,7 @@ def check_bf16(kind: str, backbone: str, device: torch.device) -> str:
     return f"finite losses ({listed}) and gradients"
 
 
-def check_exchange(backbone: str, device: torch.device, backends: str = BACKENDS) -> str:
+def check_exchange(backbone: str, device: torch.device) -> str:
     """A RetinaNet step under DDP with one rank: the gradients of the plain step.
 
     Raises:
@@ -64,7 +64,7 @@ def check_exchange(backbone: str, device: torch.device, backends: str = BACKENDS
     alone.step()
     expected = _gradient(alone)
     del alone
-    with process_group(backends):
+    with process_group():
         trainee = _build("retinanet", backbone, device, "none", wrapped=True)
         with Collectives() as exchanged:
             trainee.step()
@@ -206,11 +206,11 @@ def check_no_waits(kind: str, backbone: str, device: torch.device) -> str:
 
 
 @contextmanager
-def process_group(backends: str) -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Of this process alone."""
     with tempfile.TemporaryDirectory() as folder:
         meeting_place = f"file://{Path(folder, 'meeting')}"
-        dist.init_process_group(backends, init_method=meeting_place, rank=0, world_size=1)
+        dist.init_process_group(BACKENDS, init_method=meeting_place, rank=0, world_size=1)
         try:
             yield
         finally:

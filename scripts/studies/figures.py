@@ -11,6 +11,7 @@ import matplotlib as mpl
 
 from data.errors import InputError
 from scripts.curves import Curve, read_curves
+from scripts.figures import literal
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -111,7 +112,7 @@ def pair_of(curves: Curves, folder: Path) -> tuple[str, str]:
 
 def label_panel(panel: Axes, title: str, below: str) -> None:
     """Title, axis and grid of a panel."""
-    panel.set_title(title, fontsize=9)
+    panel.set_title(literal(title), fontsize=9)
     panel.set_xlabel(below)
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3, linewidth=0.5)
@@ -119,7 +120,7 @@ def label_panel(panel: Axes, title: str, below: str) -> None:
 
 def finished(figure: Figure, heading: str) -> Figure:
     """A figure with its heading, laid out."""
-    figure.suptitle(heading, fontsize=10)
+    figure.suptitle(literal(heading), fontsize=10)
     figure.tight_layout()
     return figure
 

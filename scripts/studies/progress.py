@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import TextIO
 
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
@@ -21,13 +20,12 @@ LEAST_SHARE = 0.01  # of a run, from which on it tells how long it will take
 _printing = threading.Lock()
 
 
-def say(message: str, stream: TextIO | None = None) -> None:
+def say(message: str) -> None:
     """Print a message on a line of its own, over the progress line."""
-    stream = stream or sys.stderr
-    clear = "\r\033[K" if stream.isatty() else ""
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
     with _printing:
-        stream.write(f"{clear}{message}\n")
-        stream.flush()
+        sys.stderr.write(f"{clear}{message}\n")
+        sys.stderr.flush()
 
 
 class ProgressLine:
@@ -36,9 +34,8 @@ class ProgressLine:
     Where runs take long it is printed once a minute.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
         self.looked = self.printed = time.monotonic()
         self.done = 0
 
@@ -61,8 +58,8 @@ class ProgressLine:
         since = {folder: now - start for folder, start in dict(under_way).items()}
         line = describe(jobs, since, places, failed)
         with _printing:
-            self.stream.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
-            self.stream.flush()
+            sys.stderr.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
+            sys.stderr.flush()
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -74,8 +71,8 @@ class ProgressLine:
         trace: TracebackType | None,
     ) -> None:
         if self.terminal:
-            self.stream.write("\r\033[K")
-            self.stream.flush()
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
 
 
 def describe(
@@ -150,21 +147,29 @@ def _epochs(job: Job) -> int:
 
 
 def share_done(job: Job) -> float:
-    """The part of a run's training that is behind it, from its ``metrics.jsonl``."""
+    """The part of a run's training that is behind it, from its ``metrics.jsonl``.
+
+    An evaluation tells exactly how many iterations an epoch has. Before the first one they are
+    guessed from the last log line of each epoch; within the first epoch nothing is known.
+    """
     path = job.folder / "metrics.jsonl"
     if not path.is_file():
         return 0.0
-    epochs, first_of_epoch, epoch, step = job.run.config.train.epochs, 0, 0, 0
+    epochs, iterations_an_epoch = job.run.config.train.epochs, 0.0
+    first_of_epoch, epoch, step = 0, 0, 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            if record["kind"] != "train":
-                continue
-            if record["epoch"] > epoch:
-                epoch, first_of_epoch = record["epoch"], step
-            step = record["step"]
+            kind, at_epoch, at_step = record["kind"], record["epoch"], record["step"]
         except (ValueError, KeyError, TypeError):
             continue  # the line that is being written
+        if kind == "evaluation":
+            iterations_an_epoch = at_step / at_epoch
+        elif at_epoch > epoch:
+            epoch, first_of_epoch = at_epoch, step
+        step = at_step
+    if iterations_an_epoch:
+        return min(1.0, step / (iterations_an_epoch * epochs))
     if not first_of_epoch:
         return 0.0
     return min(1.0, (epoch + min(1.0, (step - first_of_epoch) * epoch / first_of_epoch)) / epochs)

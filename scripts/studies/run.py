@@ -18,27 +18,15 @@ import yaml
 from data.errors import InputError, unreadable
 from engine.atomic_file import write_atomically
 from engine.config import Config, load_config, parse_config
-from engine.resume import flatten
+from engine.resume import NEUTRAL_KEYS
 from engine.strict_yaml import read_yaml
 
-# Keys that say where, how fast and how talkatively a run goes, not what it computes. The batch of
-# a process follows from the total batch, which is the study's, and the number of processes.
-PLACE_KEYS = frozenset(
-    {
-        "data.batch_size",
-        "data.prefetch",
-        "data.root",
-        "data.workers",
-        "evaluate.every",
-        "train.accumulate",
-        "train.checkpoint_every",
-        "train.device",
-        "train.log_every",
-        "train.name",
-        "train.output",
-        "train.pictures",
-    }
-)
+# Keys that do not decide what a run computes. The batch of a process follows from the total batch,
+# which is the study's, and the number of processes.
+PLACE_KEYS = NEUTRAL_KEYS | {"data.batch_size", "data.root", "train.accumulate", "train.name"}
+# Neither do these, as a study scores the last checkpoint; but with train.patience scores decide
+# which that is.
+EVALUATION_KEYS = frozenset({"evaluate.every"})
 CHECKPOINTS = ("last.pt", "previous.pt")
 RECORD, LOCK, LOG = "study.json", "study.lock", "study.log"
 
@@ -73,7 +61,7 @@ class Run:
     @property
     def total_batch(self) -> int:
         """Images in an iteration, of all processes together."""
-        return self.config.data.batch_size * self.processes
+        return self.config.global_batch(self.processes)
 
     @cached_property
     def name(self) -> str:
@@ -213,8 +201,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _decisive(config: Config) -> dict[str, Any]:
     """The keys that decide what a run computes, dotted."""
-    values = flatten(config.model_dump(mode="json"))
-    return {key: value for key, value in values.items() if key not in PLACE_KEYS}
+    ignored = PLACE_KEYS if config.train.patience else PLACE_KEYS | EVALUATION_KEYS
+    return {key: value for key, value in config.flat().items() if key not in ignored}
 
 
 def _short(key: str) -> str:

@@ -22,6 +22,7 @@ from scripts.studies.figures import finished, label_panel
 SIDE = 100.0  # pixels: width and height of the object and of the sliding box
 FOREGROUND, BACKGROUND = 0.5, 0.4  # RetinaNet's thresholds of IoU
 STEPS = 601
+FURTHEST = 1.25  # shift, by the object's width
 SHOWN = (0.1, 0.35, 0.9)  # shifts of the boxes in the picture, by the object's width
 SCORE = 0.7  # what the classifier says of the sliding box, wherever it is
 
@@ -38,14 +39,14 @@ class Slide:
     box: dict[str, Numbers]
 
 
-def slide(score: float = SCORE, furthest: float = 1.25) -> Slide:
-    """Shift a box that starts on its object to the right, by up to so many of its widths.
+def slide(score: float = SCORE) -> Slide:
+    """Shift a box that starts on its object to the right, by up to ``FURTHEST`` of its widths.
 
     The box is an anchor that predicts no offsets. Its classification target is 1 from IoU 0.5 on
     and 0 below 0.4; in between no loss counts it. Box losses count for positives only, but are
     drawn further, as in the paper.
     """
-    shifts = torch.linspace(0, furthest, STEPS)
+    shifts = torch.linspace(0, FURTHEST, STEPS)
     truth = torch.tensor([[0.0, 0.0, SIDE, SIDE]])
     moved = truth + SIDE * shifts[:, None] * torch.tensor([1.0, 0.0, 1.0, 0.0])
     iou = box_iou(moved, truth)[:, 0]
@@ -65,7 +66,7 @@ def draw_shift() -> Figure:
     axes[0, 1].plot(data.shifts, data.iou, color="black")
     for threshold, name in ((FOREGROUND, "positive above"), (BACKGROUND, "negative below")):
         axes[0, 1].axhline(threshold, color="grey", linewidth=0.7, linestyle=":")
-        axes[0, 1].text(1.25, threshold, name, fontsize=7, ha="right", va="bottom")
+        axes[0, 1].text(FURTHEST, threshold, name, fontsize=7, ha="right", va="bottom")
     label_panel(axes[0, 1], "IoU", "shift / width")
     for name, values in data.classification.items():
         axes[1, 0].plot(data.shifts, values, label=name)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data.annotations import Annotations
-from data.build import build_annotations
+from data.build import build_annotations, known_classes
 from data.errors import InputError
 from data.image_files import open_images
 from engine.config import Config, parse_config
@@ -20,6 +20,7 @@ from engine.detections import Detections
 from engine.drawing import GAP, Pixels, draw_pair
 from engine.evaluator import read_detections
 from engine.strict_yaml import read_yaml
+from scripts.figures import literal
 from scripts.studies.figures import ShownRun, finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +41,8 @@ def draw_detections(
         InputError: a run has no checkpoint yet, or its data are not there.
     """
     config = run_config(runs[0].folder, data_root)
-    name = {"train": config.data.train, "val": config.data.val}.get(split, split)
-    annotations = build_annotations(config.data, name, config.data.classes or _classes(config))
+    name = config.data.split(split)
+    annotations = build_annotations(config.data, name, known_classes(config.data))
     found = [detections_of(run.folder, annotations, split, config.data.root) for run in runs]
     rows = sorted(set(np.linspace(0, len(annotations) - 1, count + 2)[1:-1].astype(int).tolist()))
     figure, axes = plt.subplots(
@@ -53,7 +54,7 @@ def draw_detections(
             panel.imshow(picture)
             panel.set_axis_off()
     for panel, title in zip(axes[0], ["ground truth", *(run.title for run in runs)], strict=True):
-        panel.set_title(title, fontsize=10)
+        panel.set_title(literal(title), fontsize=10)
     return finished(figure, heading)
 
 
@@ -95,10 +96,3 @@ def run_config(folder: Path, data_root: Path | None) -> Config:
     if data_root is not None:
         values["data"]["root"] = str(data_root)
     return parse_config(values, str(folder / "config.yaml"))
-
-
-def _classes(config: Config) -> tuple[str, ...] | None:
-    """Names of a VOC dataset come from its train split."""
-    if config.data.format != "voc":
-        return None
-    return build_annotations(config.data, config.data.train, check_images=False).classes

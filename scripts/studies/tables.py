@@ -22,7 +22,7 @@ def markdown(results: Results) -> str:
     """The table, the paired changes, what the runs cost, and what went wrong."""
     study = results.study
     scored = f"`{study.score.split}`" if study.score.split != "val" else "the validation split"
-    seeds = f"{len(study.seeds)} seeds" if len(study.seeds) > 1 else "1 seed"
+    seeds = _seeds(len(study.seeds))
     parts = [
         f"**{study.title}.** Mean ± standard deviation over {seeds}; in brackets the change "
         f"against {_name(study.against)} in points. `last.pt` scored on {scored}.",
@@ -83,6 +83,7 @@ CSV_COLUMNS = (
     "seeds",
     "change_points",
     "change_standard_deviation",
+    "change_seeds",
     "p_t_test",
     "p_sign_flip",
 )
@@ -171,9 +172,9 @@ def _numbers(cell: Cell, metric: str, change: Paired | None) -> list[float | Non
     numbers: list[float | None] = [cell.published[metric], cell.published_change[metric]]
     numbers += [own.mean, own.deviation, own.count] if own else [None, None, 0]
     if change is None:
-        return [*numbers, None, None, None, None]
-    difference = change.difference
-    return [*numbers, difference.mean, difference.deviation, change.t_test, change.sign_flip]
+        return [*numbers, None, None, None, None, None]
+    both = change.difference
+    return [*numbers, both.mean, both.deviation, both.count, change.t_test, change.sign_flip]
 
 
 def _rows(results: Results, axes: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Cell]]]:
@@ -200,14 +201,24 @@ def _ours(results: Results, cell: Cell | None, metric: str) -> str:
     text = f"{own.mean:.{digits}f}"
     if own.deviation is not None:
         text += f" ± {own.deviation:.{digits}f}"
-    change = results.change(cell, metric)
-    text += _in_brackets(change.difference.mean if change else None, digits - 2)
+    if (change := results.change(cell, metric)) is not None:
+        both = change.difference
+        pairs = None if both.count == own.count else both.count
+        text += _in_brackets(both.mean, digits - 2, pairs)
     wanted = len(results.study.seeds)
     return text if own.count == wanted else f"{text}, {own.count} of {wanted} seeds"
 
 
-def _in_brackets(change: float | None, digits: int) -> str:
-    return "" if change is None else f" ({change + 0.0:+.{digits}f})"
+def _in_brackets(change: float | None, digits: int, pairs: int | None = None) -> str:
+    """A change in points; ``pairs`` says of how many seeds, where the mean beside it has others."""
+    if change is None:
+        return ""
+    seeds = f" over {_seeds(pairs)}" if pairs else ""
+    return f" ({change + 0.0:+.{digits}f}{seeds})"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" + "s" * (count != 1)
 
 
 def _with_deviation(change: Paired, digits: int) -> str:

@@ -14,6 +14,7 @@ from data.errors import InputError
 from engine.config import parse_config
 from engine.strict_yaml import read_yaml
 from scripts.curves import read_curves
+from scripts.figures import literal
 from scripts.studies.definition import Score
 from scripts.studies.figures import ShownRun, finished, label_panel, pair_of
 from scripts.studies.results import score_at
@@ -92,7 +93,7 @@ def _draw_point(axes: Axes, number: int, runs: Sequence[WeighedRun]) -> None:
         color=COLORS.get(runs[0].rule, OTHER),
         markersize=4,
         elinewidth=0.6,
-        label=f"{number}  {runs[0].title}",
+        label=literal(f"{number}  {runs[0].title}"),
     )
     axes.annotate(
         str(number), (weights.mean(), scores.mean()), (4, 3), textcoords="offset points", fontsize=7

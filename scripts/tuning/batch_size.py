@@ -95,7 +95,7 @@ def full_batch(config: Config, annotations: Annotations, size: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     height, width = config.data.image_size
     height = max(config.data.multi_scale.short_sides, default=height)
-    objects = int(annotations.training_counts().max(initial=1))
+    objects = int(annotations.training_counts(config.data.voc.use_difficult).max(initial=1))
     kinds = len(annotations.classes)
     images, boxes, labels, masks = [], [], [], []
     for _ in range(size):

@@ -25,7 +25,7 @@ from engine.build import build_loader, build_splits, build_state
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.freezing import Freezing
-from engine.optimization import REFERENCE_BATCH
+from engine.optimization import applied_lr
 from engine.precision import autocast
 from engine.state import TrainState
 from scripts.figures import new_figure
@@ -79,7 +79,8 @@ def range_test(
         show: a progress bar.
 
     Raises:
-        InputError: the losses are not finite from the start, or too few iterations were possible.
+        InputError: the losses are not finite from the start, too few iterations were possible, or
+            the loss never fell.
     """
     training, _ = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
@@ -99,23 +100,16 @@ def range_test(
     return RangeTest(rates[: len(losses)], losses, smoothed, diverged, *choose(rates, smoothed))
 
 
-def applied_rate(rate: float, config: Config, global_batch: int) -> float:
-    """What the optimizer gets where ``train.lr`` is ``rate``."""
-    if config.train.optimizer == "sgd" and config.train.scale_lr:
-        return rate * global_batch * config.train.accumulate / REFERENCE_BATCH
-    return rate
-
-
 def _train(
     state: TrainState, loader: TrainLoader, rates: Any, config: Config, ranks: Ranks
 ) -> tuple[list[float], bool]:
     """The losses, and whether the last of them had grown."""
     batches = _endless(loader)
-    batch_size = config.data.batch_size * ranks.world_size
+    batch_size = config.global_batch(ranks.world_size)
     losses: list[float] = []
     for rate in rates:
         for group in state.optimizer.param_groups:
-            group["lr"] = applied_rate(rate, config, batch_size)
+            group["lr"] = applied_lr(config.train, rate, batch_size)
         loss = _step(state, [next(batches) for _ in range(config.train.accumulate)], config, ranks)
         if not math.isfinite(loss):
             return losses, True
@@ -202,8 +196,15 @@ def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, fl
 
     The largest is where the smoothed loss is lowest. Suggested is the rate before it at which the
     smoothed loss falls fastest, measured over a third of a decade on either side.
+
+    Raises:
+        InputError: the smoothed loss never fell below its first value.
     """
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    if lowest == 0:
+        raise InputError(
+            f"the loss only grew from train.lr={rates[0]:.2g} on; begin lower, with --lowest"
+        )
     width = max(1, round(1 / 3 / math.log10(rates[1] / rates[0])))
     slopes = {
         middle: smoothed[min(middle + width, lowest)] - smoothed[max(0, middle - width)]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from data.build import FORMATS, build_annotations
+from data.build import FORMATS, build_annotations, known_classes
 from data.config import DataConfig
 from data.errors import InputError
 from data.paths import inner_path
@@ -49,6 +49,21 @@ def test_every_format_of_the_config_has_its_loader() -> None:
 def test_images_in_folders_are_found(tmp_path: Path) -> None:
     config = make_coco(tmp_path, names=("a.jpg", "b/c.jpg", "b/d/e.jpg"))
     assert len(build_annotations(config, config.val)) == 3
+
+
+@pytest.mark.parametrize(("boxes", "refused"), [(10, True), (9, False)])
+def test_fractions_of_the_image_are_no_boxes(boxes: int, refused: bool, tmp_path: Path) -> None:
+    config = make_coco(tmp_path, names=("a.jpg",))
+    path = tmp_path / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    one = {"image_id": 0, "category_id": 1, "bbox": [0.1, 0.2, 0.5, 0.4]}
+    content["annotations"] = [{"id": number, **one} for number in range(boxes)]
+    path.write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(InputError, match=r"10 of its 10 boxes .* fractions of its size"):
+            build_annotations(config, config.val)
+    else:
+        assert len(build_annotations(config, config.val).boxes) == boxes
 
 
 def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
@@ -116,6 +131,23 @@ def test_classes_of_a_checkpoint_go_before_those_of_the_config(tmp_path: Path) -
     config = make_coco(tmp_path).model_copy(update={"classes": ("cat", "dog")})
     assert build_annotations(config, "val").classes == ("cat", "dog")
     assert build_annotations(config, "val", classes=["dog", "cat"]).classes == ("dog", "cat")
+
+
+def test_a_role_stands_for_its_splits_and_any_other_name_for_itself() -> None:
+    config = DataConfig(train=("a", "b"), val="test")
+    assert [config.split(name) for name in ("train", "val", "test")] == [("a", "b"), "test", "test"]
+
+
+def test_classes_are_those_listed_else_those_of_the_train_split_if_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_coco(tmp_path, "train")
+    assert known_classes(config) == ("cat", "dog")
+    assert known_classes(config.model_copy(update={"classes": ("dog",)})) == ("dog",)
+    assert not caplog.records
+    assert known_classes(config.model_copy(update={"train": "gone"})) is None
+    assert "taken from the scored split, because" in caplog.text
+    assert "instances_gone.json" in caplog.text
 
 
 def test_a_split_of_which_nothing_remains_is_an_error(tmp_path: Path) -> None:

@@ -181,6 +181,18 @@ def test_duplicate_annotation_ids_do_no_harm(tmp_path: Path) -> None:
     assert len(load(tmp_path, annotations=[OBJECT, OBJECT]).boxes) == 2
 
 
+def test_ids_may_be_written_with_a_point(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        images=[changed(IMAGE, id=0.0)],
+        annotations=[changed(OBJECT, image_id=0.0, category_id=3.0)],
+        categories=[{"id": 3.0, "name": "cat"}],
+    )
+    assert loaded.image_ids.tolist() == [0]
+    assert loaded.category_ids.tolist() == [3]
+    assert loaded.labels.tolist() == [0]
+
+
 def test_a_byte_order_mark_and_white_space_do_no_harm(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf \n" + json.dumps(coco(), indent=4).encode() + b"\n\n"
     assert len(load_coco(write(tmp_path, text), "val").boxes) == 1

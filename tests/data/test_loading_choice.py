@@ -68,16 +68,38 @@ def test_empty_and_small_images_are_left_out_on_request(
         choose_images(annotations, False, False, 1000)
 
 
-def test_classes_cannot_be_balanced_where_there_are_no_objects(
+def test_a_split_without_an_object_to_train_on_is_refused(
     dataset: tuple[Path, Annotations],
 ) -> None:
+    _, annotations = dataset
+    without_objects = annotations.select([0, 4, 8])
+    crowds = replace(annotations, crowd=np.ones(len(annotations.boxes), np.bool_))
+    difficult = replace(annotations, difficult=np.ones(len(annotations.boxes), np.bool_))
+    for left, flags in ((without_objects, ""), (crowds, "crowds"), (difficult, "difficult")):
+        with pytest.raises(InputError, match=rf"{flags}: no object to train on .* data\.train"):
+            choose_images(left, False, False, 0)
+    assert len(choose_images(difficult, True, False, 0)) == len(difficult)
+
+
+def test_boxes_that_stand_for_masks_are_counted_aloud(
+    dataset: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
+) -> None:
     root, annotations = dataset
-    without_objects = (root, annotations.select([0, 4, 8]))
-    with (
-        pytest.raises(InputError, match="no image has an object to train on, and data"),
-        training(without_objects, sampling={"type": "class_balanced"}),
-    ):
-        pass
+    assert annotations.masks is not None
+    with training(dataset):
+        assert not caplog.messages
+    parts, rle = annotations.masks.object_parts.copy(), annotations.masks.object_rle.copy()
+    parts[1:3], rle[1:3] = 0, 0
+    poorer = replace(
+        annotations, masks=replace(annotations.masks, object_parts=parts, object_rle=rle)
+    )
+    total = len(annotations.boxes)
+    with training((root, poorer)):
+        (message,) = caplog.messages
+        assert f"2 of {total} objects to train on have no segmentation" in message
+    caplog.clear()
+    with training((root, poorer), with_masks=False):
+        assert not caplog.messages
 
 
 def test_transforms_that_part_boxes_from_masks_are_refused_with_masks_alone(

@@ -144,6 +144,8 @@ def test_images_without_objects_stay(tmp_path: Path) -> None:
     [
         ("a.jpg", ["a.jpg", "a.png"], "a.jpg"),
         (None, ["a.JPG"], "a.JPG"),
+        (None, ["a.bmp", "a.png", "a.jpg"], "a.jpg"),
+        ("other.jpg", ["a.png", "a.JPEG"], "a.JPEG"),
         ("a", ["a.jpeg"], "a.jpeg"),
         ("other.png", ["other.png", "a.jpg"], "a.jpg"),
         ("other.png", ["other.png"], "other.png"),
@@ -277,6 +279,9 @@ BAD_SPLITS = {
     "no annotation": ("train", "a\nb", r"b\.xml: there is no such annotation"),
     "leaving name": ("train", "../a", "line 1: the file name '../a' may leave"),
     "leaving name and flag": ("train", "../a\t1", "line 1: the file name '../a 1' may leave"),
+    "image": ("train", "a.jpg", "line 1: 'a.jpg': a line is a name .*; write 'a'"),
+    "path": ("train", "JPEGImages/a.png", "a line is a name .*; write 'a'"),
+    "annotation": ("train", "a.xml", "a line is a name .*; write 'a'"),
     "no flag": ("train", "a 2", r"a 2\.xml: there is no such annotation"),
     "not text": ("binary", "a", "is not text"),
 }

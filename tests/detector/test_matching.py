@@ -79,6 +79,18 @@ def test_matches_of_each_images_own_boxes_equal_torchvision(counts, match) -> No
         assert torch.equal(matches[image], expected)
 
 
+@pytest.mark.parametrize("thresholds", [(0.5, 0.4, True), (0.5, 0.5, False)])
+@pytest.mark.parametrize("match", PATHS)
+def test_what_has_no_area_matches_nothing_and_disturbs_nothing(match, thresholds) -> None:
+    torch.manual_seed(1)
+    boxes, anchors = boxes_on_a_grid(5), boxes_on_a_grid(200)
+    point = torch.tensor([[32.0, 32.0, 32.0, 32.0]])
+    with_points = torch.cat([boxes, point]), torch.cat([anchors, point, point + 7])
+    matches = match(with_points[1], targets_of([with_points[0]]), *thresholds)[0]
+    assert torch.equal(matches[:-2], reference(boxes, anchors, thresholds))
+    assert matches[-2:].tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize("match", PATHS)
 def test_equal_boxes_match_the_first_of_them(match) -> None:
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from detector import box_head
 from detector import onednn_linear as room
 from detector.box_head import BoxHead
 
@@ -45,7 +46,7 @@ def test_the_box_head_gives_the_same_either_way(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(room, "_is_amd", lambda: True)
     assert room.pays_here(x)
     fast = head(x)
-    head.plain = True
+    monkeypatch.setattr(box_head, "pays_here", lambda _: False)
     torch.testing.assert_close(head(x), fast, rtol=1e-4, atol=1e-5)
 
 

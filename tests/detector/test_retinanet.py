@@ -12,13 +12,15 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead as TorchvisionRetinaNetHead
 
 from data.target import Targets, pad_targets
+from detector import retinanet
 from detector.build import build_detector
 from detector.config import DetectorConfig
-from detector.matching import match_anchors
+from detector.matching import match_anchors, match_batch
 from detector.norm import group_norm
 from detector.retinanet import RetinaNet
 from detector.retinanet_head import RetinaNetHead, Tower
 from losses.config import LossConfig
+from losses.focal_sums import focal_sums
 
 CLASSES = 3
 SIZES = ((64, 96), (80, 70))
@@ -305,9 +307,17 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another device than the CPU runs, without kernels of its own."""
+    monkeypatch.setattr(retinanet, "match_anchors", match_batch)
+    monkeypatch.setattr(retinanet, "fastest_focal_sums", lambda _: focal_sums)
+    monkeypatch.setattr(RetinaNetHead, "looks_locally", False)
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_training_step_reads_nothing_back_from_the_device() -> None:
     detector = make_detector(normalizer="batch")
-    detector.plain = True  # what another device than the CPU runs
     images, targets = make_images(), make_targets()
     with HostReads() as reads:
         sum(detector(images, targets).values()).backward()
@@ -315,9 +325,8 @@ def test_a_training_step_reads_nothing_back_from_the_device() -> None:
 
 
 def losses_and_gradients(
-    detector: RetinaNet, targets: Targets, plain: bool
+    detector: RetinaNet, targets: Targets
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    detector.plain = plain
     detector.zero_grad()
     losses = detector(make_images(), targets)
     sum(weight * loss for weight, loss in zip((0.7, 1.3), losses.values(), strict=True)).backward()
@@ -352,14 +361,15 @@ OBJECTS = {
 @pytest.mark.parametrize("objects", OBJECTS)
 @pytest.mark.parametrize("changes", [{}, {"channels_last": True}, {"head_norm": "batch"}])
 def test_the_paths_of_the_cpu_give_the_plain_losses_and_gradients(
-    objects: str, changes: dict[str, object]
+    objects: str, changes: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
     head_norm = changes.get("head_norm", "none")
     others = {key: value for key, value in changes.items() if key != "head_norm"}
     config = make_config(norm="frozen", retinanet={"head_norm": head_norm}, **others)
     detector = make_detector(config, box="giou", normalizer="image")
-    losses, gradients = losses_and_gradients(detector, OBJECTS[objects], plain=False)
-    expected, expected_gradients = losses_and_gradients(detector, OBJECTS[objects], plain=True)
+    losses, gradients = losses_and_gradients(detector, OBJECTS[objects])
+    request.getfixturevalue("plain")
+    expected, expected_gradients = losses_and_gradients(detector, OBJECTS[objects])
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
     assert all(gradient is not None for gradient in gradients.values())
     for name, gradient in gradients.items():

@@ -21,8 +21,9 @@ from torchvision.models.detection.image_list import ImageList
 from data.target import Targets
 from detector.anchors import build_anchors
 from detector.config import AnchorConfig, RPNConfig
-from detector.matching import IGNORED, match_anchors
+from detector.matching import match_anchors
 from detector.rpn import RegionProposalNetwork, RPNHead
+from losses.anchor_labels import IGNORED
 from losses.config import BoxLossConfig
 
 LEVELS = (2, 3, 4, 5, 6)

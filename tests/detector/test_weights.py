@@ -268,6 +268,18 @@ def test_a_detector_of_unnamed_classes_gives_all_but_the_class_rows(tmp_path: Pa
     assert torch.equal(second.state_dict()[name], first.state_dict()[name])
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."]
+)
+def test_what_wrapped_the_model_is_no_part_of_its_names(prefix: str, tmp_path: Path) -> None:
+    state = {"backbone.body.weight": torch.ones(2), "head.bias": torch.zeros(1)}
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "x.pth")
+    assert list(read_weights(tmp_path / "x.pth").state) == list(state)
+    partly = {prefix + "head.bias": torch.ones(2), "head.bias": torch.zeros(1)}
+    torch.save(partly, tmp_path / "x.pth")
+    assert list(read_weights(tmp_path / "x.pth").state) == list(partly)
+
+
 def test_no_class_is_called_kept_where_the_heads_are_of_another_kind(tmp_path: Path) -> None:
     options = {**SMALL, "trainable_stages": 5, "norm": "batch"}
     first, _ = start(("a", "b"), weights="none", type="faster_rcnn", **options)

@@ -95,7 +95,14 @@ def run(
 ) -> Path:
     """Train in this process on one rank; return the run's folder, also when it was stopped."""
     try:
-        train.train(config, ALONE, stop or StopRequest(), resume, allow_changed)
+        train.train(
+            config,
+            ALONE,
+            stop or StopRequest(),
+            resume=resume,
+            allow_changed=allow_changed,
+            requeue=False,
+        )
     except Stopped:
         assert stop is not None
     return config.run_folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_all_runs_have_the_same_columns(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_named() -> None:
-    with pytest.raises(InputError, match=r"no_such_board is not installed; pip install"):
+    with pytest.raises(InputError, match=r"no_such_board is not installed; pip install '\.\[no_"):
         boards._import("no_such_board")
 
 
@@ -156,6 +157,34 @@ def test_mlflow_gets_the_numbers_of_metrics_jsonl_also_over_a_resume(
     (lr,) = tmp_path.glob("mlruns/*/*/params/train.lr")
     assert lr.read_text() == "0.01"
     assert len(list(tmp_path.glob("mlruns/*/*/artifacts/val/detections_0/*.png"))) == 2
+
+
+class Racing:
+    """A store in which another run makes the experiment first."""
+
+    def __init__(self, appears: bool) -> None:
+        self.appears, self.asked = appears, 0
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        self.asked += 1
+        return (
+            SimpleNamespace(experiment_id=f"{name} 7") if self.asked > 1 and self.appears else None
+        )
+
+    def create_experiment(self, name: str) -> str:
+        raise ConnectionError(f"no {name}")
+
+    def create_run(self, experiment: str, run_name: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id=f"{run_name} of {experiment}"))
+
+
+def test_an_experiment_that_another_run_makes_at_the_same_time_is_shared() -> None:
+    board = object.__new__(boards.MLflow)
+    board._client = Racing(appears=True)
+    assert board._create(Path("/all/run")) == "run of all 7"
+    board._client = Racing(appears=False)
+    with pytest.raises(ConnectionError, match="no all"):
+        board._create(Path("/all/run"))
 
 
 def test_wandb_keeps_a_run_offline_and_goes_on_with_it(

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data.errors import InputError
-from engine.atomic_file import link_atomically
+from engine import atomic_file
+from engine.atomic_file import link_atomically, write_atomically
 from engine.checkpoint import STATE, load_checkpoint, load_latest, save_checkpoint
 from engine.state import Progress
 
@@ -259,16 +260,37 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_file(tmp_path: Path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="writes from a second process")
+def test_two_processes_may_write_one_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    process = os.fork()
+    try:
+        for _ in range(50):
+            write_atomically(path, b"0" * 1_000_000)
+    except BaseException:
+        if not process:
+            os._exit(1)
+        raise
+    if not process:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert path.read_bytes() == b"0" * 1_000_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to go on from"):
         load_latest(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_checkpoints(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.pt"
     for value in (1.0, 2.0):
         save_checkpoint(path, contents(value))
-    (tmp_path / ".last.pt.tmp").mkdir()  # the temporary file cannot be opened
+    monkeypatch.setattr(atomic_file.secrets, "token_hex", lambda _: "0")
+    (tmp_path / ".last.pt.0.tmp").mkdir()  # the temporary file cannot be opened
     with pytest.raises(InputError, match=r"last\.pt: cannot be written: .*; make room"):
         save_checkpoint(path, contents(3.0))
     assert value_of(load_checkpoint(path)) == 2.0

@@ -53,7 +53,7 @@ def blobs(rng: np.random.Generator, boxes: np.ndarray, size: tuple[int, int]) ->
     return [rle["counts"] for rle in coco_mask.encode(masks)]
 
 
-def random_contest(seed: int) -> tuple[Detections, Annotations]:
+def random_case(seed: int) -> tuple[Detections, Annotations]:
     """Crowds, difficult objects, all ranges of area, empty classes, equal scores, masks.
 
     Ids are large and in no order: equal scores are taken in the order of the image ids.
@@ -91,13 +91,13 @@ def test_the_numbers_published_with_the_coco_api(kind: Kind, engine: Engine) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(5))
-def test_random_contests_score_as_in_the_coco_api(seed: int, kind: Kind, engine: Engine) -> None:
-    assert_same_scores(*random_contest(seed), kind, engine)
+def test_random_cases_score_as_in_the_coco_api(seed: int, kind: Kind, engine: Engine) -> None:
+    assert_same_scores(*random_case(seed), kind, engine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_detections_and_a_single_one(kind: Kind, engine: Engine) -> None:
-    detections, annotations = random_contest(9)
+    detections, annotations = random_case(9)
     for count in (0, 1):
         assert_same_scores(detections.select(np.arange(count)), annotations, kind, engine)
 
@@ -109,7 +109,7 @@ def test_without_ground_truth_there_are_no_numbers(engine: Engine) -> None:
 
 
 def test_nothing_is_printed(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
-    coco_scores(*random_contest(0), "bbox", engine)
+    coco_scores(*random_case(0), "bbox", engine)
     assert capfd.readouterr() == ("", "")
 
 

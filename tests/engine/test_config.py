@@ -98,7 +98,18 @@ def test_numbers_may_be_written_as_1e_minus_4(tmp_path: Path) -> None:
         ("train: {best: coco_segm_AP}", ["train.best", "masks", "mask_rcnn"]),
         ("train:", ["train: a mapping of keys is needed"]),
         ("data: {train: 3}", ["data.train: text is needed", "data.train: a list is needed"]),
-        ("data: {image_size: 600}", ["data.image_size: a list is needed"]),
+        ("data: {image_size: 600}", ["image_size: two numbers are needed, such as [600, 1000], "]),
+        ("data: {image_size: [600]}", ["data.image_size: two numbers", "got [600]"]),
+        ("data: {image_size: [1, 2, 3]}", ["data.image_size: two numbers", "got [1, 2, 3]"]),
+        ("data: {image_size: [true, 1000]}", ["image_size.0: a whole number is needed, not True"]),
+        ("data: {shapes: {shapes: []}}", ["data.shapes.shapes: at least one value is needed"]),
+        ("data: {root: }", ["data.root: a path is needed, such as", "got None"]),
+        ("data: {root: @x}", ["cannot start any token; quote the text"]),
+        ("data:\n\tformat: voc", ["cannot start any token; indent with spaces"]),
+        ("train: {milestones: 8}", ["train.milestones: a list is needed, such as [8, 11]"]),
+        ("train: {freeze: {backbone: [0]}}", ["train.freeze.backbone: two numbers are needed"]),
+        ("train: {lr: fast}", ["train.lr: a number is needed"]),
+        ("train: {scale_lr: 3}", ["train.scale_lr: true or false is needed"]),
         ("- 1\n- 2", ["mapping"]),
         ("a: &a 1\ntrain: *a", ["aliases"]),
         ("train: !!python/object/apply:os.system [true]", ["the tag", "leave it out"]),
@@ -110,7 +121,7 @@ def test_numbers_may_be_written_as_1e_minus_4(tmp_path: Path) -> None:
         ("train: {epochs: " + "9" * 5000 + "}", ["not YAML"]),
         ('train: {name: "\\ud800"}', ["half a character"]),
         ('base: "a\\0b"', ["NUL"]),
-        ("train: {epochs: 2001-02-03}", ["train.epochs", "integer"]),
+        ("train: {epochs: 2001-02-03}", ["train.epochs", "whole number"]),
         ("train: {epochs: 3", ["line"]),
         ("1: 2", ["key 1", "quote"]),
         ("base: 3", ["base"]),
@@ -162,6 +173,17 @@ def test_true_is_no_number_in_any_block(key: str, tmp_path: Path) -> None:
     }
     with pytest.raises(InputError, match=key.replace(".", r"\.")):
         load_config(write(tmp_path, ""), [f"{key}={numbers.get(key, 'true')}"])
+
+
+@pytest.mark.parametrize("key", ["data.root", "detector.weights", "train.output"])
+def test_a_path_may_begin_at_home(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ``key=~/x`` the shell leaves the ``~`` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    block, leaf = key.split(".")
+    config = load_config(write(tmp_path, ""), [f"{key}=~/x"])
+    assert str(getattr(getattr(config, block), leaf)) == str(tmp_path / "x")
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3", ""])

@@ -14,7 +14,6 @@ import yaml
 
 from engine.config import Config, parse_config
 from engine.config_reference import config_schema, help_text, keys
-from engine.resume import flatten
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -70,7 +69,7 @@ def test_the_schema_refuses_what_is_refused(text: str) -> None:
 
 def test_every_key_is_listed_once_with_its_default() -> None:
     listed = {key.name: key.default for key in keys()}
-    values = flatten(Config().model_dump(mode="json"))
+    values = Config().flat()
     # a default that is an empty mapping stays a key of its own
     assert listed.keys() == values.keys()
     assert len(listed) == len(keys())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import config_of, run, tiny
+from runs import config_of, run, tiny, write_config
 
 import evaluate
 from engine.checkpoint import load_checkpoint, save_checkpoint
@@ -127,6 +128,35 @@ def test_results_of_splits_with_the_same_image_ids_are_refused_before_the_evalua
     assert "give the same id to several; score one split" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
     assert call(monkeypatch, *words) == 0
+
+
+def test_results_of_a_split_without_one_of_the_categories_are_scored_as_they_were_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A COCO file for validation may lack a category that the one for training has."""
+    (drawn,) = (trained.parent / "shapes").iterdir()
+    data = shutil.copytree(drawn, tmp_path / "data")
+    file = data / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    lacking = content["categories"].pop(0)["id"]
+    content["annotations"] = [
+        item for item in content["annotations"] if item["category_id"] != lacking
+    ]
+    file.write_text(json.dumps(content))
+    block = {"format": "coco", "root": str(data), "train": "train", "val": "val"}
+    config, results = write_config(tmp_path, {"data": block}), tmp_path / "results.json"
+    overrides = [f"data.{key}={value}" for key, value in block.items()]
+    outputs = [tmp_path / "written.json", tmp_path / "read.json"]
+    words = [trained / "last.pt", *overrides, "detector.score_threshold=0"]
+    words += ["--coco-results", results, "--comp4", tmp_path / "comp4"]
+    assert call(monkeypatch, *words, "--output", outputs[0]) == 0
+    known = {kind["id"] for kind in content["categories"]}
+    assert {entry["category_id"] for entry in json.loads(results.read_text())} - known
+    for path in (results, tmp_path / "comp4"):
+        words = ["--config", config, "--detections", path]
+        assert call(monkeypatch, *words, "--output", outputs[1]) == 0
+        written, read = (json.loads(output.read_text())["voc"] for output in outputs)
+        assert read == written
 
 
 def test_names_that_comp4_files_cannot_hold_are_refused_before_the_evaluation(

@@ -253,7 +253,7 @@ def test_the_table_has_a_row_for_each_class_and_columns_that_line_up() -> None:
     detections = detect(RectangleDetector(), batches([0, 1, 2, 3]), annotations, CPU)
     lines = format_table(score(detections, annotations), annotations).splitlines()
     assert lines == [
-        "made by hand: 4 images; VOC average precision in %",
+        "made by hand: 4 images; VOC average precision at IoU 0.5 in %",
         "",
         "class  objects  AP area  AP 11-point",
         "cat          3    100.0        100.0",
@@ -263,6 +263,13 @@ def test_the_table_has_a_row_for_each_class_and_columns_that_line_up() -> None:
         "COCO, %     AP   AP50   AP75    APs    APm  APl    AR1   AR10  AR100    ARs    ARm  ARl",
         "bbox     100.0  100.0  100.0  100.0  100.0    -  100.0  100.0  100.0  100.0  100.0    -",
     ]
+
+
+def test_the_scores_say_at_which_iou_vocs_are() -> None:
+    scores = score(make_detections([], [], [], []), bright_annotations(), iou=0.75)
+    assert scores["voc_iou"] == 0.75
+    assert set(scores["voc"]) == {"area", "11point"}  # others go through the forms
+    assert "VOC average precision at IoU 0.75 in %" in format_table(scores)
 
 
 def test_the_table_needs_no_annotations() -> None:

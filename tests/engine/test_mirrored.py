@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.mirrored import Mirrored, mirror_back
+from engine.config import parse_config
+from engine.mirrored import Mirrored, mirror_back, with_flip
 
 
 class BrightestColumn(nn.Module):
@@ -67,3 +69,11 @@ def test_mirroring_back_twice_changes_nothing() -> None:
     twice = mirror_back(mirror_back(found, 10), 10)
     for name, values in found.items():
         assert torch.equal(twice[name], values)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_detector_that_is_to_look_twice_stays_in_its_mode(training: bool) -> None:
+    """Else a scoring, which leaves a detector as it came, would leave it in another one."""
+    detector = BrightestColumn().train(training)
+    view = with_flip(detector, parse_config({"evaluate": {"flip": True}}, "test"))
+    assert view.training == detector.training == training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,39 @@ def test_training_ends_where_no_better_score_comes(tmp_path: Path) -> None:
     before = metrics(folder)
     run(config_of(tiny(tmp_path, train=train)), resume=True)
     assert metrics(folder) == before
+
+
+def test_the_last_windows_of_a_run_that_patience_ends_stand_in_its_last_line(
+    tmp_path: Path,
+) -> None:
+    train = {"epochs": 9, "patience": 1, "lr": 1e-12, "pictures": 0, "log_every": 6}
+    weighting = {"weighting": {"interval": 4}}
+    values = tiny(tmp_path, train=train, loss=weighting)
+    folder = run(config_of(values))
+    before = (folder / "metrics.jsonl").read_bytes()
+    *_, end = metrics(folder)
+    assert (end["kind"], end["step"], end["epoch"], end["last_of"]) == ("train", 10, 1, 2)
+    assert [window["step"] for window in end["windows"]] == [8]
+    run(config_of(values), resume=True)  # which trains nothing
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    values["train"]["patience"] = 2
+    run(config_of(values), resume=True)
+    longer = metrics(folder)
+    values["train"]["name"] = "at_once"
+    assert longer == metrics(run(config_of(values)))
+
+
+def test_without_objects_to_score_against_the_newest_epoch_is_the_best_and_all_are_trained(
+    tmp_path: Path,
+) -> None:
+    config = config_of(tiny(tmp_path, train={"epochs": 3, "patience": 1, "pictures": 0}))
+    path = Path(build_annotations(config.data, "val").source)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    folder = run(config)
+    last, best = (load_checkpoint(folder / name) for name in ("last.pt", "best.pt"))
+    assert (last["progress"]["epoch"], last["progress"]["best_epoch"]) == (3, 3)
+    assert differences(last["detector"], best["detector"]) == []
+    assert (folder / "train.log").read_text().count("has no objects that count") == 1
 
 
 def test_a_flip_makes_the_detector_of_every_scoring_look_twice(tmp_path: Path) -> None:

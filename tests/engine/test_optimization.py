@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.optimization import build_optimizer, build_schedule, scaled_lr
+from engine.optimization import applied_lr, build_optimizer, build_schedule
+from engine.run_config import TrainConfig
 
 
 def rates(kind: str = "milestones", total: int = 100, **options: object) -> list[float]:
@@ -28,9 +29,14 @@ def rates(kind: str = "milestones", total: int = 100, **options: object) -> list
 
 
 def test_lr_is_linear_in_the_total_batch() -> None:
-    assert scaled_lr(0.01, 8) == 0.01
-    assert scaled_lr(0.01, 16) == pytest.approx(0.02)
-    assert scaled_lr(0.01, 2) == pytest.approx(0.0025)
+    assert applied_lr(TrainConfig(), 0.01, global_batch=8) == 0.01
+    assert applied_lr(TrainConfig(), 0.01, global_batch=2) == pytest.approx(0.0025)
+    assert applied_lr(TrainConfig(accumulate=2), 0.01, global_batch=16) == pytest.approx(0.04)
+
+
+def test_lr_is_left_under_adamw_and_where_it_shall_be() -> None:
+    assert applied_lr(TrainConfig(optimizer="adamw"), 0.01, global_batch=16) == 0.01
+    assert applied_lr(TrainConfig(scale_lr=False), 0.01, global_batch=16) == 0.01
 
 
 def test_warm_up_is_linear_from_the_factor_to_one() -> None:

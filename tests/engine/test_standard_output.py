@@ -30,7 +30,8 @@ import logging, pathlib, sys
 from data.errors import InputError
 from engine.distributed import leave
 from engine.exit_status import exit_status
-from engine.tracking import Tracker, start_logging
+from engine.console import start_logging
+from engine.tracking import Tracker
 def command(stop):
     folder = pathlib.Path(sys.argv[1])
     start_logging(folder)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.tracking import Tracker, start_logging
+from engine.console import start_logging
+from engine.tracking import Tracker
 
 PAIRS = {"head": ("classification", "bbox_regression")}
 RECORD = {

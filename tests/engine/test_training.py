@@ -166,6 +166,19 @@ def test_milestones_stay_with_their_epochs_where_epochs_change_their_length(
     assert rates[3:] == pytest.approx([rates[0] / 10] * 3)
 
 
+def test_milestones_stay_with_their_epochs_where_the_one_under_way_becomes_shorter(
+    tmp_path: Path,
+) -> None:
+    values = tiny(tmp_path, train={"epochs": 3, "pictures": 0, "milestones": [2]})
+    folder = run(config_of(values), StopAfter(4))
+    values["data"]["limit"] = 4  # two batches an epoch in place of five
+    run(config_of(values), resume=True, allow_changed=True)
+    lines = [line for line in metrics(folder) if line["kind"] == "train"]
+    assert [line["epoch"] for line in lines] == [0] * 4 + [1] * 2 + [2] * 2
+    rates = [line["lr"] for line in lines if line["epoch"] > 0]
+    assert rates == pytest.approx([rates[0], rates[0], rates[0] / 10, rates[0] / 10])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "anew"),
     [
@@ -237,7 +250,7 @@ def test_a_weighting_cannot_change_under_its_state(finished: Path) -> None:
         run(config_of(changed), resume=True, allow_changed=True)
 
 
-def test_other_images_are_noticed(tmp_path: Path) -> None:
+def test_another_number_of_images_is_noticed(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     folder = run(config_of(values))
     contents = load_checkpoint(folder / "last.pt")
@@ -245,17 +258,60 @@ def test_other_images_are_noticed(tmp_path: Path) -> None:
     save_checkpoint(folder / "last.pt", {**contents, "images": 9})
     with pytest.raises(InputError, match="had 9 images and has 10"):
         run(config_of(values), resume=True)
-    save_checkpoint(folder / "last.pt", {**contents, "validation": "of other boxes"})
-    with pytest.raises(InputError, match=r"objects of the validation split .* restore the data"):
+
+
+@pytest.mark.parametrize(("split", "named"), [("train", "training"), ("val", "validation")])
+def test_another_label_is_noticed(split: str, named: str, tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    config = config_of(values)
+    folder = run(config)
+    path = Path(build_annotations(config.data, split).source)
+    content = json.loads(path.read_text())
+    one = content["annotations"][0]
+    other = next(o for o in content["annotations"] if o["category_id"] != one["category_id"])
+    swapped = other["category_id"], one["category_id"]
+    one["category_id"], other["category_id"] = swapped
+    path.write_text(json.dumps(content))
+    told = f"the images or objects of the {named} split"
+    with pytest.raises(InputError, match=f"--resume: {told}.* restore the data"):
+        run(config, resume=True)
+    run(config, resume=True, allow_changed=True)
+    assert f"--allow-changed: {told}" in (folder / "train.log").read_text()
+
+
+def test_the_same_data_elsewhere_are_the_same(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"pictures": 0})
+    folder = run(config_of(values), StopAfter(3))
+    (tmp_path / "shapes").rename(tmp_path / "moved")
+    values["data"]["root"] = str(tmp_path / "moved")
+    run(config_of(values), resume=True)
+    contents = load_checkpoint(folder / "last.pt")
+    assert contents["progress"]["epoch"] == 2
+    # Of an older checkpoint nobody knows what it was trained on.
+    del contents["training"]
+    save_checkpoint(folder / "last.pt", contents)
+    values["data"]["root"] = str(tmp_path / "shapes")
+    with pytest.raises(InputError, match=r"data\.root"):
         run(config_of(values), resume=True)
-    run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+    config = config_of(tiny(tmp_path))
+    saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
+    words = ["data.cache=memory", "data.follow_links=true", "data.max_image_pixels=9"]
+    words += ["evaluate.engine=hotcoco", "train.epochs=9", "train.patience=9"]
+    check_resume(saved, override_config(saved["config"], words, "test"), world_size=1)
+    with pytest.raises(InputError, match=r"evaluate\.iou: 0\.5 -> 0\.7"):
+        check_resume(saved, override_config(saved["config"], ["evaluate.iou=0.7"], ""), 1)
 
 
 def test_a_checkpoint_that_does_not_know_its_images_goes_on(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     folder = run(config_of(values))
     contents = load_checkpoint(folder / "last.pt")
-    older = {key: contents[key] for key in contents if key not in ("images", "validation")}
+    older = {
+        key: contents[key] for key in contents if key not in ("images", "training", "validation")
+    }
     save_checkpoint(folder / "last.pt", older)
     values["train"]["epochs"] = 2
     run(config_of(values), resume=True)
@@ -278,13 +334,23 @@ def test_a_folder_is_one_runs_alone_while_it_trains(
     config = config_of(tiny(tmp_path))
     for resume in (False, True):
         with (
-            open_run_folder(config, ALONE, resume=False) as path,
+            open_run_folder(config, ALONE, resume=False, requeue=False) as path,
             pytest.raises(InputError, match="another run is training there"),
-            open_run_folder(config, ALONE, resume),
+            open_run_folder(config, ALONE, resume=resume, requeue=False),
         ):
             pass
-    with open_run_folder(config, ALONE, resume=True) as again:
+    with open_run_folder(config, ALONE, resume=True, requeue=False) as again:
         assert again == path
+
+
+def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    config = config_of(tiny(tmp_path))
+    config.run_folder.mkdir()
+    (config.run_folder / ".last.pt.0a1b2c3d.tmp").write_bytes(b"PK")
+    other = config.run_folder / ".metrics.json.0a1b2c3d.tmp"  # perhaps evaluate.py's, under way
+    other.write_bytes(b"{")
+    with open_run_folder(config, ALONE, resume=True, requeue=False) as folder:
+        assert list(folder.glob(".*.tmp")) == [other]
 
 
 @pytest.mark.parametrize("requeue", [False, True])
@@ -296,7 +362,7 @@ def test_a_run_that_ends_while_another_waits_for_its_folder_keeps_its_checkpoint
     values["train"]["epochs"] = 2
     config = config_of(values)
     first = ExitStack()
-    path = first.enter_context(open_run_folder(config, ALONE, resume=False))
+    path = first.enter_context(open_run_folder(config, ALONE, resume=False, requeue=False))
 
     def end(_: float) -> None:
         for file in (tmp_path / "aside").iterdir():
@@ -306,7 +372,7 @@ def test_a_run_that_ends_while_another_waits_for_its_folder_keeps_its_checkpoint
 
     monkeypatch.setattr(run_folder.time, "sleep", end)
     if requeue:
-        train.train(config, ALONE, StopRequest(), False, False, requeue)
+        train.train(config, ALONE, StopRequest(), resume=False, allow_changed=False, requeue=True)
         assert [line["step"] for line in metrics(path) if line["kind"] == "train"][-1] == 10
         assert "epoch 1/" not in (path / "train.log").read_text()
     else:
@@ -340,6 +406,15 @@ def test_the_last_windows_stand_in_the_last_line(tmp_path: Path) -> None:
     assert longer == metrics(run(config_of(values)))
 
 
+def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
+    folder = run(config_of(values))
+    before = (folder / "config.yaml").read_bytes()
+    values["train"]["lr"] = 0.5
+    run(config_of(values), resume=True, allow_changed=True)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
 def test_fewer_epochs_than_were_trained_change_nothing(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"pictures": 0, "log_every": 4})
     folder = run(config_of(values))
@@ -358,6 +433,13 @@ def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
     values["train"] |= {"epochs": 2, "optimizer": "adamw"}
     with pytest.raises(InputError, match=r"another train\.optimizer"):
         run(config_of(values), resume=True, allow_changed=True)
+
+
+def test_another_architecture_is_refused_in_one_line(finished: Path) -> None:
+    changed = tiny(finished.parent, detector={"fpn_channels": 8})
+    with pytest.raises(InputError, match=r"does not fit .* size mismatch .* detector\.\*") as error:
+        run(config_of(changed), resume=True, allow_changed=True)
+    assert "\n" not in str(error.value)
 
 
 def test_other_classes_cannot_go_on(finished: Path) -> None:

@@ -233,6 +233,7 @@ def test_alwa_trains_a_plain_model_in_a_plain_loop() -> None:
     [
         ({"variant": 3}, r"variant must be 1 \(mean \+ std\) or 2 \(std\), got 3"),
         ({"variant": True}, "variant must be 1"),
+        ({"variant": 1.0}, "variant must be 1"),
         ({"update": "add"}, "one of replace, multiplicative, unweighted, got 'add'"),
     ],
 )

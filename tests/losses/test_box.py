@@ -146,6 +146,17 @@ def test_ciou_by_hand() -> None:
     torch.testing.assert_close(loss, torch.tensor([hand], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_eps_of_ciou_is_no_smallest_height() -> None:
+    eps = 1e-2
+    wide, flat = box(0, 0, 2, 1), box(0, 0, 1, 5e-4)
+    v = 4 / math.pi**2 * (math.atan(1 / 5e-4) - math.atan(2)) ** 2
+    iou = 5e-4 / (2 + eps)
+    centers = (0.5**2 + (0.5 - 2.5e-4) ** 2) / (5 + eps)
+    hand = 1 - iou + centers + v * v / (1 - iou + v + eps)
+    loss = complete_box_iou_loss(wide, flat, eps=eps)
+    torch.testing.assert_close(loss, torch.tensor([hand], dtype=torch.float64), atol=1e-9, rtol=0)
+
+
 def test_smooth_l1_meets_the_line_smoothly_at_beta() -> None:
     distances = torch.tensor([0.0, 0.25, 0.5, 0.75, 100.0], dtype=torch.float64)
     value, gradient, _ = value_and_gradients(
@@ -228,6 +239,20 @@ def test_iou_losses_are_finite_and_bounded_for_every_box(loss: BoxLoss, dtype: t
     assert value.isfinite().all()
     assert -1e-5 <= value.min() <= value.max() <= 3
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", IOU_LOSSES)
+def test_the_gradient_of_short_floats_is_that_of_float32_rounded(
+    loss: BoxLoss, dtype: torch.dtype
+) -> None:
+    pairs = [boxes.to(dtype) for boxes in nasty_pairs(torch.float32)]
+    value, *gradients = value_and_gradients(loss, *pairs)
+    _, *exact = value_and_gradients(loss, *(boxes.float() for boxes in pairs))
+    assert value.isfinite().all()
+    for ours, expected in zip(gradients, exact, strict=True):
+        assert expected.isfinite().all()
+        assert torch.equal(ours, expected.to(dtype))  # infinite beyond the range of float16
 
 
 @pytest.mark.parametrize("loss", [l1_loss, smooth_l1_loss])

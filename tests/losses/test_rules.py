@@ -11,9 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_training import RULES, ToyTraining, mean_losses
+from toy_training import PAIR, RULES, ToyTraining, mean_losses
 
-from losses import LossWeighting
+from losses import (
+    ALWA,
+    DWA,
+    GLS,
+    CoVWeighting,
+    FixedWeights,
+    GradNorm,
+    LossWeighting,
+    RandomWeights,
+    SelfBalancing,
+    UncertaintyWeighting,
+)
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 WITHIN_THE_CALL = {"gls", "self_balancing"}  # each micro-batch has its own weights
@@ -116,6 +127,35 @@ def test_evaluation_mode_keeps_the_weights_and_records_nothing(rule: str) -> Non
         assert same, key
 
 
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"gradnorm"}))  # it needs gradients itself
+def test_what_was_recorded_in_inference_mode_serves_training(rule: str) -> None:
+    training = training_under(rule, interval=2)
+    with torch.inference_mode():
+        for step in range(2):
+            returned = training.weighting(training.losses(step))
+    assert returned["cls"].is_inference()
+    assert training.weighting.windows_completed == 1
+    before = training.layers[0].detach().clone()
+    training.step(2)
+    assert not torch.equal(training.layers[0], before)
+    training.weighting.load_state_dict(training.weighting.state_dict())
+
+
+@every_rule
+def test_a_state_that_is_loaded_before_the_backward_pass_does_not_disturb_it(rule: str) -> None:
+    gradients = []
+    for loads in (False, True):
+        training = training_under(rule)
+        training.step(0)
+        total = sum(training.weighting(training.losses(1)).values())
+        if loads:
+            other = RULES[rule](4)
+            training.weighting.load_state_dict(other.state_dict())
+        gradients.append(torch.autograd.grad(total, list(training.layers)))
+    for undisturbed, disturbed in zip(*gradients, strict=True):
+        assert torch.equal(undisturbed, disturbed)
+
+
 @pytest.mark.parametrize("rule", sorted(set(RULES) - WITHIN_THE_CALL))
 def test_an_iteration_is_the_mean_of_its_micro_batches(rule: str) -> None:
     split, whole = training_under(rule), training_under(rule)
@@ -161,6 +201,49 @@ def test_a_state_of_another_rule_is_refused() -> None:
     for one, other in pairwise(RULES):
         with pytest.raises(ValueError, match="saved with rule"):
             RULES[other](4).load_state_dict(RULES[one](4).state_dict(), strict=False)
+
+
+OTHER_OPTIONS = {
+    "fixed": [("weights", lambda: FixedWeights(PAIR, (0.5, 1.0), 4))],
+    "alwa": [
+        ("variant", lambda: ALWA(PAIR, 2, 4)),
+        ("initial", lambda: ALWA(PAIR, 1, 4, initial=(2.0, 1.0))),
+        ("update", lambda: ALWA(PAIR, 1, 4, update="unweighted")),
+    ],
+    "uncertainty": [("interval", lambda: UncertaintyWeighting(PAIR, 5))],
+    "dwa": [("temperature", lambda: DWA(PAIR, 4, temperature=1.0))],
+    "rlw": [("seed", lambda: RandomWeights(PAIR, 4, seed=1))],
+    "gls": [("interval", lambda: GLS(PAIR, 5))],
+    "cov": [("interval", lambda: CoVWeighting(PAIR, 5))],
+    "self_balancing": [("interval", lambda: SelfBalancing(PAIR, 5))],
+    "gradnorm": [
+        ("initial", lambda: GradNorm(PAIR, 4, initial=(4.0, 4.0))),
+        ("alpha", lambda: GradNorm(PAIR, 4, alpha=0.5)),
+        ("lr", lambda: GradNorm(PAIR, 4, lr=0.1)),
+    ],
+}
+
+
+@every_rule
+def test_a_state_of_another_option_is_refused_by_name(rule: str) -> None:
+    saved = through_a_file(RULES[rule](4).state_dict())
+    for option, build in OTHER_OPTIONS[rule]:
+        with pytest.raises(ValueError, match=f"saved with {option} .* build it with the same"):
+            build().load_state_dict(saved)
+
+
+@every_rule
+def test_a_state_that_was_saved_before_an_option_was_is_read(rule: str) -> None:
+    first = training_under(rule)
+    for step in range(6):
+        first.step(step)
+    state = through_a_file(first.weighting.state_dict())
+    for option, _ in OTHER_OPTIONS[rule]:
+        del state["_extra_state"][option]
+    second = RULES[rule](4)
+    second.load_state_dict(state)
+    assert second.iterations == 6
+    assert torch.equal(second.lambdas, first.weighting.lambdas)
 
 
 class RecordOperations(TorchDispatchMode):

@@ -90,6 +90,21 @@ def test_each_weighted_loss_is_drawn_to_one_half() -> None:
     assert weights == pytest.approx([0.125, 5.0], rel=1e-2)
 
 
+def test_after_a_step_of_the_optimizer_its_weights_are_those_of_the_new_parameters() -> None:
+    weighting = UncertaintyWeighting(PAIR, initial=(1.0, 0.25))
+    losses = {"cls": torch.tensor(4.0), "box": torch.tensor(0.1)}
+    optimizer = torch.optim.SGD(weighting.parameters(), lr=0.5)
+    sum(weighting(losses).values()).backward()
+    optimizer.step()
+    expected = torch.exp(-weighting.log_variances.detach()) / 2
+    assert not torch.isclose(expected, torch.tensor([[1.0, 0.25]])).any()
+    assert torch.equal(torch.stack(list(weighting.weights().values())), expected[0])
+    weighted = weighting.eval()(losses)
+    assert weighted["cls"] == expected[0, 0] * losses["cls"]
+    assert weighted["box"] == expected[0, 1] * losses["box"]
+    assert torch.equal(torch.stack(list(weighting.applied_weights().values())), expected[0])
+
+
 def test_in_evaluation_mode_the_parameters_have_no_part() -> None:
     weighting = UncertaintyWeighting(PAIR).eval()
     weighted = weighting({"cls": torch.tensor(4.0), "box": torch.tensor(0.1)})

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -353,6 +354,12 @@ def test_a_refused_iteration_leaves_no_trace(build: Build) -> None:
 def test_an_interval_without_a_deviation_is_refused(build: Build, interval: Any) -> None:
     with pytest.raises(ValueError, match=f"interval must be .* at least 2, got {interval!r}"):
         build(interval=interval)
+
+
+def test_whole_numbers_of_numpy_are_taken_and_kept_as_python_has_them() -> None:
+    weighting = ALWA(PAIRS, variant=np.int64(1), interval=np.int64(5))
+    assert (type(weighting.variant), type(weighting.interval)) == (int, int)
+    assert saved_and_read(weighting)["_extra_state"]["interval"] == 5
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tiny_runs import CLASSES, random_case, with_objects, write_checkpoint, writ
 
 from data.annotations import Annotations
 from engine.coco_ap import coco_scores
-from engine.coco_engines import Contest, Engine, compute_stats
+from engine.coco_engines import CocoInputs, Engine, compute_stats
 from engine.coco_results import write_coco_json
 from engine.detections import Detections, make_detections
 from engine.voc_map import judge, voc_scores
@@ -138,6 +138,17 @@ def test_right_detections_are_no_errors_and_crowds_punish_nobody() -> None:
     assert set(report["count"].values()) == set(report["cost"].values()) == {0}
     nothing = errors_of(make_detections([], [], [], []), annotations)
     assert (nothing["AP"]["AP"], nothing["count"]["Miss"]) == (0, 1)
+
+
+def test_a_detection_of_a_class_without_objects_costs_nothing() -> None:
+    """COCO's AP has no such class in its mean; there is one error more, and no AP is lost."""
+    annotations = with_objects([BOX, BOX], [0, 0], [1, 1])
+    one = make_detections([0], [0], [0.9], [BOX])
+    stray = make_detections([0, 1], [0, 1], [0.9, 0.05], [BOX, [60, 60, 80, 80]])
+    without, report = errors_of(one, annotations), errors_of(stray, annotations)
+    assert (report["AP"], report["cost"]) == (without["AP"], without["cost"])
+    assert report["AP"]["AP"] == pytest.approx(coco_scores(stray, annotations)["AP50"])
+    assert report["count"]["Bkg"] == without["count"]["Bkg"] + 1
 
 
 def test_where_nothing_is_to_be_found_all_detections_are_background(
@@ -373,7 +384,7 @@ def test_two_checkpoints_see_the_same_pictures(
 
 
 def test_a_missing_train_split_only_takes_class_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_data(tmp_path)
     (root / "ImageSets/Main/trainval.txt").unlink()
@@ -382,10 +393,9 @@ def test_a_missing_train_split_only_takes_class_names(
     found = tmp_path / "found.json"
     found.write_text("[]")
     assert main(["--config", str(config), str(found), "--no-report", "--json"]) == 0
-    told = capsys.readouterr()
-    assert "class names are taken from the analyzed split, because:" in told.err
-    assert "trainval" in told.err
-    assert set(json.loads(told.out)["classes"]) == set(CLASSES)
+    assert "class names are taken from the scored split, because:" in caplog.text
+    assert "trainval" in caplog.text
+    assert set(json.loads(capsys.readouterr().out)["classes"]) == set(CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -424,9 +434,9 @@ def test_the_engine_of_the_config_computes_cocos_numbers(
 ) -> None:
     used: set[str] = set()
 
-    def remember(contest: Contest, engine: Engine) -> Any:
+    def remember(inputs: CocoInputs, engine: Engine) -> Any:
         used.add(engine)
-        return compute_stats(contest, "pycocotools")
+        return compute_stats(inputs, "pycocotools")
 
     monkeypatch.setattr("engine.coco_ap.compute_stats", remember)
     monkeypatch.setattr("engine.coco_ap.check_engine", lambda _: None)

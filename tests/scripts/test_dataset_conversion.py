@@ -174,7 +174,7 @@ def test_difficult_objects_stay_difficult_in_coco(tmp_path: Path) -> None:
     there, back = there_and_back(root, tmp_path)
     annotations = load_coco(there, "train")
     assert annotations.difficult.tolist() == [True, False]
-    assert annotations.training_counts().tolist() == [1, 0]
+    assert annotations.training_counts(use_difficult=False).tolist() == [1, 0]
     assert_same_objects(load_voc(root, ["train"]), annotations)
     assert_same_xml(root, back)
 
@@ -355,6 +355,20 @@ def test_two_annotation_files_of_one_picture_are_refused_as_training_refuses_the
     assert main(command) == 2
     assert "b.xml: its image 'picture.png' is that of a.xml, too" in capsys.readouterr().err
     assert main([*command, "--splits", "val"]) == 0
+
+
+@pytest.mark.parametrize("name", [" train_2", "train_2 ", "\u3000train_2"])
+def test_pictures_whose_name_a_list_of_voc_cannot_hold_are_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    path = root / "annotations/instances_train.json"
+    path.write_text(path.read_text().replace("train_2.png", f"{name}.png"))
+    (root / "train/train_2.png").rename(root / f"train/{name}.png")
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 2
+    assert "image 2: its name" in (error := capsys.readouterr().err)
+    assert "begins or ends with a space, which VOC's readers cut off; rename the file" in error
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["train_2.jfif", "train_2", "train_2.PNG"])

@@ -55,6 +55,7 @@ VOC_OBJECTS = [
     (voc_object("cat", (200, 7, 220, 9)), "lies outside its image of 100x80", "error"),
     (voc_object("cat", (50, 7, 120, 90)), "leaves its image of 100x80", "warning"),
     (voc_object("cat", (0, 7, 20, 30)), "leaves its image of 100x80", "warning"),
+    (voc_object("cat", (0.1, 0.2, 0.5, 0.4)), "covers less than a pixel", "error"),
     (voc_object("cat", (30, 7, 10, 9)), "ends before it begins", "error"),
     (voc_object("cat", ("a", 7, 10, 9)), "<xmin> is 'a', not a coordinate", "error"),
     (voc_object("cat", ("nan", 7, 10, 9)), "<xmin> is 'nan', not a coordinate", "error"),
@@ -115,7 +116,7 @@ def test_all_problems_of_a_file_are_found_at_once(
     root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD), *texts]}, {"train": ["a"]})
     problems, copy = check_and_repair(root, capsys)
     named = {each["object"].split(" (")[0] for each in problems}
-    assert named == {f"object {number}" for number in range(2, 13)}
+    assert named == {f"object {number}" for number in range(2, 14)}
     assert len(problems) == len(VOC_OBJECTS)
     # the good one, two that are cut at the border, one that is no longer difficult
     assert len(load_voc(copy, ["train"]).boxes) == 4
@@ -258,6 +259,19 @@ def test_a_filename_of_another_image_is_a_warning(
     assert validate(root, capsys) == (0, [])
 
 
+def test_an_image_that_was_chosen_by_its_ending_alone_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+    write_image(root / "JPEGImages/a.jpg", 80, 100, 7)
+    assert validate(root, capsys) == (0, [])  # <filename> says a.png
+    path = root / "Annotations/a.xml"
+    path.write_text(path.read_text().replace("<filename>a.png</filename>", ""))
+    code, (found,) = validate(root, capsys)
+    assert (code, found["severity"], found["file"]) == (0, "warning", "Annotations/a.xml")
+    assert found["problem"] == "JPEGImages has a.jpg, a.png of its name; 'a.jpg' is taken"
+
+
 @pytest.mark.parametrize("filename", ["/home/me/a.png", "C:\\pictures\\a.png", "..\\a.png"])
 def test_a_path_of_another_machine_as_filename_costs_no_picture(
     filename: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -296,6 +310,19 @@ def test_a_class_that_no_split_to_train_on_has_is_an_error_as_in_training(
     with pytest.raises(InputError, match="'class c'"):
         build_annotations(config, "val", known)
     assert validate(root, capsys, "--splits", "val")[0] == 0
+
+
+def test_a_split_to_train_on_is_known_by_its_name_in_any_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object(f"class {name}", GOOD)] for name in "ab"}
+    lists = {"Train": ["a"], "Val": ["b"], "TrainVal": ["a", "b"]}
+    root = write_voc(tmp_path / "set", images, lists)
+    code, (found,) = validate(root, capsys, "--splits", "Train", "Val")
+    assert (code, found["file"], found["severity"]) == (1, "Val", "error")
+    assert "the class 'class b'" in found["problem"]
+    assert found["problem"].endswith("which Train has not")
+    assert validate(root, capsys) == (0, [])  # TrainVal has it, and shares images by design
 
 
 def test_all_of_voc_s_classes_are_trained_where_there_are_no_others(
@@ -386,6 +413,7 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
     ("entry", "problem", "severity"),
     [
         ({"bbox": [5, 5, 0, 10]}, "has no area", "error"),
+        ({"bbox": [5, 5, 0.9, 10]}, "covers less than a pixel", "error"),
         ({"bbox": [105, 5, 10, 10]}, "lies outside", "error"),
         ({"bbox": [95, 5, 10, 10]}, "leaves its image", "warning"),
         ({"bbox": [5, 5, -10, 10]}, "negative width or height", "error"),
@@ -418,7 +446,81 @@ def test_a_wrong_annotation_of_coco_is_named_and_repaired(
     assert found["severity"] == severity
     assert found["file"] == "annotations/instances_train.json"
     assert found["object"] == f"annotation {entry.get('id', 2)} (number 2)"
+    assert found["cure"]
     load_coco(copy, "train")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kept"),
+    [
+        ({"area": "300"}, True),
+        ({"area": -3, "iscrowd": "0", "difficult": "false", "segmentation": {}}, True),
+        ({"iscrowd": "1"}, False),  # which would be trained as an object
+        ({"segmentation": [5, 5, 25, 5, 25, 25]}, True),
+        ({"area": "300", "bbox": [5, 5, "x", 9]}, False),
+    ],
+)
+def test_a_repair_takes_out_a_key_rather_than_its_object(
+    wrong: dict[str, Any], kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(1, 1, [5, 5, 20, 20]), {**coco_object(2, 1, [40, 5, 9, 8]), **wrong}]
+    root = write_coco(tmp_path / "coco", objects)
+    problems, copy = check_and_repair(root, capsys)
+    assert all(each["object"] == "annotation 2 (number 2)" for each in problems)
+    assert all(("object" in each["repair"]) != kept for each in problems)
+    assert len(problems) == (len(wrong) if kept else 1)
+    left = load_coco(copy, "train")
+    assert left.boxes.tolist() == [[5, 5, 25, 25], [40, 5, 49, 13]][: 1 + kept]
+    assert left.areas.tolist() == [400, 72][: 1 + kept]
+
+
+def test_an_object_without_its_mask_is_left_out_where_others_have_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outlined = coco_object(1, 1, [5, 5, 20, 20], segmentation=[[5, 5, 25, 5, 25, 25]])
+    flat = coco_object(2, 1, [40, 5, 9, 8], segmentation=[40, 5, 49, 5, 49, 13])
+    problems, copy = check_and_repair(write_coco(tmp_path / "coco", [outlined, flat]), capsys)
+    assert [each["repair"] for each in problems] == ["leaves the object out"]
+    left = load_coco(copy, "train")
+    assert left.masks is not None
+    assert left.masks.present().tolist() == [True]
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_repair_says_how_much_it_kept(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, copy = tmp_path / "set", tmp_path / "copy"
+    if layout == "voc":
+        good, flat = voc_object("dog", GOOD), voc_object("dog", (5, 5, 5, 9))
+        write_voc(root, {"a": [good, flat], "b": [good], "c": []}, {"train": list("abc")})
+        (root / "JPEGImages/b.png").unlink()
+    else:
+        boxes = [(1, [5, 5, 20, 20]), (1, [5, 5, 0, 9]), (2, [5, 5, 20, 20])]
+        objects = [coco_object(n, image, box) for n, (image, box) in enumerate(boxes, start=1)]
+        write_coco(root, objects, images=3)
+        (root / "train/train_2.png").unlink()
+    main(["validate", str(root), "--fix", str(copy)])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"repaired copy: {copy} (kept 2 of 3 images, 1 of 3 objects)"
+
+
+def test_what_is_wrong_is_said_before_a_repair_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [], images=1)
+    (root / "train/train_1.png").unlink()
+    command = ["validate", str(root), "--fix", str(tmp_path / "new")]
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert "the image train/train_1.png is missing" in out
+    assert "no image of it could be kept" in err
+    assert main([*command, "--json"]) == 2
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert "no image of it could be kept" in report["not_repaired"]
+    assert report["not_repaired"] in err
+    assert "is missing" in report["problems"][0]["problem"]
 
 
 def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(

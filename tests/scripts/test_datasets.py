@@ -10,17 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets_on_disk import SHARED, coco_object, fingerprint, voc_object, write_coco, write_voc
+from torchvision.ops import box_iou
 
 from data.build import build_annotations
 from data.coco import load_coco
 from data.errors import InputError
 from data.voc import load_voc
 from detector.build import build_detector
+from detector.config import DetectorConfig
 from engine.config import load_config
+from losses.config import LossConfig
 from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.splitting import stratify
-from scripts.dataset_tools.suggestions import coverage
+from scripts.dataset_tools.suggestions import SCALES, coverage
 from scripts.datasets import main
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +147,23 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(tmp_path / "a.what")]) == 2
 
 
+def test_dollars_in_names_begin_no_formula_in_the_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    images = {"a": [voc_object("$x^{$ $y", (1, 1, 40, 20))]}
+    root = write_voc(tmp_path / "$d^{$ x", images, {"train": ["a"]})
+    assert main(["inspect", str(root), "--plot", str(tmp_path / "plot.svg")]) == 0
+    text = (tmp_path / "plot.svg").read_text()
+    assert "<!-- $x^{$ $y -->" in text
+    assert f"<!-- {root} (train) -->" in text
+    (tmp_path / "file").touch()
+    assert main(["inspect", str(root), "--plot", str(tmp_path / "file/plot.png")]) == 2
+    error = capsys.readouterr().err
+    assert "file/plot.png: cannot be written" in error
+    assert "choose another output" in error
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,11 +175,12 @@ def test_a_plot_without_matplotlib_says_what_to_install(
 
 def test_anchors_of_the_shape_of_the_boxes_cover_all_of_them() -> None:
     sides, ratios = np.array([16.0, 40.0]), np.array([1.0, 1.0])
-    assert coverage(sides, ratios, [16.0, 32.0], (1.0,)) == 1
-    assert coverage(sides, ratios, [16.0], (1.0,)) == 0.5
-    assert coverage(sides, ratios, [256.0], (1.0,)) == 0
-    assert coverage(np.array([32.0]), np.array([4.0]), [32.0], (1.0,)) == 0
-    assert coverage(np.array([32.0]), np.array([4.0]), [32.0], (4.0,)) == 1
+    assert coverage(sides, ratios, [16.0, 32.0], (1.0,), SCALES) == 1
+    assert coverage(sides, ratios, [16.0, 32.0], (1.0,), (1.0,)) == 0.5
+    assert coverage(sides, ratios, [16.0], (1.0,), SCALES) == 0.5
+    assert coverage(sides, ratios, [256.0], (1.0,), SCALES) == 0
+    assert coverage(np.array([32.0]), np.array([4.0]), [32.0], (1.0,), SCALES) == 0
+    assert coverage(np.array([32.0]), np.array([4.0]), [32.0], (4.0,), SCALES) == 1
 
 
 @pytest.mark.parametrize("from_scratch", [True, False])
@@ -167,7 +189,7 @@ def test_the_suggested_config_builds_its_detector_and_data(
     tmp_path: Path, masks: bool, from_scratch: bool
 ) -> None:
     outline = {"segmentation": [[5, 5, 25, 5, 25, 25]]} if masks else {}
-    objects = [coco_object(1, 1, [5, 5, 20, 20], **outline), coco_object(2, 2, [5, 5, 50, 20])]
+    objects = [coco_object(n, n, [5, 5, side, 20], **outline) for n, side in ((1, 20), (2, 50))]
     root = write_coco(tmp_path / "coco", objects)
     write_coco(root, objects, split="val")
     path = tmp_path / "suggested.yaml"
@@ -185,28 +207,69 @@ def test_the_suggested_config_builds_its_detector_and_data(
     assert main(["inspect", str(root), "--write-config", str(path)]) == 2  # never overwritten
 
 
+def test_mask_rcnn_is_suggested_where_nearly_all_trained_objects_have_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outline = {"segmentation": [[5, 5, 25, 5, 25, 25]]}
+    crowd = coco_object(99, 1, [5, 5, 20, 20], iscrowd=1)
+    for masks, kind in ((1, "retinanet"), (18, "retinanet"), (19, "mask_rcnn"), (20, "mask_rcnn")):
+        objects = [
+            coco_object(n, 1, [5, 5, 20, 20 + n], **(outline if n < masks else {}))
+            for n in range(20)
+        ]
+        root = write_coco(tmp_path / str(masks), [*objects, crowd])
+        write_coco(root, [coco_object(1, 1, [5, 5, 20, 20])], split="val")  # is not trained on
+        assert inspect(root, capsys)["suggestion"]["detector"] == kind
+
+
+def write_large_boxes(root: Path, sizes_wh: list[tuple[float, float]], outlined: bool) -> Path:
+    """Boxes in an image that is said to be of 800 x 1333 pixels, so that nothing resizes it."""
+    outline = {"segmentation": [[5, 5, 25, 5, 25, 25]]} if outlined else {}
+    boxes = [[5.0, 5.0, width, height] for width, height in sizes_wh]
+    write_coco(root, [coco_object(n, 1, box, **outline) for n, box in enumerate(boxes, start=1)])
+    file = root / "annotations/instances_train.json"
+    file.write_text(
+        file.read_text().replace('"height": 80, "width": 100', '"height": 800, "width": 1333')
+    )
+    return root
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
+def test_the_default_coverage_is_that_of_the_detectors_own_anchors(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    sides, roots = (
+        np.exp(random.uniform(np.log(12), np.log(550), 2000)),
+        random.uniform(0.7, 1.4, 2000),
+    )
+    sizes = np.stack([sides / roots, sides * roots], axis=1).round(1)
+    root = write_large_boxes(tmp_path / "coco", sizes.tolist(), outlined=kind == "mask_rcnn")
+    suggestion = inspect(root, capsys)["suggestion"]
+    assert (suggestion["detector"], suggestion["image_size"]) == (kind, [800, 1333])
+    config = DetectorConfig(type=kind, weights="none", backbone="resnet18", fpn_channels=16)
+    detector = build_detector(config, LossConfig(), num_classes=1)
+    generator = detector.anchor_generator if kind == "retinanet" else detector.rpn.anchor_generator
+    cells = torch.cat(generator.cell_anchors)
+    centered = torch.from_numpy(np.concatenate([-sizes / 2, sizes / 2], axis=1))
+    covered = (box_iou(centered, cells.double()).amax(dim=1) >= 0.7).double().mean().item()
+    assert suggestion["default_coverage"] == pytest.approx(covered, abs=0.005)
+
+
 @pytest.mark.parametrize("options", [[], ["--from-scratch"]])
 def test_the_written_anchors_cover_what_the_config_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     sides = np.geomspace(12, 790, 200).round(1)
-    outline = [[5, 5, 25, 5, 25, 25]]
-    objects = [
-        coco_object(number, 1, [5, 5, side, side], segmentation=outline)
-        for number, side in enumerate(sides.tolist(), start=1)
-    ]
-    root = write_coco(tmp_path / "coco", objects)
-    file = root / "annotations/instances_train.json"
-    file.write_text(
-        file.read_text().replace('"height": 80, "width": 100', '"height": 800, "width": 1333')
-    )
+    squares = [(side, side) for side in sides.tolist()]
+    root = write_large_boxes(tmp_path / "coco", squares, outlined=True)
     path = tmp_path / "suggested.yaml"
     numbers = inspect(root, capsys, "--write-config", str(path), *options)
     detector = load_config(path).detector
     sizes, ratios = [size for (size,) in detector.anchors.sizes], tuple(detector.anchors.ratios)
     assert detector.type == ("retinanet" if options else "mask_rcnn")
     assert detector.levels[-1] == (7 if options else 6)
-    covered = coverage(sides, np.ones_like(sides), sizes, ratios)
+    covered = coverage(sides, np.ones_like(sides), sizes, ratios, SCALES)
     assert numbers["suggestion"]["coverage"] == covered
     assert f"anchors that cover {covered:.1%} of the boxes" in path.read_text()
 
@@ -234,6 +297,36 @@ def test_the_config_is_of_the_chosen_splits(tmp_path: Path) -> None:
         config = load_config(path).data
         assert (config.train, config.val) == roles
         assert sorted(config.classes or ()) == classes
+
+
+@pytest.mark.parametrize(
+    ("names", "roles", "warnings"),
+    [
+        (["Test", "Train", "Val"], ("Train", "Val"), []),
+        (["TRAINVAL", "TEST"], ("TRAINVAL", "TEST"), []),
+        (["check", "fit", "test"], ("check", "test"), ["no split is named train, so 'check'"]),
+        (["train", "TrainVal"], ("train", "train"), ["'train' is trained and validated on"]),
+        (["all"], ("all", "all"), ["no split is named train, so 'all'", "'all' is trained and"]),
+    ],
+)
+def test_splits_are_chosen_by_names_in_any_case_and_what_was_guessed_is_said(
+    names: list[str],
+    roles: tuple[str, str],
+    warnings: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = {"a": [voc_object("dog", (1, 1, 9, 9))]}
+    root = write_voc(tmp_path / "voc", images, {name: ["a"] for name in names})
+    path = tmp_path / "config.yaml"
+    assert main(["inspect", str(root), "--write-config", str(path)]) == 0
+    out, err = capsys.readouterr()
+    config = load_config(path).data
+    assert (config.train, config.val) == roles
+    assert f"train on {roles[0]}, validate on {roles[1]}\n" in out
+    assert len(err.splitlines()) == len(warnings)
+    for line, warning in zip(err.splitlines(), warnings, strict=True):
+        assert line.startswith(f"datasets.py: warning: {warning}")
 
 
 def test_a_zero_based_dataset_gets_a_config_that_says_so(tmp_path: Path) -> None:
@@ -333,6 +426,15 @@ def test_coco_is_divided_into_a_new_folder(
     assert "--output: COCO's splits are folders" in capsys.readouterr().err
 
 
+def test_a_split_of_coco_in_a_folder_is_refused_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [])
+    command = ["split", str(root), "--fractions", "0.5", "0.5", "--output", str(tmp_path / "new")]
+    assert main([*command, "--names", "x/a", "b"]) == 2
+    assert "--names: 'x/a' is no name of a split; leave out the /" in capsys.readouterr().err
+
+
 def test_images_that_a_division_of_coco_misses_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,7 +460,7 @@ def test_images_that_a_division_of_coco_misses_are_counted(
         (["--fractions", "1"], "give each split a name of its own and a fraction"),
         (["--names", "a", "a"], "give each split a name of its own"),
         (["--names", "../a", "b"], "may leave the root"),
-        (["--names", "a/b", "c"], "'a/b' is no name of a list; leave out the /"),
+        (["--names", "a/b", "c"], "'a/b' is no name of a split; leave out the /"),
         (
             ["--source", "nothing", "--names", "x", "y"],
             "has no split 'nothing'; it has train, trainval",

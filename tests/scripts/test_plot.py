@@ -25,6 +25,13 @@ def test_several_runs_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "alwa: step 4" in told
 
 
+def test_dollars_in_the_names_of_runs_begin_no_formula(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [str(write_run(tmp_path / name)) for name in ("$x^{$ $y", "other")]
+    assert main([*runs, "--output", str(tmp_path / "curves.svg")]) == 0
+    assert "<!-- $x^{$ $y -->" in (tmp_path / "curves.svg").read_text()
+
+
 def test_json_has_the_curves_and_draws_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tiny_studies import TINY, finish, tiny_study
 
 from data.errors import InputError
+from engine.resume import NEUTRAL_KEYS
 from scripts.studies.definition import (
     STUDIES,
     Figure,
@@ -24,7 +25,7 @@ from scripts.studies.definition import (
 from scripts.studies.insertion import insert
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, check_gpus, share_out
-from scripts.studies.progress import describe
+from scripts.studies.progress import describe, share_done
 from scripts.studies.results import Results, collect
 from scripts.studies.run import (
     check_config,
@@ -136,6 +137,41 @@ def test_studies_share_the_runs_that_compute_the_same(tmp_path: Path) -> None:
     assert one.folder(tmp_path) != core.run({"weights": "fixed", "box loss": "l1"}, 1, {}).folder(
         tmp_path
     )
+
+
+OTHER_PLACES = {
+    "data.cache": "memory",
+    "data.follow_links": True,
+    "data.max_image_pixels": 7,
+    "data.prefetch": 7,
+    "data.workers": 7,
+    "evaluate.engine": "hotcoco",
+    "train.checkpoint_every": 7,
+    "train.device": "cpu",
+    "train.log_every": 7,
+    "train.output": "elsewhere",
+    "train.pictures": 7,
+    "train.trackers": ["mlflow"],
+}
+
+
+def test_what_changes_no_result_trains_nothing_anew(tiny: Study, tmp_path: Path) -> None:
+    assert OTHER_PLACES.keys() == NEUTRAL_KEYS
+    labels = {"weights": "fixed", "box loss": "l1"}
+    run = tiny.run(labels, 0, {})
+    for key, value in [*OTHER_PLACES.items(), ("data.root", "elsewhere"), ("evaluate.every", 7)]:
+        other = tiny.run(labels, 0, {key: value})
+        assert other.computes_like(run), key
+        assert other.folder(tmp_path) == run.folder(tmp_path)
+
+
+def test_where_patience_ends_a_run_its_evaluations_decide_about_the_result(tiny: Study) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    one, other = (
+        tiny.run(labels, 0, {"train.patience": 2, "evaluate.every": every}) for every in (1, 2)
+    )
+    assert not one.computes_like(other)
+    assert not one.computes_like(tiny.run(labels, 0, {}))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +310,21 @@ def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
     assert r"alwa\_2 & 0.7575 (+0.75) & 0.8250 $\pm$ 0.0212 (+1.50), 2 of 3 seeds" in text
     assert text.count(r"\\") == 3 + 2
     assert r"alwa\_2 & l1 & mAP & +1.50 $\pm$ 0.71 & 2 & 0.205 & 0.500 \\" in text
+
+
+def test_a_change_over_fewer_seeds_than_its_mean_says_over_how_many(
+    tiny: Study, tmp_path: Path
+) -> None:
+    """Of 0.70 beside 0.70 the change is +10 where the baseline lacks the seeds that fell."""
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.70)
+    for seed, score in enumerate((0.80, 0.70, 0.60)):
+        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, score)
+    results = collect(tiny, tmp_path, {})
+    assert "| 0.7000 ± 0.1000 (+10.00 over 1 seed) |" in markdown(results)
+    assert r"& 0.7000 $\pm$ 0.1000 (+10.00 over 1 seed) &" in latex(results)
+    row = list(csv.DictReader(io.StringIO(comma_separated(results))))[2]
+    assert (row["weights"], row["seeds"], row["change_seeds"]) == ("alwa_2", "3", "1")
+    assert float(row["change_points"]) == pytest.approx(10)
 
 
 def test_what_runs_took_is_told_for_each_machine(tiny: Study, tmp_path: Path) -> None:
@@ -455,6 +506,19 @@ def test_progress_believes_runs_of_this_machine_and_counts_epochs(
     write_record(short[2].folder, {"machine": "a slower one"})
     text = describe(jobs, under_way, places=2)
     assert text == "2 of 4 runs done, 1 under way (0%), 0:08:00 left"
+
+
+def test_an_evaluation_tells_how_many_iterations_an_epoch_has(tiny: Study, tmp_path: Path) -> None:
+    """13 of them, a log line every 20: the first of each epoch alone would say 4 of 5 epochs."""
+    run = tiny.run({"weights": "fixed", "box loss": "l1"}, 0, {"train.epochs": 5})
+    job = Job(run, tmp_path, "val")
+    job.folder.mkdir(parents=True)
+    lines = [("evaluation", 1, 13), ("train", 1, 20), ("evaluation", 2, 26)]
+    lines += [("evaluation", 3, 39), ("train", 3, 40)]
+    records = [{"kind": kind, "epoch": epoch, "step": step} for kind, epoch, step in lines]
+    metrics = job.folder / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert share_done(job) == pytest.approx(40 / 65)
 
 
 def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,14 @@ def test_figures_of_curves_show_the_numbers_of_a_run_under_way(tmp_path: Path) -
     assert heights == pytest.approx([2 * first_five, first_five])
 
 
+def test_dollars_in_titles_begin_no_formula(tmp_path: Path) -> None:
+    pair = next(iter(NAMES.values()))
+    run = ShownRun("$x^{$ $y", recorded_run(tmp_path / "run", pair))
+    _, drawn = write_figure(draw_losses([run], "$a^{$ $b"), tmp_path / "figure")
+    assert "<!-- (a) $x^{$ $y: raw losses -->" in drawn.read_text()
+    assert "<!-- $a^{$ $b -->" in drawn.read_text()
+
+
 def test_a_figure_is_written_as_png_and_svg_and_twice_the_same(tmp_path: Path) -> None:
     files = write_figure(draw_shift(), tmp_path / "new/figure2")
     assert [file.suffix for file in files] == [".png", ".svg"]

@@ -17,6 +17,7 @@ import torch
 from tiny_runs import random_case
 from torch import nn
 
+from data.errors import InputError
 from data.sampling import aspect_groups
 from detector.build import build_detector
 from detector.cuda_graphs import CUDAGraphs
@@ -37,7 +38,6 @@ from scripts.tuning.batch_size import (
     warm_ups,
 )
 from scripts.tuning.learning_rate import (
-    applied_rate,
     centered_mean,
     choose,
     range_test,
@@ -109,6 +109,12 @@ def test_the_rate_is_where_the_loss_falls_fastest() -> None:
     assert 0.03 < largest <= 0.11
 
 
+def test_no_rate_is_suggested_where_the_loss_never_fell() -> None:
+    rates = np.logspace(-1, 1, 40)
+    with pytest.raises(InputError, match=r"the loss only grew from train\.lr=0\.1 on; .* --lowest"):
+        choose(rates.tolist(), centered_mean((1 + rates).tolist()))
+
+
 def test_a_trial_leaves_no_detector_behind(tmp_path: Path) -> None:
     """PyTorch's recorded passes may hold their detector: counting references frees neither."""
     config = load_config(config_file(tmp_path))
@@ -163,13 +169,6 @@ def test_a_loss_that_explodes_does_not_hide_how_low_it_was() -> None:
 
 def test_the_mean_of_a_constant_is_it() -> None:
     assert running_mean([3.0] * 30) == centered_mean([3.0] * 30) == [3.0] * 30
-
-
-def test_rates_are_counted_as_the_config_counts_them() -> None:
-    scaled = parse_config({"train": {"accumulate": 2}}, "test")
-    assert applied_rate(0.01, scaled, global_batch=16) == pytest.approx(0.04)
-    adamw = parse_config({"train": {"optimizer": "adamw"}}, "test")
-    assert applied_rate(0.01, adamw, global_batch=16) == 0.01
 
 
 def test_the_range_test_trains_and_draws(

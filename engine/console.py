@@ -1,0 +1,42 @@
+"""The program's messages: to the console, above progress bars, and to ``train.log``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.run_folder import LOG
+
+
+def start_logging(folder: Path | None) -> None:
+    """Send the program's messages to the console and to ``train.log`` in a folder.
+
+    Args:
+        folder: None on ranks that only report warnings and errors, to the console.
+    """
+    logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
+    console = _ConsoleHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
+    handlers: list[logging.Handler] = [console]
+    if folder is not None:
+        file = logging.FileHandler(folder / LOG, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    level = logging.WARNING if folder is None else logging.INFO
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar instead of through it; a console that is gone ends no run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if sys.stderr is None:  # as after 2>&-; tqdm would print to the standard output
+            return
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            tqdm.write(text, file=sys.stderr)
