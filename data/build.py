@@ -10,6 +10,7 @@ import numpy as np
 
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
+from data.coco_columns import ENOUGH_TO_JUDGE
 from data.config import DataConfig
 from data.errors import InputError
 from data.paths import require_images
@@ -19,8 +20,6 @@ from data.voc import load_voc
 log = logging.getLogger(__name__)
 
 Classes = Sequence[str] | None
-
-_ENOUGH_TO_JUDGE = 10  # boxes
 
 
 def build_annotations(
@@ -63,7 +62,7 @@ def _refuse_fractions(annotations: Annotations) -> None:
     sizes_hw = annotations.sizes[annotations.object_images()]
     first_pixel = np.all((annotations.boxes[:, 2:] <= 1) & (sizes_hw > 1), axis=1)
     inside, boxes = int(np.count_nonzero(first_pixel)), len(annotations.boxes)
-    if boxes >= _ENOUGH_TO_JUDGE and inside > boxes / 2:
+    if boxes >= ENOUGH_TO_JUDGE and inside > boxes / 2:
         raise InputError(
             f"{annotations.source}: {inside} of its {boxes} boxes lie in the first pixel of their "
             "image: are these fractions of its size? multiply them by its width and height"

@@ -19,7 +19,7 @@ from data.segmentations import SegmentationColumns
 LARGEST_COORDINATE = float(1 << 24)
 NO_AREA = -1.0
 _LARGEST_AREA = LARGEST_COORDINATE**2
-_ENOUGH_TO_JUDGE = 10  # boxes
+ENOUGH_TO_JUDGE = 10  # boxes, from which on most of them tell how all are written
 _REFERENCES = ("image_id", "category_id")
 
 
@@ -184,7 +184,7 @@ class ObjectColumns:
     def check_inside(self, boxes: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32]) -> None:
         """Boxes that leave their images by the half of them were written as corners."""
         leaving = (boxes[:, 2:] > sizes_hw[:, ::-1] + 1).any(axis=1)
-        if len(boxes) >= _ENOUGH_TO_JUDGE and leaving.mean() > 0.5:
+        if len(boxes) >= ENOUGH_TO_JUDGE and leaving.mean() > 0.5:
             row = int(np.flatnonzero(leaving)[0])
             x, y, right, bottom = boxes[row].tolist()
             raise InputError(

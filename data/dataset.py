@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,6 @@ from data.errors import InputError
 from data.image_files import ImageFiles
 from data.images import DamagedImageError, resize_image, resize_masks, resized_size
 from data.sampling import stream_seed
-
-log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
@@ -89,22 +86,18 @@ class TrainingDataset:
                 f"{self.annotations.source}: has no segmentations, which this detector learns "
                 "from; choose another detector.type or data with masks"
             )
-        if self.with_masks:
-            self._tell_boxes_as_masks()
 
-    def _tell_boxes_as_masks(self) -> None:
-        """Warn of objects whose masks are boxes, as COCO's own tools make them."""
-        assert self.annotations.masks is not None
+    def count_boxes_as_masks(self) -> tuple[int, int]:
+        """How many of the objects to train on have no mask but their box, and how many there are.
+
+        That is what COCO's own tools make of an object without a segmentation.
+        """
         trained = self.annotations.trained(self.use_difficult)
         trained &= np.isin(self.annotations.object_images(), self.rows)
-        without = np.count_nonzero(trained & ~self.annotations.masks.present())
-        if without:
-            log.warning(
-                "%s: %d of %d objects to train on have no segmentation: their boxes stand for it",
-                self.annotations.source,
-                without,
-                np.count_nonzero(trained),
-            )
+        masks = self.annotations.masks
+        with_mask = trained & (False if masks is None else masks.present())
+        total = int(np.count_nonzero(trained))
+        return total - int(np.count_nonzero(with_mask)), total
 
     def sample(self, epoch: int, position: int, image_size: tuple[int, int]) -> Sample:
         """Decode, augment and resize one image; a damaged one gives way to the next row.

@@ -6,6 +6,7 @@ on which of them makes it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from data.sampling import EpochOrder, aspect_groups, evaluation_shard
 from data.scales import BatchSizes
 from data.target import Batch
 from data.workers import BatchStream
+
+log = logging.getLogger(__name__)
 
 
 def build_train_loader(
@@ -52,6 +55,8 @@ def build_train_loader(
         with_masks=with_masks,
         replacements=config.max_damaged if skip else 0,
     )
+    if with_masks and rank == 0:
+        _tell_boxes_as_masks(dataset)
     groups = aspect_groups(annotations.sizes[rows])
     factors = showing_factors(
         annotations,
@@ -64,6 +69,17 @@ def build_train_loader(
     scales = config.multi_scale
     sizes = BatchSizes(config.image_size, scales.short_sides, scales.mode == "range", seed)
     return TrainLoader(order, sizes, _stream(_TrainingBatches(dataset), config, pin_memory))
+
+
+def _tell_boxes_as_masks(dataset: TrainingDataset) -> None:
+    boxes, objects = dataset.count_boxes_as_masks()
+    if boxes:
+        log.warning(
+            "%s: %d of %d objects to train on have no segmentation: their boxes stand for it",
+            dataset.annotations.source,
+            boxes,
+            objects,
+        )
 
 
 def build_eval_loader(

@@ -147,19 +147,23 @@ def listed_name(line: str, annotations: Path, where: str) -> str:
     leaves the folder ``annotations``, and for the path of an image or of its annotation.
     """
     name = inner_path(line.strip().replace("\t", " "), where)
+    flagged = _NAME_AND_FLAG.fullmatch(name)
+    if flagged and not _is_annotated(annotations, name):
+        name = flagged[1]
     bare = posixpath.basename(name)
     if has_image_ending(bare) or bare.endswith(".xml"):
         bare = posixpath.splitext(bare)[0]
-    there = [os.path.isfile(annotations / f"{each}.xml") for each in (name, bare)]
-    if there == [False, True]:
+    is_path = bare != name and not _is_annotated(annotations, name)
+    if is_path and _is_annotated(annotations, bare):
         raise InputError(
             f"{where}: {shown(name)}: a line is a name without folder and ending; "
             f"write {shown(bare)}"
         )
-    flagged = _NAME_AND_FLAG.fullmatch(name)
-    if flagged and not there[0]:
-        return flagged[1]
     return name
+
+
+def _is_annotated(annotations: Path, name: str) -> bool:
+    return os.path.isfile(annotations / f"{name}.xml")
 
 
 def read_lines(path: Path, root: Path) -> list[str]:

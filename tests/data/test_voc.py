@@ -280,6 +280,7 @@ BAD_SPLITS = {
     "leaving name": ("train", "../a", "line 1: the file name '../a' may leave"),
     "leaving name and flag": ("train", "../a\t1", "line 1: the file name '../a 1' may leave"),
     "image": ("train", "a.jpg", "line 1: 'a.jpg': a line is a name .*; write 'a'"),
+    "image and flag": ("train", "a.jpg  1", "a line is a name .*; write 'a'"),
     "path": ("train", "JPEGImages/a.png", "a line is a name .*; write 'a'"),
     "annotation": ("train", "a.xml", "a line is a name .*; write 'a'"),
     "no flag": ("train", "a 2", r"a 2\.xml: there is no such annotation"),
