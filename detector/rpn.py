@@ -160,22 +160,12 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             corners: ``(B, 2)`` float32: width and height of each image without padding.
             targets: the ground truth, in training.
         """
-        from detector.proposals_on_gpu import suppress_on_gpu  # it needs Triton
-
         maps = list(features.values())
         anchors = self.anchor_generator.of_pyramid(padded_size_hw, maps)
         objectness, deltas = self._predict(maps)
         with torch.no_grad():
             boxes, scores = self._best(objectness, deltas, anchors)
-            proposals = suppress_on_gpu(
-                boxes,
-                scores,
-                corners,
-                smallest_side=self.min_size,
-                score_threshold=self.score_thresh,
-                nms_threshold=self.nms_thresh,
-                most=self.post_nms_top_n(),
-            )
+            proposals = self.suppress_in_slots(boxes, scores, corners)
         if targets is None:
             return proposals, {}
         predictions = torch.cat(objectness, 1), torch.cat(deltas, 1)
@@ -284,3 +274,19 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         keep = torch.where(large & (scores >= self.score_thresh))[0]
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         return boxes[first_survivors(boxes, scores, levels, self.nms_thresh, self.post_nms_top_n())]
+
+    def suppress_in_slots(
+        self, boxes: Sequence[Tensor], scores: Sequence[Tensor], corners: Tensor
+    ) -> Proposals:
+        """``suppress`` for all images on a GPU; arguments as of ``suppress_on_gpu``."""
+        from detector.proposals_on_gpu import suppress_on_gpu  # it needs Triton
+
+        return suppress_on_gpu(
+            boxes,
+            scores,
+            corners,
+            smallest_side=self.min_size,
+            score_threshold=self.score_thresh,
+            nms_threshold=self.nms_thresh,
+            most=self.post_nms_top_n(),
+        )

@@ -24,8 +24,6 @@ from engine.standard_output import is_watched
 from engine.state import Progress
 from engine.tensorboard import TensorBoard
 
-DEFAULTS = Config()
-
 log = logging.getLogger(__name__)
 
 
@@ -52,9 +50,9 @@ class Tracker:
         self,
         folder: Path,
         pairs: Mapping[str, tuple[str, str]],
-        config: Config = DEFAULTS,
-        resumed: Progress | None = None,
-        enabled: bool = True,
+        config: Config,
+        resumed: Progress | None,
+        enabled: bool,
     ) -> None:
         self.enabled = enabled
         self.score_tags = score_tags(config.detector.type)

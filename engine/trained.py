@@ -14,7 +14,6 @@ from detector.build import Detector, build_detector
 from engine.checkpoint import load_checkpoint
 from engine.config import Config, override_config
 from engine.distributed import choose_device
-from engine.mirrored import with_flip
 from engine.resume import check_classes
 
 
@@ -33,10 +32,6 @@ class Trained:
     classes: tuple[str, ...]
     detector: Detector
     device: torch.device
-
-    def looking(self) -> nn.Module:
-        """The detector as it is evaluated: with ``evaluate.flip`` it looks twice."""
-        return with_flip(self.detector, self.config)
 
 
 def load_trained(

@@ -46,6 +46,7 @@ from engine.coco_engines import Engine, check_engine
 from engine.config import Config, load_config, split_words
 from engine.detections import Detections
 from engine.evaluator import detect, read_detections, score
+from engine.mirrored import with_flip
 from engine.trained import Trained, load_trained
 from scripts.analysis.bootstrap import compare
 from scripts.analysis.confusion import confusion_matrix
@@ -174,7 +175,7 @@ def detections_of(trained: Trained, split: Split, name: str) -> Detections:
 
     with closing(loader):
         return detect(
-            trained.looking(),
+            with_flip(trained.detector, trained.config),
             batches(),
             split.annotations,
             trained.device,

@@ -21,7 +21,6 @@ from detector.config import DetectorConfig, RPNConfig
 from detector.matching import match_batch
 from detector.matching_kernels import match_on_gpu
 from detector.nms_kernels import keep_best
-from detector.proposals_on_gpu import suppress_on_gpu
 from detector.roi_align_kernels import roi_align_on_gpu
 from detector.roi_pooling import RoIPooler
 from losses.anchor_labels import IGNORED
@@ -137,15 +136,7 @@ def check_proposals(device: torch.device, candidates: Sequence[int]) -> str:
         rpn.suppress(*candidate, level, size)
         for *candidate, size in zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
     ]
-    proposals = suppress_on_gpu(
-        boxes,
-        scores,
-        corners,
-        smallest_side=rpn.min_size,
-        score_threshold=rpn.score_thresh,
-        nms_threshold=rpn.nms_thresh,
-        most=rpn.post_nms_top_n(),
-    )
+    proposals = rpn.suppress_in_slots(boxes, scores, corners)
     for slots, valid, wanted in zip(proposals.boxes, proposals.valid, expected, strict=True):
         found = slots[valid]
         if not torch.equal(found, wanted):

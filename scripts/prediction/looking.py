@@ -17,6 +17,7 @@ from data.images import resize_image, resized_size
 from data.target import Batch, pad_targets
 from engine.detections import Detections
 from engine.evaluator import detect
+from engine.mirrored import with_flip
 from engine.trained import Trained
 
 Pixels = npt.NDArray[np.uint8]
@@ -49,7 +50,7 @@ class Looker:
         batch = Batch(tensors, targets, tuple(range(len(images))))
         start = time.perf_counter()
         detections = detect(
-            self.trained.looking(),
+            with_flip(self.trained.detector, self.trained.config),
             [batch],
             unannotated([str(number) for number in range(len(images))], sizes, self.trained),
             self.trained.device,

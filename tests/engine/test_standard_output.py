@@ -30,12 +30,13 @@ import logging, pathlib, sys
 from data.errors import InputError
 from engine.distributed import leave
 from engine.exit_status import exit_status
+from engine.config import Config
 from engine.console import start_logging
 from engine.tracking import Tracker
 def command(stop):
     folder = pathlib.Path(sys.argv[1])
     start_logging(folder)
-    with Tracker(folder, {}) as tracker:
+    with Tracker(folder, {}, Config(), None, enabled=True) as tracker:
         for epoch in range(2):
             tracker.start_epoch(epoch, 2, batches=2, done=0, images_per_batch=1)
             logging.warning("before")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import Config
 from engine.console import start_logging
 from engine.tracking import Tracker
 
@@ -37,7 +38,7 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     start_logging(tmp_path)
-    with Tracker(tmp_path, PAIRS) as tracker:
+    with Tracker(tmp_path, PAIRS, Config(), None, enabled=True) as tracker:
         tracker.start_epoch(29, 30, batches=37, done=26, images_per_batch=8)
         tracker.advance(5)
         tracker.since -= 4

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
+from engine.config import Config
 from engine.state import Progress
 from engine.tracking import Tracker
 from scripts.curves import read_curves
@@ -33,7 +34,7 @@ def scores(value: float | None) -> dict[str, Any]:
 
 def write_run(folder: Path) -> Path:
     folder.mkdir()
-    with Tracker(folder, PAIRS) as tracker:
+    with Tracker(folder, PAIRS, Config(), None, enabled=True) as tracker:
         tracker.start_epoch(0, 1, batches=2, done=0, images_per_batch=1)
         for step in (2, 4):
             tracker.advance(1)
