@@ -121,7 +121,8 @@ def _is_of_another_set(rest: str, annotations: Annotations) -> bool:
 
 
 def _rows_by_name(annotations: Annotations) -> dict[str, int]:
-    names = annotations.names.tolist()
+    """The images by their names without the spaces around them, which lines cannot hold."""
+    names = [name.strip() for name in annotations.names.tolist()]
     rows = {name: row for row, name in enumerate(names)}
     if len(rows) < len(names):
         doubled = Counter(names).most_common(1)[0][0]

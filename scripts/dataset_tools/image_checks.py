@@ -10,11 +10,13 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.image_sizes import MOST_PIXELS
-from data.images import DamagedImageError, read_image, read_orientation
+from data.images import DamagedImageError, Pixels, read_image, read_orientation
 from data.paths import check_inside
 from scripts.dataset_tools.problems import Problem, problem_of
 
 Size = tuple[int, int]
+
+_BRIGHT = 32  # of 255: what stays below shows a detector next to nothing
 
 
 class ImageChecks:
@@ -63,7 +65,7 @@ class ImageChecks:
         try:
             if not self._decode and all(size_hw):
                 return size_hw, []
-            found, mismatch = _read_size(path, size_hw)
+            pixels, mismatch = _read_pixels(path, size_hw)
         except InputError as error:
             damaged = problem_of(error, str(path), image, "", "drop_image", row)
             if isinstance(error, DamagedImageError) and not all(size_hw):  # cannot be skipped
@@ -72,6 +74,11 @@ class ImageChecks:
             return size_hw, [damaged]
         self._note_orientation(path, image, size_hw)
         problems = self._check_double(path, image)
+        found: Size = (pixels.shape[0], pixels.shape[1])
+        if pixels.max() < _BRIGHT:
+            problem = f"is nearly black: its brightest value is {pixels.max()} of 255"
+            cure = "of a picture of 10 to 14 bits in 16 only the upper 8 are read: stretch it"
+            problems.append(Problem(image, "", problem, cure, "warning", "none"))
         if mismatch is not None:
             problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
         elif not all(size_hw):
@@ -116,15 +123,15 @@ class ImageChecks:
         return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
 
 
-def _read_size(path: Path, size_hw: Size) -> tuple[Size, InputError | None]:
-    """The size of an image, and what is wrong with the annotated one; decodes all pixels."""
+def _read_pixels(path: Path, size_hw: Size) -> tuple[Pixels, InputError | None]:
+    """The pixels of an image, and what is wrong with the annotated size."""
     wanted = size_hw if all(size_hw) else None
     try:
-        return read_image(path, wanted, MOST_PIXELS).shape[:2], None
+        return read_image(path, wanted, MOST_PIXELS), None
     except DamagedImageError:
         raise
     except InputError as error:  # of another size, or too large: that raises again
-        return read_image(path, None, MOST_PIXELS).shape[:2], error
+        return read_image(path, None, MOST_PIXELS), error
 
 
 def _by_design(first: str, second: str) -> bool:

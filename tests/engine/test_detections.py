@@ -358,6 +358,16 @@ def test_a_class_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
         read_comp4(tmp_path, annotations)
 
 
+def test_spaces_around_an_image_s_name_do_not_lose_it(tmp_path: Path) -> None:
+    annotations = replace(annotate(images=3), names=np.array([" a", "b ", "c"]))
+    found = make_detections([0, 1, 2], [0, 0, 0], [0.5, 0.25, 0.125], [[1, 2, 3, 4]] * 3)
+    write_comp4(tmp_path, found, annotations)
+    assert read_comp4(tmp_path, annotations).image.tolist() == [0, 1, 2]
+    doubled = replace(annotations, names=np.array([" a", "a ", "c"]))
+    with pytest.raises(InputError, match="two images are named 'a'"):
+        write_comp4(tmp_path / "comp4", found, doubled)
+
+
 def test_comp4_files_that_could_not_be_read_again_are_not_written(tmp_path: Path) -> None:
     annotations = replace(annotate(images=2), names=np.array(["a", "a"]))
     with pytest.raises(InputError, match="two images are named 'a'"):

@@ -358,6 +358,19 @@ def test_pictures_whose_orientation_no_size_tells_are_counted(
     assert validate(tmp_path, capsys, "--skip-pixels") == (0, [])
 
 
+def test_twelve_bits_in_sixteen_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+    ramp = np.linspace(0, 4095, 80 * 100).reshape(80, 100).astype(np.uint16)
+    Image.fromarray(ramp).save(root / "JPEGImages/a.png")
+    code, (found,) = validate(root, capsys)
+    assert (code, found["severity"], found["file"]) == (0, "warning", "JPEGImages/a.png")
+    assert found["problem"] == "is nearly black: its brightest value is 15 of 255"
+    Image.fromarray(ramp * 16).save(root / "JPEGImages/a.png")
+    assert validate(root, capsys) == (0, [])
+
+
 def test_leaks_doubles_and_unlisted_files_are_warnings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
