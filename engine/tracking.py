@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from engine.atomic_file import write_atomically
 from engine.boards import Board, ForgivenBoard
 from engine.config import Config
 from engine.evaluator import headline_scores, score_tags
 from engine.hyperparameters import hyperparameters
+from engine.metrics_file import MetricsFile, read_records, records_before
 from engine.precision_recall import PrecisionRecall
 from engine.standard_output import is_watched
 from engine.state import Progress
@@ -30,13 +29,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes the numbers of a run; on ranks other than the main one it is switched off.
 
-    ``metrics.jsonl`` gets one JSON object for each log line (``"kind": "train"``) and each
-    evaluation (``"kind": "evaluation"``). Where the last iteration is no multiple of ``log_every``,
-    its line has ``last_of``, the epochs of the run that it ends; where patience ended the run it
-    follows the evaluation.
-
-    After a resume both it and TensorBoard go on where the checkpoint stands: what was written after
-    it is removed. Without one they begin anew.
+    After a resume ``metrics.jsonl`` and TensorBoard go on where the checkpoint stands: what was
+    written after it is removed. Without one they begin anew.
 
     Args:
         folder: the run's.
@@ -65,19 +59,13 @@ class Tracker:
             return
         # A run that begins anew goes over one that ended before its first checkpoint.
         purge_step = resumed.step + (resumed.evaluated == resumed.epoch) if resumed else 0
-        metrics = folder / "metrics.jsonl"
-        records = list(_records(metrics)) if resumed else []
-        kept = [record for record in records if resumed and _was_before(record, resumed)]
-        # A run that goes on does so as if it had never ended: the checkpoint has those windows.
-        epochs = config.train.epochs
-        if resumed and not resumed.waited(config.train.patience, config.evaluate.every):
-            kept = [record for record in kept if record.get("last_of", epochs) >= epochs]
-        write_atomically(metrics, "".join(map(_line, kept)).encode())
-        self.file = metrics.open("a", encoding="utf-8")
+        found = list(read_records(folder)) if resumed else []
+        kept = records_before(found, config, resumed) if resumed else []
+        self.metrics = MetricsFile(folder, kept)
         tensorboard = TensorBoard(
             folder, pairs, hyperparameters(config), self.score_tags, purge_step
         )
-        self.last_window = _last_window(records, before=purge_step)
+        self.last_window = _last_window(found, before=purge_step)
         self.boards: list[Board] = [tensorboard]
         for record in kept:
             # The purge also took the log line of that very step.
@@ -127,7 +115,7 @@ class Tracker:
             return
         left = batches_left * self.images_per_batch / max(self.images_per_second, 1e-9)
         record = {"kind": "train", **record, "images_per_second": self.images_per_second}
-        self._write_line(record)
+        self.metrics.write(record)
         self._write_scalars(record)
         speed, clock = self.images_per_second, _clock(left)
         if self.bar is not None:
@@ -162,7 +150,7 @@ class Tracker:
             "epoch": progress.epoch,
             "scores": scores,
         }
-        self._write_line(record)
+        self.metrics.write(record)
         numbers = {f"val/{tag}": value for tag, value in headline_scores(scores).items()}
         known = {tag: value for tag, value in numbers.items() if value is not None}
         shown = [f"{tag} {known[tag]:.4f}" for tag in self.score_tags if tag in known]
@@ -177,7 +165,7 @@ class Tracker:
         if self.enabled:
             for board in self.boards:
                 board.close(finished)
-            self.file.close()
+            self.metrics.close()
 
     def __enter__(self) -> Tracker:
         return self
@@ -199,10 +187,6 @@ class Tracker:
         total = sum(record["weighted_loss"].values())
         return f"loss {total:.3g}, λ {' '.join(pairs)}, lr {record['lr']:.2g}"
 
-    def _write_line(self, record: Mapping[str, Any]) -> None:
-        self.file.write(_line(record))
-        self.file.flush()
-
     def _write_scalars(self, record: Mapping[str, Any]) -> None:
         """The numbers of a log line, and the windows that no board has yet."""
         values = {name: record[name] for name in ("lr", "images_per_second")}
@@ -221,10 +205,6 @@ class Tracker:
                 board.scalars(numbers, step)
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
-
-
 def _last_window(records: Sequence[Mapping[str, Any]], before: int) -> int:
     """The step of the last window in TensorBoard that a purge from step ``before`` on leaves there.
 
@@ -232,22 +212,6 @@ def _last_window(records: Sequence[Mapping[str, Any]], before: int) -> int:
     """
     steps = [window["step"] for record in records for window in record.get("windows", ())]
     return max((step for step in steps if step < before), default=0)
-
-
-def _records(metrics: Path) -> Iterator[dict[str, Any]]:
-    if not metrics.exists():
-        return
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            log.warning("%s: an incomplete line is dropped", metrics)
-
-
-def _was_before(record: Mapping[str, Any], progress: Progress) -> bool:
-    if record["kind"] == "evaluation":
-        return bool(record["epoch"] <= progress.evaluated)
-    return bool(record["step"] <= progress.step)
 
 
 def _describe(record: Mapping[str, Any]) -> str:

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from data.errors import InputError, unreadable
 from engine.evaluator import headline_scores
+from engine.metrics_file import METRICS
 
-METRICS, TABLE, EVENTS = "metrics.jsonl", "curves.csv", "events.out.tfevents"
+TABLE, EVENTS = "curves.csv", "events.out.tfevents"
 
 Point = tuple[str, int, float]  # tag, iteration, value
 

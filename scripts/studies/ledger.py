@@ -17,8 +17,9 @@ from typing import Any
 
 from engine.atomic_file import write_atomically
 from engine.config import dump_config
+from engine.metrics_file import METRICS
 from engine.strict_yaml import read_yaml
-from scripts.curves import METRICS, TABLE, Curve, read_curves
+from scripts.curves import TABLE, Curve, read_curves
 from scripts.studies.run import RECORD, Run, dump_record, read_record, scores_file
 
 LEDGER = Path(__file__).resolve().parents[2] / "docs/study"

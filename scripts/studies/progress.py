@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 
+from engine.metrics_file import METRICS
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
 
@@ -152,7 +153,7 @@ def share_done(job: Job) -> float:
     An evaluation tells exactly how many iterations an epoch has. Before the first one they are
     guessed from the last log line of each epoch; within the first epoch nothing is known.
     """
-    path = job.folder / "metrics.jsonl"
+    path = job.folder / METRICS
     if not path.is_file():
         return 0.0
     epochs, iterations_an_epoch = job.run.config.train.epochs, 0.0
