@@ -5,7 +5,8 @@ Architectures are built without them (``detector.build``); a checkpoint of ours 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,15 @@ CLASS_LAYERS = {
 }
 BODY = "backbone.body."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm
+# Layers that are worth nothing with a part of them from a file and the rest random, and the cure.
+WHOLES = {
+    r"backbone\.fpn\.(inner|layer)_blocks\.\d+": "change detector.fpn_norm",
+    r"rpn\.head": "change detector.rpn.conv_depth",
+    r"head\.(classification|regression)_head\.conv": "change detector.retinanet.head_norm or "
+    "detector.retinanet.tower_depth",
+    r"roi_heads\.mask_head": "change detector.mask.channels; with norms in the mask head, as in "
+    "torchvision's v2, choose other weights or detector.type=faster_rcnn",
+}
 
 
 @dataclass(frozen=True)
@@ -222,6 +232,10 @@ def _load_strictly(
 
     Returns:
         The names that the file lacks, and those that the detector lacks.
+
+    Raises:
+        InputError: a layer has another shape, the network below the pyramid is another one, or a
+            block above it would be loaded in part.
     """
     try:
         missing, unused = detector.load_state_dict(state, strict=False)
@@ -245,7 +259,28 @@ def _load_strictly(
             f"{len(body)} parameters without counterpart, the first {shown(body[0])}; choose the "
             "backbone that the file was made with"
         )
+    _refuse_torn(set(detector.state_dict()) - set(missing), missing, unused, source)
     return missing, unused
+
+
+def _refuse_torn(
+    loaded: Collection[str], missing: Sequence[str], unused: Sequence[str], source: str
+) -> None:
+    """Raise InputError for a convolution without the norm, or a head without the layers, that the
+    file's were trained with."""
+    for layers, cure in WHOLES.items():
+        pattern = re.compile(layers + r"(?=\.)")
+        begun = {found[0] for name in loaded if (found := pattern.match(name))}
+        lacking, left = (
+            [name for name in names if (found := pattern.match(name)) and found[0] in begun]
+            for names in (missing, unused)
+        )
+        if lacking or left:
+            both = {"the file has no": lacking, "the detector has no": left}
+            faults = [f"{text} {names[0]}" for text, names in both.items() if names]
+            raise InputError(
+                f"detector.weights: {source} does not fit: {', '.join(faults)}; {cure}"
+            )
 
 
 def _modules_of(names: Sequence[str]) -> tuple[str, ...]:

@@ -331,6 +331,50 @@ def test_a_detector_of_another_kind_is_refused(published: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "given", "own", "cure"),
+    [
+        ("faster_rcnn", {"fpn_norm": "batch"}, {}, "detector.fpn_norm"),
+        ("faster_rcnn", {}, {"fpn_norm": "group"}, "detector.fpn_norm"),
+        ("faster_rcnn", {"fpn_norm": "batch"}, {"fpn_norm": "group"}, "detector.fpn_norm"),
+        ("faster_rcnn", {"rpn": {"conv_depth": 2}}, {}, "detector.rpn.conv_depth"),
+        ("retinanet", {"retinanet": {"head_norm": "group"}}, {}, "detector.retinanet.head_norm"),
+        ("retinanet", {}, {"retinanet": {"tower_depth": 5}}, "detector.retinanet.tower_depth"),
+        ("mask_rcnn", {"mask": {"channels": [8, 8]}}, {"mask": {"channels": [8]}}, "mask.channels"),
+    ],
+)
+def test_a_file_with_other_layers_in_a_block_is_refused(
+    kind: str, given: dict[str, Any], own: dict[str, Any], cure: str, tmp_path: Path
+) -> None:
+    options = {**SMALL, "fpn_channels": 32, "trainable_stages": 5, "norm": "batch", "type": kind}
+    first, _ = start(weights="none", **{**options, **given})
+    torch.save(first.state_dict(), tmp_path / "detector.pth")
+    options["weights"] = str(tmp_path / "detector.pth")
+    with pytest.raises(InputError, match=cure.replace(".", r"\.")) as raised:
+        start(**{**options, **own})
+    assert "detector.pth does not fit: the " in str(raised.value)
+    assert start(**{**options, **given})[1].unused == ()
+
+
+def test_a_second_version_of_torchvision_needs_its_norms_and_its_depth(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    torch.save(theirs.state_dict(), tmp_path / "v2.pth")
+    options: dict[str, Any] = {"type": "faster_rcnn", "weights": str(tmp_path / "v2.pth")}
+    with pytest.raises(InputError, match="fpn_norm"):
+        start(("cat",), **options)
+    with pytest.raises(InputError, match="conv_depth"):
+        start(("cat",), fpn_norm="batch", **options)
+    ours, report = start(("cat",), fpn_norm="batch", rpn={"conv_depth": 2}, **options)
+    assert {name.rpartition(".")[0] for name in report.reinitialized} == {"roi_heads.box_head"}
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        maps = ours.eval().backbone(image)
+        expected = theirs.eval().backbone(image)
+    for level, own_map in zip(expected.values(), maps.values(), strict=True):
+        assert float((level - own_map).abs().max()) < 1e-5 * float(level.abs().max())
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"norm": "frozen", "trainable_stages": 5},
