@@ -57,6 +57,8 @@ class PretrainedReport:
         classes_kept: classes whose rows in the heads were found by name.
         reinitialized: parts that keep random weights: names of parameters, or
             ``class <name>`` for the rows of a class.
+        random: the names of all parameters and buffers of the detector of which at least some rows
+            are not from the file.
         unused: tensors of the file that the detector has no place for.
     """
 
@@ -65,6 +67,7 @@ class PretrainedReport:
     loaded: int = 0
     classes_kept: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    random: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -94,7 +97,8 @@ def load_pretrained(
     """
     if config.weights == "none":
         _refuse_frozen_random(config)
-        return PretrainedReport("none", norm_eps=detector.backbone.norm_eps)
+        names = frozenset(detector.state_dict())
+        return PretrainedReport("none", norm_eps=detector.backbone.norm_eps, random=names)
     if config.weights == "imagenet":
         stored = fetch_weights(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
     else:
@@ -126,11 +130,12 @@ def _load_body(
             state[BODY + name.removeprefix("features.")] = tensor
         elif not name.startswith(("fc.", "classifier.")):
             state[BODY + name] = tensor
-    _load_strictly(detector, state, config, stored.source)
+    missing, _ = _load_strictly(detector, state, config, stored.source)
     return PretrainedReport(
         stored.source,
         loaded=len(state),
         reinitialized=("pyramid", "heads"),
+        random=frozenset(missing),
         norm_eps=detector.backbone.norm_eps,
     )
 
@@ -158,11 +163,13 @@ def _load_detector(
         # The file's: statistics of a batch may be 0 as well.
         detector.backbone.norm_eps = DEFAULT_EPS
     new_classes = [f"class {name}" for name in classes if name not in found]
+    layers_of_classes = filter(_has_class_rows, state) if new_classes else ()
     return PretrainedReport(
         stored.source,
         loaded=len(state) - len(unused),
         classes_kept=tuple(found),
         reinitialized=(*_modules_of(missing), *new_classes),
+        random=frozenset((*missing, *layers_of_classes)),
         unused=_modules_of(unused),
         norm_eps=detector.backbone.norm_eps,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -105,9 +105,10 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
     torch.manual_seed(config.train.seed)
     detector = build_detector(config.detector, config.loss, len(classes))
     if load:
-        _refuse_random_rest(config)
         with ranks.main_first():
-            log.info("%s", load_pretrained(detector, config.detector, classes))
+            report = load_pretrained(detector, config.detector, classes)
+            log.info("%s", report)
+        _refuse_random_rest(config, report.random)
     return detector.to(ranks.device)
 
 
@@ -127,14 +128,18 @@ def _check_norms(config: DetectorConfig, device: torch.device) -> None:
         )
 
 
-def _refuse_random_rest(config: Config) -> None:
+def _refuse_random_rest(config: Config, random: Collection[str]) -> None:
     """A part that begins at random and rests in every epoch would never be anything else."""
     epochs = config.train.epochs
     for name, (start, end) in config.train.freeze.items():
-        if config.detector.weights == "none" and start == 0 and end >= epochs:
+        resting = sorted(value for value in random if value.startswith(f"{name}."))
+        if resting and start == 0 and end >= epochs:
+            count = len(resting) - 1
+            more = f" and {count} more" if count else ""
             raise InputError(
-                f"train.freeze: {name!r} would rest with random weights in all {epochs} epochs; "
-                "set detector.weights, or let it train in some of them"
+                f"train.freeze: {name!r} would rest with random weights ({resting[0]}{more}) in "
+                f"all {epochs} epochs; detector.weights={config.detector.weights} does not hold them: "
+                "set others, freeze less, or let it train in some epochs"
             )
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from runs import ALONE, config_of, tiny, write_config
 from torch import nn
+from torchvision.models import get_model
 
 import train
 from data.errors import InputError
+from detector.build import build_detector
 from engine.config import load_config
 from engine.config_reference import keys
 from engine.dry_run import count_flops, dry_run
+from losses.config import LossConfig
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
@@ -58,12 +62,38 @@ def test_a_norm_over_processes_is_refused_on_cpus_by_its_key(
         dry_run(config, ALONE)
 
 
-def test_a_part_that_would_stay_random_throughout_is_refused(tmp_path: Path) -> None:
-    train = {"epochs": 3, "freeze": {"backbone.body": [0, 3]}}
-    with pytest.raises(
-        InputError, match=r"'backbone\.body' would rest with random weights in all 3"
-    ):
-        dry_run(config_of(tiny(tmp_path, train=train)), ALONE)
+SHAPES = ("circle", "square", "triangle")
+
+
+@pytest.mark.parametrize(
+    ("source", "part", "epochs", "refused"),
+    [
+        ("none", "backbone.body", 3, True),
+        ("none", "backbone.body", 2, False),
+        ("network", "backbone.body", 3, False),
+        ("network", "backbone", 3, True),  # the pyramid is random
+        ("network", "head", 3, True),
+        ("detector", "head", 3, False),
+        ("detector", "backbone", 3, False),
+        ("detector of another class", "head", 3, True),
+        ("detector of another class", "backbone", 3, False),
+    ],
+)
+def test_a_part_that_would_stay_random_throughout_is_refused(
+    source: str, part: str, epochs: int, refused: bool, tmp_path: Path
+) -> None:
+    values = tiny(tmp_path, train={"epochs": 3, "freeze": {part: [0, epochs]}})
+    if source == "network":
+        torch.save(get_model("resnet18", weights=None).state_dict(), tmp_path / "file.pth")
+    elif source != "none":
+        detector = build_detector(config_of(values).detector, LossConfig(), len(SHAPES))
+        classes = [*SHAPES[:2], "hexagon" if "another" in source else SHAPES[2]]
+        saved = {"version": 1, "detector": detector.state_dict(), "classes": classes}
+        torch.save(saved, tmp_path / "file.pth")
+    values["detector"]["weights"] = "none" if source == "none" else str(tmp_path / "file.pth")
+    message = rf"'{re.escape(part)}' would rest with random weights \({re.escape(part)}\..* all 3 e"
+    with pytest.raises(InputError, match=message) if refused else nullcontext():
+        dry_run(config_of(values), ALONE)
 
 
 def test_flops_are_those_of_a_convolution() -> None:
