@@ -138,8 +138,8 @@ def _refuse_random_rest(config: Config, random: Collection[str]) -> None:
             more = f" and {count} more" if count else ""
             raise InputError(
                 f"train.freeze: {name!r} would rest with random weights ({resting[0]}{more}) in "
-                f"all {epochs} epochs; detector.weights={config.detector.weights} does not hold them: "
-                "set others, freeze less, or let it train in some epochs"
+                f"all {epochs} epochs; detector.weights={config.detector.weights} does not hold "
+                "them: set others, freeze less, or let it train in some epochs"
             )
 
 
