@@ -273,8 +273,7 @@ def _load_strictly(
 def _refuse_torn(
     loaded: Collection[str], missing: Sequence[str], unused: Sequence[str], source: str
 ) -> None:
-    """Raise InputError for a convolution without the norm, or a head without the layers, that the
-    file's were trained with."""
+    """Raise InputError for convolutions without their norms, and heads without all their layers."""
     for layers, cure in WHOLES.items():
         pattern = re.compile(layers + r"(?=\.)")
         begun = {found[0] for name in loaded if (found := pattern.match(name))}
