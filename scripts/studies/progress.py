@@ -177,6 +177,6 @@ def share_done(job: Job) -> float:
 
 
 def clock(seconds: float) -> str:
-    """Seconds -> ``1:02:03``."""
-    whole = int(seconds)
+    """Seconds, rounded, -> ``1:02:03``."""
+    whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

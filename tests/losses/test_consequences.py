@@ -125,18 +125,18 @@ def test_on_recorded_losses_the_flips_are_those_that_the_page_tells(recorded: np
     assert [deviations[17:].min(), deviations[17:].max()] == pytest.approx([0.28, 1.04], abs=0.005)
 
 
-@pytest.mark.parametrize(("name", "cancelled"), [("SGD", False), ("Adam", True)])
-def test_adam_cancels_a_weight_on_what_one_loss_alone_reaches(name: str, cancelled: bool) -> None:
+@pytest.mark.parametrize(("name", "change"), [("SGD", 0.5), ("Adam", 0.004)])
+def test_adam_cancels_a_weight_on_what_one_loss_alone_reaches(name: str, change: float) -> None:
     moves = []
     for weight in (1.0, 0.5):
         training = ToyTraining(FixedWeights(PAIR, (weight, 1.0)))
         training.optimizer = getattr(torch.optim, name)(training.layers, lr=1e-2)
         before = [layer.detach().clone() for layer in training.layers]
-        for step in range(3):
+        for step in range(2):
             training.step(step)
         after = [layer.detach() for layer in training.layers]
         moves.append([new - old for new, old in zip(after, before, strict=True)])
     (shared, head, _), (other_shared, other_head, _) = moves
     difference = ((head - other_head).norm() / head.norm()).item()
-    assert (difference < 1e-2) is cancelled
+    assert difference == pytest.approx(change, rel=0.1)
     assert ((shared - other_shared).norm() / shared.norm()).item() > 1e-2
