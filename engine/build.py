@@ -130,17 +130,21 @@ def _check_norms(config: DetectorConfig, device: torch.device) -> None:
 
 def _refuse_random_rest(config: Config, random: Collection[str]) -> None:
     """A part that begins at random and rests in every epoch would never be anything else."""
-    epochs = config.train.epochs
-    for name, (start, end) in config.train.freeze.items():
-        resting = sorted(value for value in random if value.startswith(f"{name}."))
-        if resting and start == 0 and end >= epochs:
-            count = len(resting) - 1
-            more = f" and {count} more" if count else ""
-            raise InputError(
-                f"train.freeze: {name!r} would rest with random weights ({resting[0]}{more}) in "
-                f"all {epochs} epochs; detector.weights={config.detector.weights} does not hold "
-                "them: set others, freeze less, or let it train in some epochs"
-            )
+    epochs, freeze = config.train.epochs, config.train.freeze
+    resting: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
+    for value in sorted(random):
+        names = tuple(name for name in freeze if value.startswith(f"{name}."))
+        frozen = {epoch for name in names for epoch in range(*freeze[name])}
+        if frozen.issuperset(range(epochs)):
+            resting.setdefault(names, []).append(value)
+    for names, values in resting.items():
+        more = f" and {len(values) - 1} more" if len(values) > 1 else ""
+        raise InputError(
+            f"train.freeze: {' and '.join(map(repr, names))} would rest with random weights "
+            f"({values[0]}{more}) in all {epochs} epochs; detector.weights="
+            f"{config.detector.weights} does not hold them: set others, freeze less, or let it "
+            "train in some epochs"
+        )
 
 
 def _build_weighting(config: Config, detector: Detector) -> LossWeighting:

@@ -210,7 +210,9 @@ class Training:
             self.guard.check()
         if self.config.clip_gradients is not None:
             state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradients)
+            groups = state.optimizer.param_groups  # of the detector and of a learned weighting
+            learned = [parameter for group in groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(learned, self.config.clip_gradients)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.schedule.step()

@@ -96,6 +96,16 @@ def test_a_part_that_would_stay_random_throughout_is_refused(
         dry_run(config_of(values), ALONE)
 
 
+@pytest.mark.parametrize(("start", "refused"), [(1, True), (2, False)])
+def test_names_that_freeze_a_part_by_turns_are_seen_together(
+    start: int, refused: bool, tmp_path: Path
+) -> None:
+    freeze = {"backbone": [0, 1], "backbone.body": [start, 3]}
+    message = "'backbone' and 'backbone.body' would rest with random weights"
+    with pytest.raises(InputError, match=message) if refused else nullcontext():
+        dry_run(config_of(tiny(tmp_path, train={"epochs": 3, "freeze": freeze})), ALONE)
+
+
 def test_flops_are_those_of_a_convolution() -> None:
     class Convolution(nn.Conv2d):
         def forward(self, images: list[torch.Tensor]) -> torch.Tensor:

@@ -521,6 +521,15 @@ def test_other_weightings_move_and_resume_exactly(rule: str, tmp_path: Path) -> 
     assert metrics(whole) == metrics(cut)
 
 
+def test_gradients_of_a_learned_weighting_are_clipped_with_the_others(tmp_path: Path) -> None:
+    values = tiny(tmp_path, loss={"weighting": {"type": "uncertainty"}})
+    values["train"] |= {"epochs": 1, "clip_gradients": 1e-9}
+    weights = [
+        record["loss_weight"]["classification"] for record in metrics(run(config_of(values)))[:-1]
+    ]
+    assert weights == pytest.approx([weights[0]] * len(weights), abs=1e-6)
+
+
 def test_tensorboard_has_neither_gap_nor_overlap_after_a_resume(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"checkpoint_every": 4})
     folder = run(config_of(values), StopAfter(6))
