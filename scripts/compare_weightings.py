@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,13 @@ from losses import (
     SelfBalancing,
     UncertaintyWeighting,
 )
-from scripts.curves import read_curves
+from scripts.curves import pair_of, read_curves
 from scripts.figures import check_figure, new_figure, save_figure
 from scripts.whole_numbers import at_least
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests/losses/fixtures/recorded_losses.json"
 PAIR = {"head": ("cls", "box")}
-LOSSES = (("classification", "bbox_regression"), ("loss_objectness", "loss_rpn_box_reg"))
 RULES: dict[str, Callable[[int], LossWeighting]] = {
     "ALWA 1": lambda interval: ALWA(PAIR, 1, interval),
     "ALWA 2": lambda interval: ALWA(PAIR, 2, interval),
@@ -69,6 +69,8 @@ LR = 0.02  # of the log-variances of uncertainty weighting: SGD with momentum, a
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
+    if not (isfinite(options.scale) and options.scale > 0):
+        raise InputError(f"--scale {options.scale}: a number above 0 is needed")
     recording = scaled(read_recording(options.recording), options.scale)
     check_figure(options.output)
     rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
@@ -88,12 +90,8 @@ def read_recording(path: Path) -> dict[str, list[float]]:
     if path.suffix == ".json":
         return _read_json(path)
     curves = read_curves(path)
-    for pair in LOSSES:
-        tags = [f"loss/{name}" for name in pair]
-        if all(tag in curves for tag in tags):
-            rows = zip(PAIR["head"], tags, strict=True)
-            return {name: curves[tag].values.tolist() for name, tag in rows}
-    raise InputError(f"{path}: has neither of the pairs of losses {LOSSES}")
+    rows = zip(PAIR["head"], pair_of(curves, path), strict=True)
+    return {name: curves[f"loss/{loss}"].values.tolist() for name, loss in rows}
 
 
 def _read_json(path: Path) -> dict[str, list[float]]:
@@ -104,8 +102,16 @@ def _read_json(path: Path) -> dict[str, list[float]]:
         raise unreadable(path, error) from None
     except (ValueError, TypeError):
         raise InputError(f"{path}: is no JSON file of lists of losses") from None
-    if not {*PAIR["head"]} <= {*recording} or len(lengths) != 1 or lengths == {0}:
-        raise InputError(f"{path}: needs lists cls and box of one length, a number an iteration")
+    gradients = {f"{name}_gradient" for name in PAIR["head"]}
+    rows = {*recording} - {"source"}
+    if rows not in ({*PAIR["head"]}, {*PAIR["head"]} | gradients) or len(lengths) != 1:
+        raise InputError(
+            f"{path}: needs lists cls and box of one length, a number an iteration, and "
+            "cls_gradient and box_gradient or neither"
+        )
+    values = np.array([recording[name] for name in sorted(rows)], dtype=object)
+    if not values.size or not all(type(v) in (int, float) and isfinite(v) for v in values.flat):
+        raise InputError(f"{path}: its lists must hold finite numbers, at least one each")
     return recording
 
 

@@ -26,6 +26,11 @@ from engine.evaluator import headline_scores
 from engine.metrics_file import METRICS
 
 TABLE, EVENTS = "curves.csv", "events.out.tfevents"
+PAIRS = (
+    ("loss_objectness", "loss_rpn_box_reg"),
+    ("classification", "bbox_regression"),
+    ("loss_classifier", "loss_box_reg"),
+)
 
 Point = tuple[str, int, float]  # tag, iteration, value
 
@@ -48,6 +53,21 @@ class Curve:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def pair_of(curves: Mapping[str, Curve], run: str | Path) -> tuple[str, str]:
+    """The names of the classification and box loss that a run weighs against each other.
+
+    Of several pairs the first of ``PAIRS``.
+
+    Raises:
+        InputError: it has none of them.
+    """
+    for group in ("loss_weight", "loss"):
+        for pair in PAIRS:
+            if all(f"{group}/{name}" in curves for name in pair):
+                return pair
+    raise InputError(f"{run}: has none of the pairs of losses {PAIRS}")
 
 
 def read_curves(run: str | Path) -> dict[str, Curve]:

@@ -116,12 +116,18 @@ def panels_of(runs: Runs, patterns: Sequence[str] | None) -> list[tuple[str, lis
     """The panels that have curves: title, tags, label.
 
     Raises:
-        InputError: no tag matches one of the patterns.
+        InputError: no tag matches one of the patterns, or without patterns there is none to show.
     """
     tags = list(dict.fromkeys(tag for curves in runs.values() for tag in curves))
     if patterns is None:
         wanted = [(title, _matching(tags, globs), label) for title, globs, label in PANELS]
-        return [panel for panel in wanted if panel[1]]
+        panels = [panel for panel in wanted if panel[1]]
+        if not panels:
+            raise InputError(
+                f"{', '.join(runs)}: none of a trainer's curves; name others with --tags, there "
+                f"are {some_of(tags, 40)}"
+            )
+        return panels
     for pattern in patterns:
         if not _matching(tags, [pattern]):
             raise InputError(

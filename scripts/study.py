@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
+from engine.config import split_words
 from engine.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, narrowed
@@ -39,19 +40,20 @@ from scripts.studies.tables import comma_separated, latex, markdown
 from scripts.whole_numbers import at_least, listed
 
 RUNS = Path("runs/studies")
+DECIDED = {"data.batch_size", "train.name", "train.output", "train.seed"}  # by the study
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    words = [word for word in options.words if "=" in word]
-    names = [word for word in options.words if "=" not in word]
+    names, words = split_words(options.words)
     if not names:
         raise InputError("name a study, such as table2; see configs/studies")
     studies = [load_study(name, options.preset) for name in names]
     if options.seeds:
-        studies = [study.model_copy(update={"seeds": options.seeds}) for study in studies]
+        seeds = tuple(dict.fromkeys(options.seeds))
+        studies = [study.model_copy(update={"seeds": seeds}) for study in studies]
     studies = [narrowed(study, options.only) for study in studies]
     return COMMANDS[options.command](studies, _overrides(words), options)
 
@@ -65,11 +67,11 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
         _keep(whole, options)
     most = max(study.processes for study in studies)
     check_gpus(options.gpus or ())
-    gpus = [] if extra.get("train.device") == "cpu" else options.gpus
-    places = share_out(options.jobs, gpus, options.processes, most)
+    on_cpu = bool(whole) and all(job.run.config.train.device == "cpu" for job in whole)
+    places = share_out(options.jobs, [] if on_cpu else options.gpus, options.processes, most)
     total, done = len({job.key for job in jobs}), len({job.key for job in whole}) - len(left)
     print(f"{total} runs: {done} done, {len(left)} to do", flush=True)
-    shop = Shop(left, whole, failed=dict(wrong), keep=options.keep)
+    shop = Shop(left, whole, dict(wrong), keep=options.keep, processes_asked=options.processes)
     for folder, reason in wrong.items():
         print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
     try:
@@ -195,13 +197,23 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     extra = {}
     for word in words:
         key, _, text = word.partition("=")
-        if key in ("data.batch_size", "train.name", "train.output", "train.seed"):
+        value = parse_yaml(text, word)
+        if DECIDED & set(_dotted(key, value)):
             raise InputError(
                 f"{word}: the study decides it; --processes and --gpus share its total batch out, "
                 "--runs says where runs go, --seeds which seeds"
             )
-        extra[key] = parse_yaml(text, word)
+        extra[key] = value
     return extra
+
+
+def _dotted(key: str, value: Any) -> Iterator[str]:
+    """``data``, ``{batch_size: 8}`` -> ``data.batch_size``."""
+    if not isinstance(value, Mapping):
+        yield key
+        return
+    for name, below in value.items():
+        yield from _dotted(f"{key}.{name}", below)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,10 +18,8 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def listed(text: str) -> tuple[int, ...]:
-    """``0,1,2``, for argparse's ``type``."""
-    try:
-        return tuple(int(number) for number in text.split(",") if number)
-    except ValueError:
-        raise ArgumentTypeError(
-            f"{text!r} is no list of whole numbers; write them as 0,1,2"
-        ) from None
+    """``0,1,2``, none of them negative, for argparse's ``type``."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise ArgumentTypeError(f"{text!r} is no list of whole numbers; write them as 0,1,2")
+    return tuple(map(int, numbers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +121,8 @@ class Study(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _labels_exist(self) -> Study:
         values = {axis.name: axis.values for axis in self.axes}
+        if len(values) < len(self.axes):
+            raise ValueError(f"axes: two have one name, among {', '.join(values)}")
         named = [self.against, *self.skip, *(c for f in self.figures.values() for c in f.cells)]
         if self.columns is not None and self.columns not in values:
             raise ValueError(f"columns: {self.columns!r} is no axis; choose {', '.join(values)}")
@@ -187,9 +189,9 @@ def narrowed(study: Study, words: Sequence[str]) -> Study:
     seeds = study.seeds
     for word in words:
         name, _, text = word.partition("=")
-        chosen = text.split(",")
         known = [str(seed) for seed in seeds] if name == "seed" else None
         known = [*axes[name].values] if name in axes else known
+        chosen = [text] if known and text in known else text.split(",")
         if known is None:
             raise InputError(f"--only {word}: no such axis; choose {', '.join([*axes, 'seed'])}")
         for label in chosen:
@@ -219,22 +221,37 @@ def with_preset(values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[st
 
     Three are special: ``paper`` is merged, ``without`` names axes to leave out, and ``narrow``
     names for some axes the labels that are kept.
+
+    Raises:
+        InputError: ``without`` or ``narrow`` names an axis or a label that is not there.
     """
     merged = {**values, **preset}
     without, narrow = merged.pop("without", []), merged.pop("narrow", {})
     merged["paper"] = {**values.get("paper", {}), **preset.get("paper", {})}
-    axes = [axis for axis in merged.get("axes", []) if axis["name"] not in without]
-    merged["axes"] = [_narrowed(axis, narrow.get(axis["name"])) for axis in axes]
+    if not without and not narrow:
+        return merged
+    axes = {axis.get("name"): axis for axis in merged.get("axes", [])}
+    for name in (*without, *narrow):
+        if name not in axes:
+            raise InputError(f"{name}: no such axis to narrow or leave out; choose {_names(axes)}")
+    for name, labels in narrow.items():
+        axes[name] = _narrowed(axes[name], labels)
+    merged["axes"] = [axis for name, axis in axes.items() if name not in without]
     return merged
 
 
-def _narrowed(axis: Mapping[str, Any], labels: Sequence[str] | None) -> Mapping[str, Any]:
-    if labels is None:
-        return axis
+def _narrowed(axis: Mapping[str, Any], labels: Sequence[str]) -> Mapping[str, Any]:
     kept = axis["values"]
     if isinstance(kept, list):
         kept = {str(value): value for value in kept}
-    return {**axis, "values": {label: kept[label] for label in labels if label in kept}}
+    for label in labels:
+        if label not in kept:
+            raise InputError(f"{axis['name']}: {label}: no such label; choose {_names(kept)}")
+    return {**axis, "values": {label: kept[label] for label in labels}}
+
+
+def _names(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def load_study(name: str, preset: str | None = None) -> Study:
@@ -255,7 +272,12 @@ def load_study(name: str, preset: str | None = None) -> Study:
         if preset not in presets:
             known = ", ".join(presets) or "none"
             raise InputError(f"{path}: has no preset {preset!r}; it has: {known}")
-        values = with_preset(values, presets[preset])
+        if not isinstance(presets[preset], Mapping):
+            raise InputError(f"{path}: presets.{preset}: keys of a study are needed")
+        try:
+            values = with_preset(values, presets[preset])
+        except InputError as error:
+            raise InputError(f"{path}: presets.{preset}: {error}") from None
     values |= {"name": "-".join(filter(None, (path.stem, preset))), "folder": path.parent}
     try:
         return Study.model_validate(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 
 from data.errors import InputError
-from scripts.curves import Curve, read_curves
+from scripts.curves import pair_of, read_curves
 from scripts.figures import literal
 
 mpl.use("Agg")
@@ -21,15 +21,12 @@ from matplotlib.figure import Figure
 # As in the paper's figures: classification red and dashed, boxes blue and solid.
 CLASSIFICATION = {"color": "tab:red", "linestyle": "--", "linewidth": 1.0}
 BOX = {"color": "tab:blue", "linestyle": "-", "linewidth": 1.0}
-PAIRS = (("loss_objectness", "loss_rpn_box_reg"), ("classification", "bbox_regression"))
 FIRST_LINES = 5
 WINDOW_ROWS = {
     "loss_mean": "mean of the window",
     "loss_std": "standard deviation of the window",
     "loss_weight": "λ",
 }
-
-Curves = Mapping[str, Curve]
 
 
 @dataclass(frozen=True)
@@ -96,18 +93,6 @@ def draw_windows(runs: Sequence[ShownRun], heading: str) -> Figure:
         panel.set_ylim(bottom=0)  # once all runs are drawn: it ends the row's common scaling
     axes[0, 0].legend(fontsize=8)
     return finished(figure, heading)
-
-
-def pair_of(curves: Curves, folder: Path) -> tuple[str, str]:
-    """The names of the classification and box loss that are weighed against each other.
-
-    Raises:
-        InputError: the run has neither RetinaNet's nor the RPN's losses.
-    """
-    for pair in PAIRS:
-        if all(f"loss/{name}" in curves for name in pair):
-            return pair
-    raise InputError(f"{folder}: has neither of the pairs of losses {PAIRS}")
 
 
 def label_panel(panel: Axes, title: str, below: str) -> None:

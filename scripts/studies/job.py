@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.studies.ledger import keep, results_folder
-from scripts.studies.run import Run, Stage, stage
+from scripts.studies.run import Run, Stage, scores_file, stage
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Job:
         Raises:
             InputError: its place holds a run under another config, or it cannot be read or written.
         """
-        if self.ledger is None or stage(self.run, self.folder, self.split) != "scored":
+        if self.ledger is None or not scores_file(self.folder, self.split).is_file():
+            return False
+        if stage(self.run, self.folder, self.split) != "scored":
             return False
         return keep(self.folder, self.split, self.run.folder(self.ledger))

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.atomic_file import write_atomically
 from engine.config import dump_config
-from engine.metrics_file import METRICS
+from engine.metrics_file import read_records
 from engine.strict_yaml import read_yaml
 from scripts.curves import TABLE, Curve, read_curves
 from scripts.studies.run import RECORD, Run, dump_record, read_record, scores_file
@@ -65,12 +64,9 @@ def keep(folder: Path, split: str, place: Path) -> bool:
 
 
 def iterations_of(folder: Path) -> int | None:
-    """Iterations of a run, from the last line of its log."""
-    path = folder / METRICS
-    if not path.is_file():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return int(json.loads(lines[-1])["step"]) if lines else None
+    """Iterations of a run, from the last whole line of its log."""
+    steps = [int(record["step"]) for record in read_records(folder)]
+    return steps[-1] if steps else None
 
 
 def thinned(curves: Mapping[str, Curve], most: int = MOST_BYTES) -> tuple[str, int]:

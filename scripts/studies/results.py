@@ -104,7 +104,7 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         if value is not None:
             cell.scores[metric][seed] = value
     interval = run.config.loss.weighting.interval
-    iterations = record.get("iterations", iterations_of(folder))
+    iterations = record.get("iterations") or iterations_of(folder)
     cell.cost.append({**record, "interval": interval, "iterations": iterations})
 
 

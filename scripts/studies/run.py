@@ -56,7 +56,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The overrides as words of the command line."""
-        return [f"{key}={_as_yaml(value)}" for key, value in self.overrides.items()]
+        return [override(key, value) for key, value in self.overrides.items()]
 
     @property
     def total_batch(self) -> int:
@@ -88,6 +88,13 @@ class Run:
         return self.total_batch == other.total_batch and (
             _decisive(self.config) == _decisive(other.config)
         )
+
+
+def override(key: str, value: Any) -> str:
+    """A key and its value as a word of the command line, which is read as YAML: ``a="b #1"``."""
+    plain = str(value) if isinstance(value, Path) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()
+    return f"{key}={text.removesuffix('...').strip()}"
 
 
 def stage(run: Run, folder: Path, split: str) -> Stage:
@@ -189,13 +196,15 @@ def is_locked(folder: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(path, error) from None
     except ValueError:
         raise InputError(
             f"{path}: is no JSON; restore it, or delete its folder to run the training anew"
         ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is no mapping; delete its folder to run the training anew")
     return values
 
 
@@ -209,8 +218,3 @@ def _short(key: str) -> str:
     """``loss.weighting.variant`` -> ``variant``, ``loss.box.type`` -> ``box``."""
     names = key.split(".")
     return names[-2] if names[-1] == "type" and len(names) > 1 else names[-1]
-
-
-def _as_yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
-    return text.removesuffix("...").strip()

@@ -25,6 +25,7 @@ from scripts.studies.run import (
     has_checkpoint,
     is_locked,
     locked,
+    override,
     read_record,
     scores_file,
 )
@@ -55,6 +56,7 @@ class Shop:
         under_way: when this call began with each run that it works on.
         cpu: processor seconds of the last program of each run.
         keep: whether scored runs go into the ledger.
+        processes_asked: how many shall share a run, instead of the study's number.
     """
 
     jobs: Sequence[Job]
@@ -65,6 +67,7 @@ class Shop:
     processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     cpu: dict[Path, float] = field(default_factory=dict)
     keep: bool = False
+    processes_asked: int | None = None
     signal_number: int | None = None
     guard: threading.RLock = field(default_factory=threading.RLock)
     _fresh: deque[Job] = field(init=False)
@@ -99,8 +102,11 @@ class Shop:
             except StoppedError:
                 return
             except Exception as error:  # whatever it is, the other runs go on
-                self.failed[job.folder] = str(error) or repr(error)
-                say(f"failed: {job.folder}\n  {error}")
+                self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self.failed[job.folder] = str(error) or repr(error)
+        say(f"failed: {job.folder}\n  {error}")
 
     def _next(self) -> Job | None:
         """A job that nobody has begun; then, as they become free, those of other shells."""
@@ -113,8 +119,12 @@ class Shop:
                 if not self.elsewhere:
                     return None
                 job = self.elsewhere.popleft()
-            if not is_locked(job.folder):
-                return job
+            try:
+                if not is_locked(job.folder):
+                    return job
+            except OSError as error:
+                self._fail(job, error)
+                continue
             with self.guard:
                 self.elsewhere.append(job)
             time.sleep(PATIENCE)
@@ -142,7 +152,7 @@ class Shop:
         resumed = has_checkpoint(job.folder)
         say(f"{'going on with' if resumed else 'training'} {job.folder}")
         config = job.run.config
-        processes = place.processes or job.run.processes
+        processes = self._processes(job, place)
         batch, rest = divmod(job.run.total_batch, processes * config.train.accumulate)
         if rest or not batch:
             raise InputError(
@@ -150,8 +160,10 @@ class Shop:
                 "images; choose a number that divides it (--processes, --gpus)"
             )
         words = ["--config", str(job.run.base), *["--resume"][: int(resumed)], *job.run.arguments]
-        words += [f"data.batch_size={batch}", f"train.output={job.folder.parent}"]
-        machine = describe_machine(Place(place.gpus, place.threads, processes))
+        place_words = {"data.batch_size": batch, "train.output": job.folder.parent}
+        place_words["train.name"] = job.folder.name
+        words += [override(key, value) for key, value in place_words.items()]
+        machine = describe_machine(Place(place.gpus[:processes], place.threads, processes))
         record = attempts.begin(
             job.folder,
             machine,
@@ -161,7 +173,7 @@ class Shop:
         )
         start, error = time.monotonic(), None
         try:
-            self._call("train.py", [*words, f"train.name={job.folder.name}"], job, place, lock)
+            self._call("train.py", words, job, place, lock)
             record["trained"] = True
         except FailedError as failure:
             error = str(failure)
@@ -170,12 +182,23 @@ class Shop:
             took = time.monotonic() - start
             attempts.end(job.folder, record, took, self.cpu.pop(job.folder, 0.0), error)
 
+    def _processes(self, job: Job, place: Place) -> int:
+        """How many processes share a run: no more than its study says, unless they were asked for.
+
+        Batch norm and the normalizer are each process's own.
+        """
+        if self.processes_asked is not None:
+            return self.processes_asked
+        return min(job.run.processes, place.processes or job.run.processes)
+
     def _score(self, job: Job, place: Place, lock: int) -> None:
         """Score the last checkpoint; the scores come into place whole."""
         output = scores_file(job.folder, job.split)
         words = [str(job.folder / "last.pt"), "--split", job.split, "--output", str(output)]
-        words += [f"data.root={job.run.config.data.root}"]
-        words += [f"data.workers={job.run.config.data.workers}"]
+        config = job.run.config
+        where = {"data.root": config.data.root, "data.workers": config.data.workers}
+        where["train.device"] = config.train.device
+        words += [override(key, value) for key, value in where.items()]
         self._call("evaluate.py", words, job, place, lock)
         say(f"scored {job.folder}")
 
@@ -185,7 +208,7 @@ class Shop:
         It gets the lock, so that it stays locked while it lives, and a session of its own: Ctrl-C
         reaches it through this process alone, once.
         """
-        processes = place.processes or job.run.processes
+        processes = self._processes(job, place)
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         launcher = [*launcher, f"--nproc-per-node={processes}"] if processes > 1 else []
         command = [sys.executable, *launcher, str(ROOT / program), *words]

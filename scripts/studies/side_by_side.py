@@ -22,6 +22,7 @@ from engine.evaluator import read_detections
 from engine.strict_yaml import read_yaml
 from scripts.figures import literal
 from scripts.studies.figures import ShownRun, finished
+from scripts.studies.run import override
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTIONS = "detections-{split}.json"
@@ -77,7 +78,8 @@ def detections_of(
         raise InputError(f"{folder}: has no checkpoint yet; the first comes after an epoch")
     if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
         words = [str(checkpoint), "--split", split, "--coco-results", str(kept)]
-        words += ["--output", str(folder / ".scores-of-a-figure.json"), f"data.root={data_root}"]
+        words += ["--output", str(folder / ".scores-of-a-figure.json")]
+        words += [override("data.root", data_root)]
         done = subprocess.run(
             [sys.executable, str(ROOT / "evaluate.py"), *words],
             capture_output=True,
@@ -85,7 +87,7 @@ def detections_of(
             check=False,
         )
         if done.returncode:
-            raise InputError(f"{folder}: {done.stderr.strip().splitlines()[-1:]}")
+            raise InputError(f"{folder}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
         (folder / ".scores-of-a-figure.json").unlink(missing_ok=True)
     return read_detections(kept, annotations)
 

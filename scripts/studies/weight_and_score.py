@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from data.errors import InputError
 from engine.config import parse_config
 from engine.strict_yaml import read_yaml
-from scripts.curves import read_curves
+from scripts.curves import pair_of, read_curves
 from scripts.figures import literal
 from scripts.studies.definition import Score
-from scripts.studies.figures import ShownRun, finished, label_panel, pair_of
+from scripts.studies.figures import ShownRun, finished, label_panel
 from scripts.studies.results import score_at
 from scripts.studies.run import read_scores
 from scripts.studies.statistics import rank_correlation
@@ -55,8 +55,10 @@ def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figur
     for number, title in enumerate(dict.fromkeys(run.title for run in weighed), start=1):
         _draw_point(axes, number, [run for run in weighed if run.title == title])
     axes.set_xscale("log")
-    correlation = rank_correlation(*zip(*((run.weight, run.score) for run in weighed), strict=True))
-    title = f"{len(weighed)} runs, rank correlation {correlation:.2f}"
+    title = f"{len(weighed)} runs"
+    if len(weighed) > 2:
+        pairs = zip(*((run.weight, run.score) for run in weighed), strict=True)
+        title += f", rank correlation {rank_correlation(*pairs):.2f}"
     label_panel(axes, title, "weight of the classification loss, mean of the second half")
     axes.set_ylabel(metric, fontsize=9)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

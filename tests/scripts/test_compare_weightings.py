@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_studies import recorded_run
 
+from scripts.curves import PAIRS
 from scripts.figures import save_figure
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_every_rule_meets_the_recorded_losses_and_gradients(compare: ModuleType)
 
 
 def test_a_run_is_read_from_its_log_lines(compare: ModuleType, tmp_path: Path) -> None:
-    for name, pair in {"one": compare.LOSSES[0], "two": compare.LOSSES[1]}.items():
+    for name, pair in {"one": PAIRS[0], "two": PAIRS[1]}.items():
         folder = recorded_run(tmp_path / name, pair, lines=3)  # and a line that is being written
         expected = {
             "cls": [2.0, 1.0, pytest.approx(2 / 3)],
@@ -56,6 +57,14 @@ def test_a_run_is_read_from_its_log_lines(compare: ModuleType, tmp_path: Path) -
         assert compare.read_recording(folder / "metrics.jsonl") == expected
 
 
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
+def test_a_scale_that_is_none_is_refused(
+    scale: str, compare: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main([f"--scale={scale}"]) == 2
+    assert "a number above 0 is needed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -63,6 +72,10 @@ def test_a_run_is_read_from_its_log_lines(compare: ModuleType, tmp_path: Path) -
         ("broken.json", "{", "is no json file"),
         ("odd.json", '{"cls": [1.0, 2.0], "box": [1.0]}', "of one length"),
         ("half.json", '{"cls": [1.0, 2.0]}', "cls and box"),
+        ("words.json", '{"cls": ["a"], "box": ["b"]}', "finite numbers"),
+        ("nan.json", '{"cls": [NaN], "box": [1.0]}', "finite numbers"),
+        ("none.json", '{"cls": [], "box": []}', "finite numbers"),
+        ("one.json", '{"cls": [1], "box": [1], "cls_gradient": [1]}', "or neither"),
         ("metrics.jsonl", "{}\n", "line 1"),
     ],
 )

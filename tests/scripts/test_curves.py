@@ -13,7 +13,7 @@ from data.errors import InputError
 from engine.config import Config
 from engine.state import Progress
 from engine.tracking import Tracker
-from scripts.curves import read_curves
+from scripts.curves import Curve, pair_of, read_curves
 
 PAIRS = {"head": ("classification", "bbox_regression")}
 
@@ -59,6 +59,18 @@ def test_metrics_and_tensorboard_give_the_same_curves(tmp_path: Path) -> None:
         np.testing.assert_allclose(curve.values, curves[tag].values, rtol=1e-6)
     event_file = next(run.glob("events*"))
     assert set(read_curves(event_file)) == set(curves)
+
+
+def test_the_pair_of_a_run_is_the_one_that_is_weighed(tmp_path: Path) -> None:
+    curve = Curve(np.array([1]), np.array([1.0]))
+    second_stage = ("loss_classifier", "loss_box_reg")
+    names = ["loss_objectness", "loss_rpn_box_reg", *second_stage]
+    curves = {f"loss/{name}": curve for name in names}
+    assert pair_of(curves, tmp_path) == ("loss_objectness", "loss_rpn_box_reg")
+    curves |= {f"loss_weight/{name}": curve for name in second_stage}
+    assert pair_of(curves, tmp_path) == second_stage
+    with pytest.raises(InputError, match="none of the pairs"):
+        pair_of({"lr": curve}, tmp_path)
 
 
 def test_a_line_that_a_run_is_writing_is_left_out(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_curves import write_run
 
+from data.errors import InputError
 from scripts.curves import read_curves
 from scripts.plot import main, panels_of, shortest_names, smooth
 
@@ -51,6 +52,9 @@ def test_panels_without_curves_are_left_out(tmp_path: Path) -> None:
     assert titles[-1] == "validation"
     one = {"run": {"lr": runs["run"]["lr"]}}
     assert [title for title, _, _ in panels_of(one, None)] == ["learning rate"]
+    foreign = {"run": {"theirs/loss": runs["run"]["lr"]}}
+    with pytest.raises(InputError, match=r"none of a trainer's curves.* theirs/loss"):
+        panels_of(foreign, None)
 
 
 def test_a_running_mean_keeps_the_length_and_a_constant() -> None:

@@ -201,6 +201,30 @@ def test_an_unknown_study_preset_or_label_names_the_choices(tiny: Study) -> None
         narrowed(tiny, ["weights=alwa"])
 
 
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("{narrow: {weights: [fixed, alwa2]}}", "alwa2: no such label; choose fixed, alwa_2"),
+        ("{narrow: {wieghts: [fixed]}}", "wieghts: no such axis .* choose weights, box loss"),
+        ("{without: [nonsense]}", "nonsense: no such axis"),
+        ("", "presets.small: keys of a study are needed"),
+        ("{axes: [{key: train.lr, values: [0.1]}]}", "axes.0.name"),
+        ("{axes: [{name: a, values: {x: {}}}, {name: a, values: {y: {}}}]}", "two have one name"),
+    ],
+)
+def test_a_wrong_preset_is_refused(preset: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"{TINY}presets:\n  small: {preset}\n")
+    with pytest.raises(InputError, match=message):
+        load_study(str(path), "small")
+
+
+def test_a_label_with_a_comma_can_be_chosen() -> None:
+    study = load_study("weights", "small")
+    left = narrowed(study, ["weights=ALWA_2, C 20"])
+    assert [labels["weights"] for labels in left.cells()] == ["ALWA_2, C 20"]
+
+
 def test_only_leaves_labels_seeds_and_the_figures_cells(tiny: Study) -> None:
     figure = Figure(kind="windows", cells=({"weights": "fixed"}, {"weights": "alwa_2"}))
     study = tiny.model_copy(update={"figures": {"6": figure}})
@@ -550,8 +574,9 @@ def test_gpus_are_numbered_among_those_that_are_visible(monkeypatch: pytest.Monk
 
 
 def test_the_command_refuses_what_the_study_decides(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "table1", "train.seed=3"]) == 2
-    assert "the study decides it" in capsys.readouterr().err
+    for word in ("train.seed=3", "data={batch_size: 8}"):
+        assert main(["list", "table1", word]) == 2
+        assert "the study decides it" in capsys.readouterr().err
     assert main(["run"]) == 2
     assert main(["table", "nothing"]) == 2
 
@@ -577,6 +602,8 @@ def test_tables_and_the_list_of_runs_are_printed_and_written(
     [
         (["--seeds", "a,b"], "'a,b' is no list of whole numbers; write them as 0,1,2"),
         (["--gpus", "0;1"], "'0;1' is no list of whole numbers"),
+        (["--gpus=-1"], "'-1' is no list of whole numbers"),
+        (["--gpus", ","], "',' is no list of whole numbers"),
         (["--jobs", "two"], "'two' is no whole number of at least 1"),
         (["--processes", "0"], "'0' is no whole number of at least 1"),
     ],
@@ -586,4 +613,4 @@ def test_numbers_that_are_none_are_named(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["run", "table1", *words])
-    assert f"argument {words[0]}: {message}" in capsys.readouterr().err
+    assert f"argument {words[0].partition('=')[0]}: {message}" in capsys.readouterr().err

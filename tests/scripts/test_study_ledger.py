@@ -97,6 +97,26 @@ def test_a_kept_run_is_done_and_without_the_ledger_it_is_not(
     assert main(["keep", *study, "--no-ledger"]) == 2
 
 
+def test_a_beginning_under_another_config_hinders_no_kept_run(tiny: Study, tmp_path: Path) -> None:
+    place = kept(tiny, tmp_path, LABELS, 0, 0.8)
+    begun = tiny.run(LABELS, 0, {}).folder(tmp_path / "runs")
+    begun.mkdir()
+    text = (place / "config.yaml").read_text()
+    (begun / "config.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+    study = [str(tmp_path / "tiny.yaml"), "--only", "seed=0", *places(tmp_path)]
+    assert main(["keep", *study]) == 0
+
+
+def test_a_line_that_a_power_cut_left_half_written_hinders_nothing(
+    tiny: Study, tmp_path: Path
+) -> None:
+    folder = finish(tiny, tmp_path / "runs", LABELS, 0, 0.8)
+    (folder / "metrics.jsonl").write_text(log_of(PAIR, 100) + '{"kind": "tra')
+    assert "| fixed | l1 | 1 | 0:01:00 |  | 400 |" in tables(tiny, tmp_path)
+    assert keep(folder, "val", tmp_path / "place")
+    assert read_record(tmp_path / "place")["iterations"] == 400
+
+
 def test_a_run_kept_under_another_config_is_named_and_not_counted(
     tiny: Study, tmp_path: Path
 ) -> None:
@@ -124,6 +144,9 @@ def test_a_refused_run_does_not_end_the_list_and_a_damaged_one_is_named(
     assert len(lines) == 4
     assert sum(line.startswith("refused") for line in lines) == 1
     assert f"{place / 'study.json'}: is no JSON" in lines[0]
+    (place / "study.json").write_text("[]")
+    assert main(listed) == 0
+    assert f"{place / 'study.json'}: is no mapping" in capsys.readouterr().out
     job = Job(tiny.run(LABELS, 0, {}), tmp_path / "runs", "val", tmp_path / "ledger")
     left, wrong = plan([job])
     assert not left

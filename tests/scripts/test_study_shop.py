@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 from tiny_studies import tiny_study
 
+from engine.config import load_config
 from scripts.studies import running
 from scripts.studies.definition import STUDIES, Study, load_study
 from scripts.studies.job import Job
-from scripts.studies.machine import Place
+from scripts.studies.machine import Place, share_out
 from scripts.studies.run import locked, scores_file
 from scripts.studies.running import FailedError, Shop, plan
 
@@ -147,6 +149,50 @@ def test_a_failed_run_stops_no_other_and_is_not_tried_again(
         pass
     assert shop.failed == {jobs[0].folder: "diverged"}
     assert [name for _, name in calls] == [jobs[0].folder.name] + [jobs[1].folder.name] * 2
+
+
+@pytest.mark.parametrize("name", ["out #1", "2012", "~", "yes", "[x]", "a: b"])
+def test_programs_are_told_folders_that_yaml_would_read_otherwise(
+    name: str, tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, list[str]] = {}
+
+    def call(_shop: Shop, program: str, words: list[str], *_rest: Any) -> None:
+        said[program] = [word for word in words if re.match(r"[a-z_.]+=", word)]
+
+    monkeypatch.setattr(Shop, "_call", call)
+    monkeypatch.chdir(tmp_path)
+    job = Job(tiny.run(FIXED, 0, {"data.root": name}), Path(name), "val")
+    with at_work(Shop([job], [job])):
+        pass
+    told = load_config(job.run.base, said["train.py"])
+    assert Path(told.train.output, told.train.name) == job.folder
+    assert told.data.root == load_config(job.run.base, said["evaluate.py"]).data.root == Path(name)
+
+
+def test_a_run_has_no_more_processes_than_its_study_says_unless_they_were_asked_for(
+    tiny: Study, tmp_path: Path
+) -> None:
+    (job, _) = jobs_of(tiny, tmp_path, "val")
+    (place,) = share_out(1, [0, 1, 2, 3], None, at_most=4)  # a study of four is done beside it
+    assert place.processes == 4
+    assert Shop([job], [job])._processes(job, place) == 1
+    assert Shop([job], [job], processes_asked=2)._processes(job, place) == 2
+
+
+def test_a_lock_that_cannot_be_looked_at_fails_its_run_alone(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_folder: Path) -> bool:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(running, "is_locked", look)
+    jobs = jobs_of(tiny, tmp_path, "val")
+    shop = Shop(jobs, jobs)
+    with beside_another_shell(shop, *jobs):
+        wait_until(lambda: shop.failed)
+    assert shop.failed == {jobs[0].folder: "stale file handle"}
+    assert {name for _, name in calls} == {jobs[1].folder.name}
 
 
 def test_two_different_runs_that_want_one_folder_are_both_refused(
