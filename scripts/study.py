@@ -216,6 +216,10 @@ def _dotted(key: str, value: Any) -> Iterator[str]:
         yield from _dotted(f"{key}.{name}", below)
 
 
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()  # in --runs=~/x the shell leaves the ~ as it is
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,10 +230,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", help="another scale that the study's file describes: small")
     parser.add_argument("--seeds", type=listed, metavar="0,1,…", help="other seeds than its own")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of tables or figures")
     parser.add_argument(
-        "--ledger", type=Path, default=LEDGER, help="folder of the kept runs (docs/study)"
+        "--runs", type=_folder, default=RUNS, help="folder of the runs (%(default)s)"
+    )
+    parser.add_argument("--output", type=_folder, help="folder of tables or figures")
+    parser.add_argument(
+        "--ledger", type=_folder, default=LEDGER, help="folder of the kept runs (docs/study)"
     )
     parser.add_argument(
         "--no-ledger",

@@ -582,7 +582,10 @@ def test_the_command_refuses_what_the_study_decides(capsys: pytest.CaptureFixtur
 
 
 def test_tables_and_the_list_of_runs_are_printed_and_written(
-    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = str(tmp_path / "tiny.yaml")
     runs = ["--runs", str(tmp_path / "runs")]
@@ -590,7 +593,8 @@ def test_tables_and_the_list_of_runs_are_printed_and_written(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(list(tiny.cells()))
     assert all(line.startswith("not run") for line in lines)
-    assert main(["table", file, *runs]) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["table", file, "--runs=~/runs"]) == 0
     printed = capsys.readouterr().out
     written = tmp_path / "runs/tables"
     assert (written / "tiny.md").read_text() in printed

@@ -151,7 +151,7 @@ def test_a_failed_run_stops_no_other_and_is_not_tried_again(
     assert [name for _, name in calls] == [jobs[0].folder.name] + [jobs[1].folder.name] * 2
 
 
-@pytest.mark.parametrize("name", ["out #1", "2012", "~", "yes", "[x]", "a: b"])
+@pytest.mark.parametrize("name", ["out #1", "2012", "null", "yes", "[x]", "a: b"])
 def test_programs_are_told_folders_that_yaml_would_read_otherwise(
     name: str, tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
