@@ -26,6 +26,7 @@ from engine.strict_yaml import MAX_DEPTH
 
 VERSION = 1
 # What a file must hold to be evaluated, and what beyond that to be trained on.
+RESUMED = ("last.pt", "previous.pt")  # what --resume goes on from, in this order
 KEYS = ("version", "detector", "classes", "config")
 STATE = {
     "weighting": dict,
@@ -165,7 +166,7 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
         InputError: neither can be read.
     """
     problems = []
-    for name in ("last.pt", "previous.pt"):
+    for name in RESUMED:
         try:
             contents = load_checkpoint(folder / name)
             check_state(folder / name, contents)

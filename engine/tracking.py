@@ -117,9 +117,9 @@ class Tracker:
         record = {"kind": "train", **record, "images_per_second": self.images_per_second}
         self.metrics.write(record)
         self._write_scalars(record)
-        speed, clock = self.images_per_second, _clock(left)
+        speed, remaining = self.images_per_second, clock(left)
         if self.bar is not None:
-            short = f"{self._in_short(record)}, {clock} left, {speed:.1f} img/s"
+            short = f"{self._in_short(record)}, {remaining} left, {speed:.1f} img/s"
             self.bar.set_postfix_str(short)
         log.info(
             "epoch %d/%d step %d: %s, %.1f images/s, %s left",
@@ -128,7 +128,7 @@ class Tracker:
             record["step"],
             _describe(record),
             speed,
-            clock,
+            remaining,
             extra={"is_in_bar": self.bar is not None},
         )
 
@@ -225,6 +225,7 @@ def _describe(record: Mapping[str, Any]) -> str:
     return f"loss {total:.4f} ({losses}), lr {record['lr']:.3g}"
 
 
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
+def clock(seconds: float) -> str:
+    """Seconds, rounded, -> ``1:02:03``."""
+    whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

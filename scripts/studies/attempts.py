@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.studies.run import CHECKPOINTS, has_checkpoint, read_record, write_record
+from engine.checkpoint import RESUMED
+from scripts.studies.run import has_checkpoint, read_record, write_record
 
 
 def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]:
@@ -56,5 +57,5 @@ def end(
 
 
 def _last_checkpoint(folder: Path) -> float:
-    files = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    files = [folder / name for name in RESUMED if (folder / name).is_file()]
     return max(file.stat().st_mtime for file in files)

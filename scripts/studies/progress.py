@@ -13,6 +13,7 @@ from statistics import fmean
 from types import TracebackType
 
 from engine.metrics_file import METRICS
+from engine.tracking import clock
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
 
@@ -174,9 +175,3 @@ def share_done(job: Job) -> float:
     if not first_of_epoch:
         return 0.0
     return min(1.0, (epoch + min(1.0, (step - first_of_epoch) * epoch / first_of_epoch)) / epochs)
-
-
-def clock(seconds: float) -> str:
-    """Seconds, rounded, -> ``1:02:03``."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

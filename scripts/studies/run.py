@@ -17,6 +17,7 @@ import yaml
 
 from data.errors import InputError, unreadable
 from engine.atomic_file import write_atomically
+from engine.checkpoint import RESUMED
 from engine.config import Config, load_config, parse_config
 from engine.resume import NEUTRAL_KEYS
 from engine.strict_yaml import read_yaml
@@ -27,7 +28,6 @@ PLACE_KEYS = NEUTRAL_KEYS | {"data.batch_size", "data.root", "train.accumulate",
 # Neither do these, as a study scores the last checkpoint; but with train.patience scores decide
 # which that is.
 EVALUATION_KEYS = frozenset({"evaluate.every"})
-CHECKPOINTS = ("last.pt", "previous.pt")
 RECORD, LOCK, LOG = "study.json", "study.lock", "study.log"
 
 Stage = Literal["not run", "cut off", "trained", "scored", "failed"]
@@ -115,7 +115,7 @@ def stage(run: Run, folder: Path, split: str) -> Stage:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether training can go on there instead of beginning."""
-    return any((folder / name).is_file() for name in CHECKPOINTS)
+    return any((folder / name).is_file() for name in RESUMED)
 
 
 def check_config(run: Run, folder: Path) -> None:

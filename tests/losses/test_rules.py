@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_operations import READ_BY_THE_HOST, RecordOperations
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import PAIR, RULES, ToyTraining, mean_losses
 
 from losses import (
@@ -244,29 +244,6 @@ def test_a_state_that_was_saved_before_an_option_was_is_read(rule: str) -> None:
     second.load_state_dict(state)
     assert second.iterations == 6
     assert torch.equal(second.lambdas, first.weighting.lambdas)
-
-
-class RecordOperations(TorchDispatchMode):
-    """Remembers the name of every operation that reaches a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.name().split(".")[0])
-        return func(*args, **(kwargs or {}))
-
-
-READ_BY_THE_HOST = {
-    "aten::_local_scalar_dense",
-    "aten::item",
-    "aten::is_nonzero",
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::equal",
-    "aten::_unique2",
-}
 
 
 @every_rule
