@@ -121,6 +121,8 @@ class WeightingConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _initial_is_read(self) -> WeightingConfig:
+        # Other keys of another type stay unread, so that overriding type alone switches the rule;
+        # but whoever gives weights is told that nobody would apply them.
         if self.initial != (1.0, 1.0) and self.type not in TYPES_WITH_INITIAL:
             raise ValueError(
                 f"initial: {self.type} sets its weights by itself; leave initial out, or choose "

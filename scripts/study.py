@@ -35,6 +35,7 @@ from scripts.studies.job import Job
 from scripts.studies.ledger import LEDGER
 from scripts.studies.machine import check_gpus, share_out
 from scripts.studies.results import collect
+from scripts.studies.run import is_locked
 from scripts.studies.running import Shop, StoppedError, plan
 from scripts.studies.tables import comma_separated, latex, markdown
 from scripts.whole_numbers import at_least, listed
@@ -94,11 +95,12 @@ def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) ->
 
 
 def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
-    """``list``: every run, how far it has come, and where it is."""
+    """``list``: every run, how far it has come or that it runs right now, and where it is."""
     for study in studies:
         for job in jobs_of(study, extra, options):
             try:
-                print(f"{job.stage:8} {job.results}")
+                stage = "running" if is_locked(job.folder) else job.stage
+                print(f"{stage:8} {job.results}")
             except InputError as error:
                 print(f"refused  {error}")
     return 0

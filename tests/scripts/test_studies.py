@@ -593,6 +593,12 @@ def test_tables_and_the_list_of_runs_are_printed_and_written(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(list(tiny.cells()))
     assert all(line.startswith("not run") for line in lines)
+    with locked(Path(lines[0].split(maxsplit=2)[2])):
+        assert main(["list", file, "--only", "seed=0", *runs]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        lines[0].replace("not run", "running"),
+        *lines[1:],
+    ]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["table", file, "--runs=~/runs"]) == 0
     printed = capsys.readouterr().out
