@@ -134,8 +134,8 @@ def _refuse_random_rest(config: Config, random: Collection[str]) -> None:
     resting: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
     for value in sorted(random):
         names = tuple(name for name in freeze if value.startswith(f"{name}."))
-        frozen = {epoch for name in names for epoch in range(*freeze[name])}
-        if frozen.issuperset(range(epochs)):
+        spans = [freeze[name] for name in names]
+        if all(any(start <= epoch < end for start, end in spans) for epoch in range(epochs)):
             resting.setdefault(names, []).append(value)
     for names, values in resting.items():
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""

@@ -25,8 +25,8 @@ from engine.atomic_file import write_atomically
 from engine.strict_yaml import MAX_DEPTH
 
 VERSION = 1
-# What a file must hold to be evaluated, and what beyond that to be trained on.
 RESUMED = ("last.pt", "previous.pt")  # what --resume goes on from, in this order
+# What a file must hold to be evaluated, and what beyond that to be trained on.
 KEYS = ("version", "detector", "classes", "config")
 STATE = {
     "weighting": dict,
