@@ -18,7 +18,8 @@ def write_atomically(
 ) -> None:
     """Write beside the place, force to disk, rename; a crash leaves the old file as it was.
 
-    Folders on the way are made.
+    Folders on the way are made. A device, a pipe or ``/dev/stdout`` is written to as it is: a
+    rename would put a file in its place.
 
     Args:
         previous: what the file becomes that stands there before.
@@ -28,6 +29,9 @@ def write_atomically(
     """
     path = Path(path)
     with _input_errors(path):
+        if _is_stream(path):
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as temporary:
             with temporary.open("wb") as file:
@@ -64,6 +68,12 @@ def remove_unfinished(path: Path) -> None:
     with _input_errors(path):
         for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             temporary.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    if path.is_symlink() and os.readlink(path).startswith("/proc/"):  # /dev/stdout, /dev/fd/3
+        return True
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager

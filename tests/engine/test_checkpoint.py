@@ -261,6 +261,27 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_file(tmp_path: Path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="writes from a second process")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomically(pipe, b"scores")
+        assert os.read(reader, 10) == b"scores"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_name_of_an_open_file_stays_one(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        name = tmp_path / "stdout"  # as /dev/stdout is one
+        name.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        write_atomically(name, b"scores")
+    assert name.is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"scores"
+
+
 def test_two_processes_may_write_one_file_at_the_same_time(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     process = os.fork()
