@@ -109,8 +109,8 @@ def _read_json(path: Path) -> dict[str, list[float]]:
             f"{path}: needs lists cls and box of one length, a number an iteration, and "
             "cls_gradient and box_gradient or neither"
         )
-    values = np.array([recording[name] for name in sorted(rows)], dtype=object)
-    if not values.size or not all(type(v) in (int, float) and isfinite(v) for v in values.flat):
+    values = [value for name in rows for value in recording[name]]
+    if not values or not all(type(value) in (int, float) and isfinite(value) for value in values):
         raise InputError(f"{path}: its lists must hold finite numbers, at least one each")
     return recording
 

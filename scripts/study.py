@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
-from engine.config import split_words
+from engine.config import flatten, split_words
 from engine.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
 from scripts.studies.definition import Figure, Study, load_study, narrowed
@@ -72,7 +72,7 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     places = share_out(options.jobs, [] if on_cpu else options.gpus, options.processes, most)
     total, done = len({job.key for job in jobs}), len({job.key for job in whole}) - len(left)
     print(f"{total} runs: {done} done, {len(left)} to do", flush=True)
-    shop = Shop(left, whole, dict(wrong), keep=options.keep, processes_asked=options.processes)
+    shop = Shop(left, whole, dict(wrong), keep=options.keep)
     for folder, reason in wrong.items():
         print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
     try:
@@ -200,22 +200,13 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, _, text = word.partition("=")
         value = parse_yaml(text, word)
-        if DECIDED & set(_dotted(key, value)):
+        if DECIDED & flatten({key: value}).keys():
             raise InputError(
                 f"{word}: the study decides it; --processes and --gpus share its total batch out, "
                 "--runs says where runs go, --seeds which seeds"
             )
         extra[key] = value
     return extra
-
-
-def _dotted(key: str, value: Any) -> Iterator[str]:
-    """``data``, ``{batch_size: 8}`` -> ``data.batch_size``."""
-    if not isinstance(value, Mapping):
-        yield key
-        return
-    for name, below in value.items():
-        yield from _dotted(f"{key}.{name}", below)
 
 
 def _folder(text: str) -> Path:

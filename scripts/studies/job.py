@@ -53,8 +53,10 @@ class Job:
         Raises:
             InputError: its place holds a run under another config, or it cannot be read or written.
         """
-        if self.ledger is None or not scores_file(self.folder, self.split).is_file():
-            return False
-        if stage(self.run, self.folder, self.split) != "scored":
+        is_scored = (
+            scores_file(self.folder, self.split).is_file()  # else a beginning may lie in its place
+            and stage(self.run, self.folder, self.split) == "scored"
+        )
+        if self.ledger is None or not is_scored:
             return False
         return keep(self.folder, self.split, self.run.folder(self.ledger))

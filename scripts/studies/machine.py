@@ -25,12 +25,19 @@ class Place:
     Attributes:
         gpus: their numbers among those that are visible here; empty for CPU.
         threads: of each process.
-        processes: that a run is shared by; None leaves it to the study.
+        processes: that every run is shared by; None leaves it to the run's study.
     """
 
     gpus: tuple[int, ...] = ()
     threads: int = 1
     processes: int | None = None
+
+    def processes_of(self, wanted: int) -> int:
+        """How many share a run whose study wants so many, or fewer where there are fewer GPUs.
+
+        Never more of itself: batch norm and the normalizer are each process's own.
+        """
+        return self.processes or min(wanted, len(self.gpus) or wanted)
 
     def environment(self) -> dict[str, str]:
         """The environment of the processes of a run."""
@@ -76,7 +83,7 @@ def share_out(
             f"--gpus {','.join(map(str, gpus))}: two processes of a run would be on one GPU; name "
             "it for several runs side by side alone, with --processes 1"
         )
-    return [Place(share, threads, each) for share in shares]
+    return [Place(share, threads, processes) for share in shares]
 
 
 def check_gpus(gpus: Sequence[int]) -> None:

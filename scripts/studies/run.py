@@ -56,7 +56,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The overrides as words of the command line."""
-        return [override(key, value) for key, value in self.overrides.items()]
+        return as_words(self.overrides)
 
     @property
     def total_batch(self) -> int:
@@ -90,11 +90,9 @@ class Run:
         )
 
 
-def override(key: str, value: Any) -> str:
-    """A key and its value as a word of the command line, which is read as YAML: ``a="b #1"``."""
-    plain = str(value) if isinstance(value, Path) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()
-    return f"{key}={text.removesuffix('...').strip()}"
+def as_words(overrides: Mapping[str, Any]) -> list[str]:
+    """Values by dotted key as words of the command line, which are read as YAML: ``a='b #1'``."""
+    return [f"{key}={_as_yaml(value)}" for key, value in overrides.items()]
 
 
 def stage(run: Run, folder: Path, split: str) -> Stage:
@@ -218,3 +216,9 @@ def _short(key: str) -> str:
     """``loss.weighting.variant`` -> ``variant``, ``loss.box.type`` -> ``box``."""
     names = key.split(".")
     return names[-2] if names[-1] == "type" and len(names) > 1 else names[-1]
+
+
+def _as_yaml(value: Any) -> str:
+    plain = str(value) if isinstance(value, Path) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()
+    return text.removesuffix("...").strip()

@@ -22,10 +22,10 @@ from scripts.studies.machine import Place, code_version, describe_machine
 from scripts.studies.progress import ProgressLine, say
 from scripts.studies.run import (
     LOG,
+    as_words,
     has_checkpoint,
     is_locked,
     locked,
-    override,
     read_record,
     scores_file,
 )
@@ -56,7 +56,6 @@ class Shop:
         under_way: when this call began with each run that it works on.
         cpu: processor seconds of the last program of each run.
         keep: whether scored runs go into the ledger.
-        processes_asked: how many shall share a run, instead of the study's number.
     """
 
     jobs: Sequence[Job]
@@ -67,7 +66,6 @@ class Shop:
     processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     cpu: dict[Path, float] = field(default_factory=dict)
     keep: bool = False
-    processes_asked: int | None = None
     signal_number: int | None = None
     guard: threading.RLock = field(default_factory=threading.RLock)
     _fresh: deque[Job] = field(init=False)
@@ -152,7 +150,7 @@ class Shop:
         resumed = has_checkpoint(job.folder)
         say(f"{'going on with' if resumed else 'training'} {job.folder}")
         config = job.run.config
-        processes = self._processes(job, place)
+        processes = place.processes_of(job.run.processes)
         batch, rest = divmod(job.run.total_batch, processes * config.train.accumulate)
         if rest or not batch:
             raise InputError(
@@ -160,9 +158,13 @@ class Shop:
                 "images; choose a number that divides it (--processes, --gpus)"
             )
         words = ["--config", str(job.run.base), *["--resume"][: int(resumed)], *job.run.arguments]
-        place_words = {"data.batch_size": batch, "train.output": job.folder.parent}
-        place_words["train.name"] = job.folder.name
-        words += [override(key, value) for key, value in place_words.items()]
+        words += as_words(
+            {
+                "data.batch_size": batch,
+                "train.output": job.folder.parent,
+                "train.name": job.folder.name,
+            }
+        )
         machine = describe_machine(Place(place.gpus[:processes], place.threads, processes))
         record = attempts.begin(
             job.folder,
@@ -182,23 +184,18 @@ class Shop:
             took = time.monotonic() - start
             attempts.end(job.folder, record, took, self.cpu.pop(job.folder, 0.0), error)
 
-    def _processes(self, job: Job, place: Place) -> int:
-        """How many processes share a run: no more than its study says, unless they were asked for.
-
-        Batch norm and the normalizer are each process's own.
-        """
-        if self.processes_asked is not None:
-            return self.processes_asked
-        return min(job.run.processes, place.processes or job.run.processes)
-
     def _score(self, job: Job, place: Place, lock: int) -> None:
         """Score the last checkpoint; the scores come into place whole."""
         output = scores_file(job.folder, job.split)
         words = [str(job.folder / "last.pt"), "--split", job.split, "--output", str(output)]
         config = job.run.config
-        where = {"data.root": config.data.root, "data.workers": config.data.workers}
-        where["train.device"] = config.train.device
-        words += [override(key, value) for key, value in where.items()]
+        words += as_words(
+            {
+                "data.root": config.data.root,
+                "data.workers": config.data.workers,
+                "train.device": config.train.device,
+            }
+        )
         self._call("evaluate.py", words, job, place, lock)
         say(f"scored {job.folder}")
 
@@ -208,7 +205,7 @@ class Shop:
         It gets the lock, so that it stays locked while it lives, and a session of its own: Ctrl-C
         reaches it through this process alone, once.
         """
-        processes = self._processes(job, place)
+        processes = place.processes_of(job.run.processes)
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         launcher = [*launcher, f"--nproc-per-node={processes}"] if processes > 1 else []
         command = [sys.executable, *launcher, str(ROOT / program), *words]

@@ -22,7 +22,7 @@ from engine.evaluator import read_detections
 from engine.strict_yaml import read_yaml
 from scripts.figures import literal
 from scripts.studies.figures import ShownRun, finished
-from scripts.studies.run import override
+from scripts.studies.run import as_words
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTIONS = "detections-{split}.json"
@@ -79,7 +79,7 @@ def detections_of(
     if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
         words = [str(checkpoint), "--split", split, "--coco-results", str(kept)]
         words += ["--output", str(folder / ".scores-of-a-figure.json")]
-        words += [override("data.root", data_root)]
+        words += as_words({"data.root": data_root})
         done = subprocess.run(
             [sys.executable, str(ROOT / "evaluate.py"), *words],
             capture_output=True,

@@ -260,7 +260,6 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_file(tmp_path: Path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="writes from a second process")
 def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -282,6 +281,7 @@ def test_a_name_of_an_open_file_stays_one(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"scores"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="writes from a second process")
 def test_two_processes_may_write_one_file_at_the_same_time(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     process = os.fork()

@@ -169,7 +169,8 @@ def test_an_iteration_is_the_mean_of_its_micro_batches(rule: str) -> None:
         torch.testing.assert_close(split.trained[name], value, msg=name)
 
 
-@pytest.mark.parametrize("rule", sorted(set(RULES) - {"fixed", "uncertainty"}))  # computed here
+# The others' weights are not computed from the losses that they are given.
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"fixed", "uncertainty"}))
 def test_losses_of_zero_and_without_end_leave_weights_that_work(rule: str) -> None:
     weighting = RULES[rule](interval=2)
     shared = torch.tensor([1.0, 2.0], requires_grad=True)

@@ -549,7 +549,7 @@ def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     places = share_out(2, [0, 1, 4, 5], None, at_most=4)
     assert [place.gpus for place in places] == [(0, 1), (4, 5)]
-    assert [place.processes for place in places] == [2, 2]
+    assert [place.processes_of(4) for place in places] == [2, 2]
     assert [place.gpus for place in share_out(1, [0, 1, 2], None, at_most=2)] == [(0, 1)]
     assert share_out(2, [], None, at_most=1)[0].processes is None
     with pytest.raises(InputError, match="not enough"):

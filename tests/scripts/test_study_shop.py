@@ -170,14 +170,13 @@ def test_programs_are_told_folders_that_yaml_would_read_otherwise(
     assert told.data.root == load_config(job.run.base, said["evaluate.py"]).data.root == Path(name)
 
 
-def test_a_run_has_no_more_processes_than_its_study_says_unless_they_were_asked_for(
-    tiny: Study, tmp_path: Path
-) -> None:
-    (job, _) = jobs_of(tiny, tmp_path, "val")
-    (place,) = share_out(1, [0, 1, 2, 3], None, at_most=4)  # a study of four is done beside it
-    assert place.processes == 4
-    assert Shop([job], [job])._processes(job, place) == 1
-    assert Shop([job], [job], processes_asked=2)._processes(job, place) == 2
+def test_a_run_has_no_more_processes_than_its_study_says_unless_they_were_asked_for() -> None:
+    (place,) = share_out(1, [0, 1, 2, 3], None, at_most=4)  # a study of four is done beside others
+    assert [place.processes_of(wanted) for wanted in (1, 2, 4, 8)] == [1, 2, 4, 4]
+    (place,) = share_out(1, [0, 1, 2, 3], 2, at_most=4)
+    assert [place.processes_of(wanted) for wanted in (1, 2, 4, 8)] == [2, 2, 2, 2]
+    (place,) = share_out(1, [], None, at_most=4)
+    assert [place.processes_of(wanted) for wanted in (1, 8)] == [1, 8]
 
 
 def test_a_lock_that_cannot_be_looked_at_fails_its_run_alone(
