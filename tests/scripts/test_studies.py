@@ -1,14 +1,11 @@
-"""Laws of the studies: what their files say, and what their tables say of runs."""
+"""Laws of the studies: what their files say, their runs and their command."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_studies import TINY, finish, tiny_study
 
@@ -22,11 +19,10 @@ from scripts.studies.definition import (
     load_study,
     narrowed,
 )
-from scripts.studies.insertion import insert
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, check_gpus, share_out
 from scripts.studies.progress import describe, share_done
-from scripts.studies.results import Results, collect
+from scripts.studies.results import collect
 from scripts.studies.run import (
     check_config,
     is_locked,
@@ -36,14 +32,6 @@ from scripts.studies.run import (
     write_record,
 )
 from scripts.studies.running import plan
-from scripts.studies.statistics import (
-    compare,
-    paired_t_test,
-    rank_correlation,
-    sign_flip_test,
-    student_t_mass,
-)
-from scripts.studies.tables import comma_separated, latex, markdown
 from scripts.study import main
 
 ROOT = Path(__file__).parents[2]
@@ -55,9 +43,6 @@ ALL = sorted(path.stem for path in STUDIES.glob("*.yaml"))
 @pytest.fixture
 def tiny(tmp_path: Path) -> Study:
     return tiny_study(tmp_path)
-
-
-# ------------------------------------------------------------------------------ the paper's numbers
 
 
 def numbers_of(table: dict[str, Any]) -> dict[frozenset[str], list[float]]:
@@ -90,9 +75,6 @@ def test_changes_are_added_to_the_baseline_and_values_subtracted_from_it(tmp_pat
     cell = values.at({"weights": "alwa_1", "box loss": "l1"})
     assert cell is not None
     assert cell.published_change["mAP"] == pytest.approx(1.42)
-
-
-# ------------------------------------------------------------------------------ what the files say
 
 
 @pytest.mark.parametrize("preset", [None, "small"])
@@ -233,202 +215,6 @@ def test_only_leaves_labels_seeds_and_the_figures_cells(tiny: Study) -> None:
     assert left.seeds == (0, 2)
     assert left.figures["6"].cells == ({"weights": "alwa_2"},)
     assert narrowed(study, []) == study
-
-
-# ------------------------------------------------------------------------------ tests over seeds
-
-
-def test_the_t_distribution_matches_its_published_quantiles() -> None:
-    # two-sided 5% and 1% points of Student's t, any statistics book
-    table = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604)}
-    for freedom, points in {**table, 7: (2.365, 3.499), 10: (2.228, 3.169)}.items():
-        masses = [student_t_mass(point, freedom) for point in points]
-        assert masses == pytest.approx([0.95, 0.99], abs=2e-4)
-
-
-def test_the_t_test_agrees_with_scipy_where_it_is_installed() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    generator = np.random.default_rng(0)
-    for count in range(2, 9):
-        first, second = generator.normal(size=(2, count))
-        ours = paired_t_test((first - second).tolist())
-        assert ours == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
-
-
-def test_no_p_is_below_0() -> None:
-    differences = [1.001, 0.999] * 4 + [1.001]  # the mass of their t rounds to more than 1
-    assert student_t_mass(3000, 8) > 1 - 1e-15
-    assert 0 <= paired_t_test(differences) < 1e-15
-
-
-def test_the_rank_correlation_sees_order_alone_and_shares_ranks_of_ties() -> None:
-    assert rank_correlation([1, 2, 3], [0.1, 0.2, 100]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
-    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5)
-    assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9**0.5)
-
-
-def test_five_seeds_that_agree_cannot_go_below_one_sixteenth() -> None:
-    assert sign_flip_test([1.0, 2.0, 0.5, 3.0, 0.1]) == pytest.approx(2 / 32)
-    assert sign_flip_test([-1.0, -2.0, -0.5]) == pytest.approx(2 / 8)
-    assert sign_flip_test([1.0, -1.0]) == 1.0
-    assert sign_flip_test([0.0, 0.0, 0.0]) == 1.0
-
-
-def test_the_sign_flip_test_is_uniform_when_nothing_differs() -> None:
-    draws = np.random.default_rng(1).normal(size=(2000, 5))
-    p = np.array([sign_flip_test(row.tolist()) for row in draws])
-    for level in (1 / 16, 4 / 16, 8 / 16):
-        assert np.mean(p <= level + 1e-9) == pytest.approx(level, abs=0.03)
-
-
-def test_cells_are_paired_by_seed_not_by_position() -> None:
-    paired = compare({0: 1.0, 2: 5.0, 9: 7.0}, {2: 4.0, 0: 0.5, 1: 9.0})
-    assert paired is not None
-    assert paired.difference.count == 2
-    assert paired.difference.mean == pytest.approx(0.75)
-    assert compare({0: 1.0}, {1: 1.0}) is None
-    single = compare({0: 1.0}, {0: 0.5})
-    assert single is not None
-    assert single.t_test is None
-
-
-# ------------------------------------------------------------------------------ tables
-
-
-def test_a_table_never_shows_a_number_that_was_not_measured(tiny: Study, tmp_path: Path) -> None:
-    results = collect(tiny, tmp_path, {})
-    text = markdown(results)
-    assert text.count("not run") == 4
-    assert "| alwa_2 | 0.7575 (+0.75) | not run | - | not run |" in text
-    assert "paired" not in text
-    rows = list(csv.DictReader(io.StringIO(comma_separated(results))))
-    assert [row["mean"] for row in rows] == [""] * 4
-    assert [row["seeds"] for row in rows] == ["0"] * 4
-
-
-@pytest.fixture
-def measured(tiny: Study, tmp_path: Path) -> Results:
-    for seed, (fixed, alwa) in enumerate([(0.80, 0.81), (0.82, 0.84), (0.78, 0.78)]):
-        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, fixed)
-        if seed < 2:
-            finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, alwa)
-    return collect(tiny, tmp_path, {})
-
-
-def test_a_table_shows_mean_deviation_and_the_change_over_common_seeds(measured: Results) -> None:
-    text = markdown(measured)
-    assert "| fixed | 0.7500 | 0.8000 ± 0.0200 | 0.7600 | not run |" in text
-    assert "0.8250 ± 0.0212 (+1.50), 2 of 3 seeds" in text
-    assert "| alwa_2 | l1 | mAP | +1.50 ± 0.71 | 2 | 0.205 | 0.500 |" in text
-    assert "| fixed | l1 | 3 | 0:01:01 |  | 400 | 100 | 4 | 2 cores |" in text
-
-
-def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
-    row = list(csv.DictReader(io.StringIO(comma_separated(measured))))[2]
-    assert (row["weights"], row["box loss"]) == ("alwa_2", "l1")
-    assert float(row["mean"]) == pytest.approx(0.825)
-    assert float(row["change_points"]) == pytest.approx(1.5)
-    assert float(row["p_sign_flip"]) == 0.5
-    text = latex(measured)
-    assert r"alwa\_2 & 0.7575 (+0.75) & 0.8250 $\pm$ 0.0212 (+1.50), 2 of 3 seeds" in text
-    assert text.count(r"\\") == 3 + 2
-    assert r"alwa\_2 & l1 & mAP & +1.50 $\pm$ 0.71 & 2 & 0.205 & 0.500 \\" in text
-
-
-def test_a_change_over_fewer_seeds_than_its_mean_says_over_how_many(
-    tiny: Study, tmp_path: Path
-) -> None:
-    """Of 0.70 beside 0.70 the change is +10 where the baseline lacks the seeds that fell."""
-    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.70)
-    for seed, score in enumerate((0.80, 0.70, 0.60)):
-        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, score)
-    results = collect(tiny, tmp_path, {})
-    assert "| 0.7000 ± 0.1000 (+10.00 over 1 seed) |" in markdown(results)
-    assert r"& 0.7000 $\pm$ 0.1000 (+10.00 over 1 seed) &" in latex(results)
-    row = list(csv.DictReader(io.StringIO(comma_separated(results))))[2]
-    assert (row["weights"], row["seeds"], row["change_seeds"]) == ("alwa_2", "3", "1")
-    assert float(row["change_points"]) == pytest.approx(10)
-
-
-def test_what_runs_took_is_told_for_each_machine(tiny: Study, tmp_path: Path) -> None:
-    labels = {"weights": "fixed", "box loss": "l1"}
-    for seed in tiny.seeds:
-        finish(tiny, tmp_path, labels, seed, 0.8)
-    folder = tiny.run(labels, 2, {}).folder(tmp_path)
-    write_record(folder, {"trained": True, "seconds": 5.0, "machine": "1 x a GPU"})
-    text = markdown(collect(tiny, tmp_path, {}))
-    assert "| fixed | l1 | 1 | 0:00:05 |  | 400 | 100 | 4 | 1 x a GPU |" in text
-    assert "| fixed | l1 | 2 | 0:01:00 |  | 400 | 100 | 4 | 2 cores |" in text
-
-
-def test_a_number_stands_in_the_column_of_its_own_label(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\n")
-    (tmp_path / "same.yaml").write_text("""
-title: Labels of two axes may be the same
-base: base.yaml
-axes:
-  - {name: lr, key: train.lr, values: [0.1, 0.9]}
-  - {name: momentum, key: train.momentum, values: [0.1, 0.9]}
-columns: momentum
-against: {lr: "0.1"}
-score: {metrics: {mAP: voc.area.mAP}}
-""")
-    study = load_study(str(tmp_path / "same.yaml"))
-    for number, labels in enumerate(study.cells(), start=1):
-        finish(study, tmp_path, dict(labels), 0, number / 10)
-    text = markdown(collect(study, tmp_path, {}))
-    assert "| 0.1 | 0.1000 | 0.2000 |" in text
-    assert "| 0.9 | 0.3000 (+20.00) | 0.4000 (+20.00) |" in text
-
-
-def test_latex_has_minus_signs_and_no_character_that_it_would_misread(
-    tiny: Study, tmp_path: Path
-) -> None:
-    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)
-    finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, 0, 0.79)
-    results = collect(tiny, tmp_path, {})
-    assert r"0.7900 ($-$1.00), 1 of 3 seeds & -- & not run" in latex(results)
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("alwa_2", "R&D#1-2<3"))
-    assert r"R\&D\#1-2$<$3 & " in latex(
-        collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {})
-    )
-
-
-def test_a_small_p_is_not_shown_as_none(tiny: Study, tmp_path: Path) -> None:
-    for seed in tiny.seeds:
-        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, 0.8 + seed / 1e6)
-        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, 0.9)
-    assert "| +10.00 ± 0.00 | 3 | < 0.001 | 0.250 |" in markdown(collect(tiny, tmp_path, {}))
-
-
-def test_runs_of_another_config_and_failed_runs_are_told_and_not_counted(
-    tiny: Study, tmp_path: Path
-) -> None:
-    labels = {"weights": "fixed", "box loss": "l1"}
-    stale = finish(tiny, tmp_path, labels, 0, 0.8)
-    path = stale / "config.yaml"
-    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
-    failed = tiny.run(labels, 1, {}).folder(tmp_path)
-    write_record(failed, {"error": "train.py ended with 2"})
-    text = markdown(collect(tiny, tmp_path, {}))
-    assert "0.8" not in text
-    assert "| fixed | 0.7500 | failed |" in text
-    assert "train.epochs 3" in text
-    assert "seed 1: train.py ended with 2" in text
-
-
-def test_a_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("above\n<!-- one -->\nold\n<!-- end of one -->\nbelow\n")
-    insert(page, "one", "new")
-    insert(page, "one", "newer")
-    assert page.read_text() == "above\n<!-- one -->\nnewer\n<!-- end of one -->\nbelow\n"
-    with pytest.raises(InputError, match="two"):
-        insert(page, "two", "new")
-
-
-# -------------------------------------------------------------------------- runs and their folders
 
 
 def test_a_run_moves_from_not_run_to_scored(tiny: Study, tmp_path: Path) -> None:

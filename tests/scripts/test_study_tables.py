@@ -1,0 +1,159 @@
+"""Laws of what the tables of a study say of its runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from tiny_studies import TINY, finish, tiny_study
+
+from data.errors import InputError
+from scripts.studies.definition import (
+    Study,
+    load_study,
+)
+from scripts.studies.insertion import insert
+from scripts.studies.results import Results, collect
+from scripts.studies.run import (
+    write_record,
+)
+from scripts.studies.tables import comma_separated, latex, markdown
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Study:
+    return tiny_study(tmp_path)
+
+
+def test_a_table_never_shows_a_number_that_was_not_measured(tiny: Study, tmp_path: Path) -> None:
+    results = collect(tiny, tmp_path, {})
+    text = markdown(results)
+    assert text.count("not run") == 4
+    assert "| alwa_2 | 0.7575 (+0.75) | not run | - | not run |" in text
+    assert "paired" not in text
+    rows = list(csv.DictReader(io.StringIO(comma_separated(results))))
+    assert [row["mean"] for row in rows] == [""] * 4
+    assert [row["seeds"] for row in rows] == ["0"] * 4
+
+
+@pytest.fixture
+def measured(tiny: Study, tmp_path: Path) -> Results:
+    for seed, (fixed, alwa) in enumerate([(0.80, 0.81), (0.82, 0.84), (0.78, 0.78)]):
+        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, fixed)
+        if seed < 2:
+            finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, alwa)
+    return collect(tiny, tmp_path, {})
+
+
+def test_a_table_shows_mean_deviation_and_the_change_over_common_seeds(measured: Results) -> None:
+    text = markdown(measured)
+    assert "| fixed | 0.7500 | 0.8000 ± 0.0200 | 0.7600 | not run |" in text
+    assert "0.8250 ± 0.0212 (+1.50), 2 of 3 seeds" in text
+    assert "| alwa_2 | l1 | mAP | +1.50 ± 0.71 | 2 | 0.205 | 0.500 |" in text
+    assert "| fixed | l1 | 3 | 0:01:01 |  | 400 | 100 | 4 | 2 cores |" in text
+
+
+def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
+    row = list(csv.DictReader(io.StringIO(comma_separated(measured))))[2]
+    assert (row["weights"], row["box loss"]) == ("alwa_2", "l1")
+    assert float(row["mean"]) == pytest.approx(0.825)
+    assert float(row["change_points"]) == pytest.approx(1.5)
+    assert float(row["p_sign_flip"]) == 0.5
+    text = latex(measured)
+    assert r"alwa\_2 & 0.7575 (+0.75) & 0.8250 $\pm$ 0.0212 (+1.50), 2 of 3 seeds" in text
+    assert text.count(r"\\") == 3 + 2
+    assert r"alwa\_2 & l1 & mAP & +1.50 $\pm$ 0.71 & 2 & 0.205 & 0.500 \\" in text
+
+
+def test_a_change_over_fewer_seeds_than_its_mean_says_over_how_many(
+    tiny: Study, tmp_path: Path
+) -> None:
+    """Of 0.70 beside 0.70 the change is +10 where the baseline lacks the seeds that fell."""
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.70)
+    for seed, score in enumerate((0.80, 0.70, 0.60)):
+        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, score)
+    results = collect(tiny, tmp_path, {})
+    assert "| 0.7000 ± 0.1000 (+10.00 over 1 seed) |" in markdown(results)
+    assert r"& 0.7000 $\pm$ 0.1000 (+10.00 over 1 seed) &" in latex(results)
+    row = list(csv.DictReader(io.StringIO(comma_separated(results))))[2]
+    assert (row["weights"], row["seeds"], row["change_seeds"]) == ("alwa_2", "3", "1")
+    assert float(row["change_points"]) == pytest.approx(10)
+
+
+def test_what_runs_took_is_told_for_each_machine(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    for seed in tiny.seeds:
+        finish(tiny, tmp_path, labels, seed, 0.8)
+    folder = tiny.run(labels, 2, {}).folder(tmp_path)
+    write_record(folder, {"trained": True, "seconds": 5.0, "machine": "1 x a GPU"})
+    text = markdown(collect(tiny, tmp_path, {}))
+    assert "| fixed | l1 | 1 | 0:00:05 |  | 400 | 100 | 4 | 1 x a GPU |" in text
+    assert "| fixed | l1 | 2 | 0:01:00 |  | 400 | 100 | 4 | 2 cores |" in text
+
+
+def test_a_number_stands_in_the_column_of_its_own_label(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "same.yaml").write_text("""
+title: Labels of two axes may be the same
+base: base.yaml
+axes:
+  - {name: lr, key: train.lr, values: [0.1, 0.9]}
+  - {name: momentum, key: train.momentum, values: [0.1, 0.9]}
+columns: momentum
+against: {lr: "0.1"}
+score: {metrics: {mAP: voc.area.mAP}}
+""")
+    study = load_study(str(tmp_path / "same.yaml"))
+    for number, labels in enumerate(study.cells(), start=1):
+        finish(study, tmp_path, dict(labels), 0, number / 10)
+    text = markdown(collect(study, tmp_path, {}))
+    assert "| 0.1 | 0.1000 | 0.2000 |" in text
+    assert "| 0.9 | 0.3000 (+20.00) | 0.4000 (+20.00) |" in text
+
+
+def test_latex_has_minus_signs_and_no_character_that_it_would_misread(
+    tiny: Study, tmp_path: Path
+) -> None:
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)
+    finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, 0, 0.79)
+    results = collect(tiny, tmp_path, {})
+    assert r"0.7900 ($-$1.00), 1 of 3 seeds & -- & not run" in latex(results)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("alwa_2", "R&D#1-2<3"))
+    assert r"R\&D\#1-2$<$3 & " in latex(
+        collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {})
+    )
+
+
+def test_a_small_p_is_not_shown_as_none(tiny: Study, tmp_path: Path) -> None:
+    for seed in tiny.seeds:
+        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, 0.8 + seed / 1e6)
+        finish(tiny, tmp_path, {"weights": "alwa_2", "box loss": "l1"}, seed, 0.9)
+    assert "| +10.00 ± 0.00 | 3 | < 0.001 | 0.250 |" in markdown(collect(tiny, tmp_path, {}))
+
+
+def test_runs_of_another_config_and_failed_runs_are_told_and_not_counted(
+    tiny: Study, tmp_path: Path
+) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    stale = finish(tiny, tmp_path, labels, 0, 0.8)
+    path = stale / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+    failed = tiny.run(labels, 1, {}).folder(tmp_path)
+    write_record(failed, {"error": "train.py ended with 2"})
+    text = markdown(collect(tiny, tmp_path, {}))
+    assert "0.8" not in text
+    assert "| fixed | 0.7500 | failed |" in text
+    assert "train.epochs 3" in text
+    assert "seed 1: train.py ended with 2" in text
+
+
+def test_a_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- one -->\nold\n<!-- end of one -->\nbelow\n")
+    insert(page, "one", "new")
+    insert(page, "one", "newer")
+    assert page.read_text() == "above\n<!-- one -->\nnewer\n<!-- end of one -->\nbelow\n"
+    with pytest.raises(InputError, match="two"):
+        insert(page, "two", "new")
