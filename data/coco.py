@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.annotations import Annotations, Rows, arrange_objects
+from data.annotations import Annotations, arrange_objects
 from data.coco_columns import (
     NO_AREA,
     ImageColumns,
     ObjectColumns,
+    look_up,
     read_categories,
 )
 from data.errors import InputError, shown, some_of
@@ -98,10 +99,7 @@ def _build(
     files: list[str],
     sizes: npt.NDArray[np.int32],
 ) -> Annotations:
-    image_rows = images.rows_of(np.asarray(objects.image_ids))
-    images.check_files()
-    labels = _labels_of(objects, categories)
-    _check_known(objects, image_rows, labels)
+    image_rows, labels = look_up(images, objects, categories)
     boxes = objects.boxes_xyxy()
     object_sizes = sizes[image_rows]
     objects.check_inside(boxes, object_sizes)
@@ -124,35 +122,13 @@ def _build(
         sizes=sizes,
         offsets=offsets,
         boxes=boxes,
-        labels=labels[rows],
+        labels=labels[rows].astype(np.int32),
         areas=areas,
         difficult=np.asarray(objects.difficult)[rows].astype(np.bool_),
         crowd=np.asarray(objects.crowd)[rows].astype(np.bool_),
         masks=masks,
         dropped_from=dropped_from,
     )
-
-
-def _labels_of(objects: ObjectColumns, categories: dict[str, int]) -> npt.NDArray[np.int32]:
-    ids = np.array(list(categories.values()), np.int64)
-    order = np.argsort(ids)
-    wanted = np.asarray(objects.category_ids)
-    place = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
-    return np.where(ids[place] == wanted, place, -1).astype(np.int32)
-
-
-def _check_known(objects: ObjectColumns, image_rows: Rows, labels: npt.NDArray[np.int32]) -> None:
-    for key, rows, ids, cure in (
-        ("image_id", image_rows, objects.image_ids, "images"),
-        ("category_id", labels, objects.category_ids, "categories"),
-    ):
-        unknown = np.flatnonzero(rows < 0)
-        if len(unknown):
-            row = int(unknown[0])
-            raise InputError(
-                f"{objects.where(row)}: {key} {ids[row]} is not among the file's {cure}; "
-                f"add it to {cure!r}, or remove the annotation"
-            )
 
 
 def _choose_classes(annotations: Annotations, path: Path, classes: Sequence[str]) -> Annotations:

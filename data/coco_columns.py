@@ -48,8 +48,8 @@ class ImageColumns:
         for side in ("height", "width"):
             self.sizes.append(_side(image.get(side), side, where))
 
-    def rows_of(self, image_ids: npt.NDArray[np.int64]) -> Rows:
-        """The row of each image id; -1 where there is no such image."""
+    def check_ids(self) -> None:
+        """Raise InputError for an id of two images."""
         own = np.asarray(self.ids)
         order = np.argsort(own, kind="stable")
         twice = np.flatnonzero(np.diff(own[order]) == 0)
@@ -59,9 +59,6 @@ class ImageColumns:
                 f"{self._path}: the images {shown(self.files[first])} and "
                 f"{shown(self.files[second])} both have id {own[first]}; give each its own"
             )
-        place = np.minimum(np.searchsorted(own[order], image_ids), len(own) - 1)
-        rows = order[place]
-        return np.where(own[rows] == image_ids, rows, -1)
 
     def check_files(self) -> None:
         """Raise InputError for a file of two entries, each of which would lack objects of it."""
@@ -73,6 +70,15 @@ class ImageColumns:
                     f"{shown(file)}; keep one of them, and give its id to the objects of both"
                 )
             first[file] = identity
+
+
+def _rows_of(own: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> Rows:
+    """Where each id is in ``own``; -1 where it is not."""
+    if not len(own):
+        return np.full(len(ids), -1)
+    order = np.argsort(own, kind="stable")
+    rows = order[np.minimum(np.searchsorted(own[order], ids), len(own) - 1)]
+    return np.where(own[rows] == ids, rows, -1)
 
 
 def _side(value: Any, key: str, where: str) -> int:
@@ -193,6 +199,38 @@ class ObjectColumns:
                 "boxes do; COCO boxes are [x, y, width, height]: are these the corners [x1, y1, "
                 "x2, y2], or were the images resized?"
             )
+
+
+def look_up(
+    images: ImageColumns, objects: ObjectColumns, categories: dict[str, int]
+) -> tuple[Rows, Rows]:
+    """The image and the category of each annotation, by their places in the file.
+
+    Args:
+        categories: class name -> id, as ``read_categories`` gives them.
+
+    Returns:
+        ``(M,)`` rows of the images and ``(M,)`` of the categories.
+
+    Raises:
+        InputError: two images have one id or one file, or an annotation names what is not there.
+    """
+    images.check_ids()
+    images.check_files()
+    image_rows = _rows_of(np.asarray(images.ids), np.asarray(objects.image_ids))
+    labels = _rows_of(np.array(list(categories.values())), np.asarray(objects.category_ids))
+    for key, rows, ids, cure in (
+        ("image_id", image_rows, objects.image_ids, "images"),
+        ("category_id", labels, objects.category_ids, "categories"),
+    ):
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            row = int(unknown[0])
+            raise InputError(
+                f"{objects.where(row)}: {key} {ids[row]} is not among the file's {cure}; "
+                f"add it to {cure!r}, or remove the annotation"
+            )
+    return image_rows, labels
 
 
 def read_categories(path: Path, categories: Any) -> dict[str, int]:

@@ -162,6 +162,15 @@ def listed_name(line: str, annotations: Path, where: str) -> str:
     return name
 
 
+def check_listable(name: str, where: str) -> None:
+    """Raise InputError for the name of an image that a line of a split would not give back."""
+    if name != name.strip():
+        raise InputError(
+            f"{where}: the name {shown(name)} begins or ends with a space, which VOC's readers "
+            "cut off; rename the file"
+        )
+
+
 def _is_annotated(annotations: Path, name: str) -> bool:
     return os.path.isfile(annotations / f"{name}.xml")
 

@@ -42,8 +42,8 @@ class Preprocessing(nn.Module):
             ``image_sizes``: the ``(H_b, W_b)`` as host integers.
         """
         sizes = [_size_of(image) for image in images]
-        height = _round_up(max(height for height, _ in sizes))
-        width = _round_up(max(width for _, width in sizes))
+        height = padded(max(height for height, _ in sizes))
+        width = padded(max(width for _, width in sizes))
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (len(images), 3, height, width)
         batch = torch.empty(shape, device=self.mean.device, memory_format=order)
@@ -81,7 +81,12 @@ class Preprocessing(nn.Module):
         torch.addcmul(offset, slot, scale, out=slot)
 
 
-def _round_up(side: int) -> int:
+def padded(side: int) -> int:
+    """Pixels that a batch needs for a side.
+
+    >>> padded(96), padded(97)
+    (96, 128)
+    """
     return -(-side // DIVISOR) * DIVISOR
 
 

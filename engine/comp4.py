@@ -74,7 +74,9 @@ def read_comp4(folder: str | Path, annotations: Annotations) -> Detections:
             label.append(class_label)
             numbers.append(values)
     table = np.array(numbers, dtype=np.float64).reshape(-1, 5)
-    return make_detections(image, label, table[:, 0], table[:, 1:] - TO_DEVKIT)
+    boxes = table[:, 1:] - TO_DEVKIT
+    np.maximum(boxes[:, 2:], boxes[:, :2], out=boxes[:, 2:])  # no width below 0 by rounding
+    return make_detections(image, label, table[:, 0], boxes)
 
 
 def _prefix(annotations: Annotations) -> str:
@@ -168,6 +170,7 @@ def _parse(line: str, rows: Mapping[str, int], where: str) -> tuple[int, list[fl
         raise InputError(
             f"{where}: a number is not finite, or a coordinate beyond {LARGEST_COORDINATE:g}"
         )
-    if box[2] < box[0] - 1 or box[3] < box[1] - 1:
+    # A box without width is written as xmin = xmax + 1, rounded: adding rounds in the same way.
+    if box[2] + 1 < box[0] or box[3] + 1 < box[1]:
         raise InputError(f"{where}: xmax < xmin or ymax < ymin; corners are xmin ymin xmax ymax")
     return row, [score, *box]

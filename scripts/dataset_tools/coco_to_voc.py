@@ -14,10 +14,10 @@ from xml.etree.ElementTree import Element, indent, tostring
 
 from tqdm import tqdm
 
-from data.coco_columns import ImageColumns, ObjectColumns, read_categories
+from data.coco_columns import ImageColumns, ObjectColumns, look_up, read_categories
 from data.errors import InputError, shown, unreadable
 from data.paths import inner_path
-from data.voc import IMAGE_ENDINGS, by_stem, find_voc_image
+from data.voc import IMAGE_ENDINGS, by_stem, check_listable, find_voc_image
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.interchange import document_of, object_of
 from scripts.dataset_tools.layout import Layout
@@ -63,39 +63,30 @@ class CocoToVoc:
 
     def _write_split(self, split: str) -> Iterator[str]:
         path = self._layout.root / f"annotations/instances_{split}.json"
-        document = read_document(path)
-        names = _category_names(path, document.get("categories"))
-        items: dict[int, list[Element]] = defaultdict(list)
-        for item, name in _checked_objects(path, document.get("annotations", []), names):
+        document = {"images": [], "annotations": [], **read_document(path)}
+        categories = _read_categories(path, document.get("categories"))
+        files = _checked_files(path, document, categories)
+        names = {identity: name for name, identity in categories.items()}
+        elements: dict[int, list[Element]] = defaultdict(list)
+        for item in tqdm(document["annotations"], split, delay=2, leave=False, disable=None):
             try:
-                element = object_of(item, name, self._zero_based)
+                element = object_of(item, names[item["category_id"]], self._zero_based)
             except InputError as error:
                 raise InputError(f"{path}: annotation {item.get('id')}: {error}") from None
-            items[item["image_id"]].append(element)
-        checker = ImageColumns(path)
+            elements[item["image_id"]].append(element)
         lines = []
-        for image in tqdm(
-            document.get("images", []), desc=split, delay=2, leave=False, disable=None
+        for image, file in zip(
+            tqdm(document["images"], split, delay=2, leave=False, disable=None), files, strict=True
         ):
-            checker.add(image)
+            where = f"{path}: image {image['id']}"
             name = image.get("voc_name") or posixpath.splitext(image["file_name"])[0]
-            name = inner_path(name, f"{path}: image {image['id']}: voc_name")
-            if name != name.strip():
-                raise InputError(
-                    f"{path}: image {image['id']}: its name {shown(name)} begins or ends with a "
-                    "space, which VOC's readers cut off; rename the file"
-                )
-            source = self._layout.root / split / checker.files[-1]
-            written = self._write_document(path, name, image, items.pop(image["id"], []), source)
-            where, filename = f"{path}: image {image['id']}", written.findtext("filename")
-            self._pictures.append(_Picture(where, name, filename, checker.files[-1]))
+            name = inner_path(name, f"{where}: voc_name")
+            check_listable(name, where)
+            source = self._layout.root / split / file
+            written = self._write_document(path, name, image, elements[image["id"]], source)
+            self._pictures.append(_Picture(where, name, written.findtext("filename"), file))
             lines.append(name)
-            yield checker.files[-1]
-        if items:
-            raise InputError(
-                f"{path}: annotations name the image {next(iter(items))}, which is not among "
-                "'images'; add it, or remove them"
-            )
+            yield file
         rest = {k: v for k, v in document.items() if k not in ("images", "annotations")}
         _write_text(self._folder / REST / f"{split}.json", json.dumps(rest))
         lists = self._folder / "ImageSets/Main" / f"{split}.txt"
@@ -146,7 +137,8 @@ def _same_picture(one: Path, other: Path) -> bool:
         raise unreadable(error.filename or other, error) from error
 
 
-def _category_names(path: Path, categories: Any) -> dict[int, str]:
+def _read_categories(path: Path, categories: Any) -> dict[str, int]:
+    """Class name -> id, of names that VOC's readers leave as they are."""
     ids = read_categories(path, categories)
     for name in ids:
         if name != name.strip():
@@ -154,25 +146,19 @@ def _category_names(path: Path, categories: Any) -> dict[int, str]:
                 f"{path}: the category {shown(name)} begins or ends with a space, which VOC's "
                 "readers cut off; rename it"
             )
-    return {identity: name for name, identity in ids.items()}
+    return ids
 
 
-def _checked_objects(
-    path: Path, items: list[Any], names: dict[int, str]
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each annotation with its class; raises InputError as the reader would, before the first."""
-    columns = ObjectColumns(path)
-    for item in tqdm(items, desc=path.stem, delay=2, leave=False, disable=None):
-        columns.add(item)
-    columns.boxes_xyxy()
-    for row, item in enumerate(items):
-        if item["category_id"] not in names:
-            raise InputError(
-                f"{columns.where(row)}: category_id {item['category_id']} is not among the file's "
-                "categories; add it to 'categories', or remove the annotation"
-            )
-    for item in tqdm(items, desc=path.stem, delay=2, leave=False, disable=None):
-        yield item, names[item["category_id"]]
+def _checked_files(path: Path, document: dict[str, Any], categories: dict[str, int]) -> list[str]:
+    """The files of the images in their order; raises InputError where the reader would."""
+    images, objects = ImageColumns(path), ObjectColumns(path)
+    for image in document["images"]:
+        images.add(image)
+    for item in tqdm(document["annotations"], path.stem, delay=2, leave=False, disable=None):
+        objects.add(item)
+    objects.boxes_xyxy()
+    look_up(images, objects, categories)
+    return images.files
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -101,7 +101,7 @@ def image_of(document: Element, file_name: str, size_hw: tuple[int, int]) -> dic
     for tag, value in (("height", size_hw[0]), ("width", size_hw[1])):
         if value:
             image[tag] = value
-        if (rest.findtext(f"size/{tag}") or "").strip() == str(value):
+        if value and (rest.findtext(f"size/{tag}") or "").strip() == str(value):
             _take(rest, f"size/{tag}")
     if (rest.findtext("filename") or "").strip() == file_name:
         _take(rest, "filename")
@@ -270,9 +270,10 @@ def _take_flag(element: Element) -> int | None:
 
 
 def _put(element: Element, path: str, text: str) -> None:
+    """Set the text of the element at a path, where ``_take`` has emptied it."""
     for tag in path.split("/"):
-        child = element.find(tag)
-        element = SubElement(element, tag) if child is None else child
+        found = element.findall(tag)
+        element = found[-1] if found else SubElement(element, tag)
     element.text = text
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from data.errors import InputError, shown
 from data.paths import inner_path
+from data.voc import check_listable
 from data.voc_xml import read_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
@@ -114,6 +115,8 @@ def _voc_members(layout: Layout, source: str | None) -> list[str]:
         folder = layout.root / "Annotations"
         found = [path.relative_to(folder) for path in folder.rglob("*.xml")]
         members = sorted(path.with_suffix("").as_posix() for path in found)
+        for name in members:
+            check_listable(inner_path(name, str(folder)), str(folder))
     else:
         layout.choose([source])
         members = layout.load(source).names.tolist()

@@ -121,7 +121,8 @@ class OneImageRCNN(nn.Module):
         )
         scores = logits.softmax(dim=1)[:, 1:]
         row, column = torch.where(scores > heads.score_thresh)
-        chosen = deltas.reshape(deltas.shape[0], -1, 4)[row, column + 1]
+        # With its size named the shape is clear for an image without proposals, too.
+        chosen = deltas.reshape(-1, logits.shape[1], 4)[row, column + 1]
         found = heads.suppress(
             heads.box_coder.decode(chosen, proposals[row]), scores[row, column], column, size
         )

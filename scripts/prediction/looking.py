@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from data.annotations import Annotations
 from data.images import resize_image, resized_size
 from data.target import Batch, pad_targets
+from detector.preprocessing import padded
 from engine.detections import Detections
 from engine.evaluator import detect
 from engine.mirrored import with_flip
@@ -38,20 +39,25 @@ class Looker:
     seconds: float = field(default=0.0)
 
     def look(self, images: Sequence[Pixels]) -> Detections:
-        """What is found in ``(H, W, 3)`` images; ``Detections.image`` counts them from 0."""
+        """What is found in ``(H, W, 3)`` images; ``Detections.image`` counts them from 0.
+
+        Those that need equally much padding go through the detector together: group norm counts
+        padding, too, so that the company of a larger picture would change what is found in one.
+        """
         bounds = self.trained.config.data.image_size
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        tensors = tuple(
-            torch.from_numpy(resize_image(image, resized_size(size, bounds))).permute(2, 0, 1)
-            for image, size in zip(images, sizes, strict=True)
-        )
-        nothing = [torch.zeros((0, 4))] * len(images), [torch.zeros(0, dtype=torch.int64)]
-        targets = pad_targets(nothing[0], nothing[1] * len(images))
-        batch = Batch(tensors, targets, tuple(range(len(images))))
+        resized = [resized_size(size, bounds) for size in sizes]
+        together: dict[tuple[int, int], list[int]] = {}
+        for row, (height, width) in enumerate(resized):
+            together.setdefault((padded(height), padded(width)), []).append(row)
+        batches = [
+            _batch({row: resize_image(images[row], resized[row]) for row in rows})
+            for rows in together.values()
+        ]
         start = time.perf_counter()
         detections = detect(
             with_flip(self.trained.detector, self.trained.config),
-            [batch],
+            batches,
             unannotated([str(number) for number in range(len(images))], sizes, self.trained),
             self.trained.device,
             self.trained.config.train.amp,
@@ -59,6 +65,14 @@ class Looker:
         self.seconds += time.perf_counter() - start
         self.pictures += len(images)
         return detections
+
+
+def _batch(images: Mapping[int, Pixels]) -> Batch:
+    """Images by their number, without objects."""
+    tensors = tuple(torch.from_numpy(image).permute(2, 0, 1) for image in images.values())
+    boxes, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+    targets = pad_targets([boxes] * len(images), [labels] * len(images))
+    return Batch(tensors, targets, tuple(images))
 
 
 def unannotated(

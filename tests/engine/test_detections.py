@@ -277,6 +277,17 @@ def test_comp4_gives_back_float64_to_the_last_bit_but_one(tmp_path: Path) -> Non
     )
 
 
+def test_boxes_without_area_come_back_from_comp4(tmp_path: Path) -> None:
+    sides = np.random.default_rng(0).random((1000, 2)).round(2) * 10
+    annotations, boxes = annotate(), np.hstack([sides, sides])
+    zeros = np.zeros(1000, np.int64)
+    detections = make_detections(zeros, zeros, np.full(1000, 0.5), boxes)
+    write_comp4(tmp_path, detections, annotations)
+    read = read_comp4(tmp_path, annotations).boxes
+    np.testing.assert_allclose(read, boxes, rtol=0, atol=1e-14)
+    assert (read[:, 2:] >= read[:, :2]).all()
+
+
 def test_comp4_corners_are_inclusive_and_count_from_one(tmp_path: Path) -> None:
     annotations = annotate(images=2)
     detections = make_detections([1], [0], [0.25], [(0.0, 0.0, 10.0, 20.0)])

@@ -89,6 +89,7 @@ VOC_2012 = (
         voc_object("cat", (5, 6, 7, 8), "<difficult/>"),
         voc_object("cat", (5, 6, 7, 8), "<difficult>Unspecified</difficult>"),
         voc_object("a &lt;b&gt; ü", (5, 6, 7, 8)),
+        VOC_2012.replace("</object>", "<name>of two the last counts</name></object>"),
     ],
 )
 def test_an_object_of_voc_comes_back_the_same(text: str, zero_based: bool) -> None:
@@ -143,6 +144,9 @@ def test_the_parts_of_an_image_that_only_voc_has_keep_their_places() -> None:
     assert canonical(document_of({"id": 9, **image}, objects)) == canonical(
         ElementTree.fromstring(text)
     )
+    unsized = ElementTree.fromstring(text.replace("80", "0").replace("100", "0"))
+    back = document_of({"id": 9, **image_of(unsized, "1.jpg", (0, 0))}, objects)
+    assert canonical(back) == canonical(unsized)
     objects.append(ElementTree.fromstring("<object><name>new</name></object>"))
     assert document_of(image, objects)[-1].findtext("name") == "new"
     assert len(document_of(image, objects[:1]).findall("object")) == 1
@@ -249,7 +253,7 @@ def test_an_output_that_exists_is_refused_and_a_failure_leaves_nothing(
     assert main(["convert", str(root), str(root)]) == 2
     assert "exists already; name a new folder" in capsys.readouterr().err
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
-    assert "annotations name the image 99" in capsys.readouterr().err
+    assert "image_id 99 is not among the file's images" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
 
 
@@ -317,6 +321,19 @@ def test_hostile_entries_are_refused(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["coco"]
 
 
+def test_two_images_of_one_id_are_refused_as_training_refuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])])
+    path = root / "annotations/instances_train.json"
+    document = json.loads(path.read_text())
+    document["images"][1]["id"] = document["images"][0]["id"]
+    path.write_text(json.dumps(document))
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 2
+    assert "both have id 1; give each its own" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])])
     path = root / "annotations/instances_train.json"
@@ -366,7 +383,7 @@ def test_pictures_whose_name_a_list_of_voc_cannot_hold_are_refused(
     path.write_text(path.read_text().replace("train_2.png", f"{name}.png"))
     (root / "train/train_2.png").rename(root / f"train/{name}.png")
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
-    assert "image 2: its name" in (error := capsys.readouterr().err)
+    assert "image 2: the name" in (error := capsys.readouterr().err)
     assert "begins or ends with a space, which VOC's readers cut off; rename the file" in error
     assert not (tmp_path / "new").exists()
 

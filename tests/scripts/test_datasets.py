@@ -482,6 +482,19 @@ def test_a_split_that_cannot_be_is_said(
     assert fingerprint(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", [" a", "a ", "a\nb"])
+def test_names_that_a_list_cannot_hold_are_not_divided(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = a_voc(tmp_path)
+    (root / "Annotations/a.xml").rename(root / f"Annotations/{name}.xml")
+    before = fingerprint(tmp_path)
+    assert main(["split", str(root), "--names", "x", "y", "--fractions", "0.5", "0.5"]) == 2
+    assert f"{root / 'Annotations'}: the " in (error := capsys.readouterr().err)
+    assert f"name {name!r}" in error
+    assert fingerprint(tmp_path) == before
+
+
 def test_one_dataset_of_a_devkit_is_divided_at_its_own_root(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,15 @@ def test_the_module_for_one_image_is_the_detector(tmp_path: Path, kind: str) -> 
     assert parity.detections > 0
 
 
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
+def test_an_image_without_proposals_has_no_detections(tmp_path: Path, kind: str) -> None:
+    trained = load_trained(write_checkpoint(tmp_path, kind))
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    model = for_one_image(trained.detector)
+    trained.detector.rpn.score_thresh = 1.0
+    assert [len(output) for output in model(image)] == [0] * (4 if kind == "mask_rcnn" else 3)
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
 def test_torchscript_and_onnx_find_the_same(

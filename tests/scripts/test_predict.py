@@ -446,3 +446,19 @@ def test_looking_twice_is_what_evaluation_does_with_it(tmp_path: Path) -> None:
     mirrored = Looker(trained).look([np.ascontiguousarray(image[:, ::-1])])
     assert len(found) == len(mirrored) > 0
     np.testing.assert_allclose(np.sort(found.score), np.sort(mirrored.score), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_picture_is_seen_beside_others_as_alone(tmp_path: Path, norm: str) -> None:
+    trained = load_trained(write_checkpoint(tmp_path, norm=norm))
+    generator = np.random.default_rng(0)
+    sizes = ((64, 96), (96, 64), (64, 90), (64, 64))
+    images = [generator.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
+    looker = Looker(trained)
+    together = looker.look(images)
+    assert looker.pictures == len(images)
+    for row, image in enumerate(images):
+        alone, own = looker.look([image]), together.image == row
+        assert len(alone) == own.sum() > 0
+        np.testing.assert_allclose(together.score[own], alone.score, atol=1e-6)
+        np.testing.assert_allclose(together.boxes[own], alone.boxes, atol=1e-3)

@@ -84,7 +84,9 @@ def write_data(folder: Path) -> Path:
     return write_voc(folder / "voc", images, {"trainval": ["i0", "i1"], "test": ["i2", "i3"]})
 
 
-def write_checkpoint(folder: Path, kind: str = "retinanet", root: Path | None = None) -> Path:
+def write_checkpoint(
+    folder: Path, kind: str = "retinanet", root: Path | None = None, norm: str = "batch"
+) -> Path:
     """A detector with random weights that is unsure of everything and finds much."""
     values = {
         "detector": {
@@ -92,7 +94,7 @@ def write_checkpoint(folder: Path, kind: str = "retinanet", root: Path | None = 
             "backbone": "resnet18",
             "weights": "none",
             "trainable_stages": 5,
-            "norm": "batch",
+            "norm": norm,
             "fpn_channels": 16,
             "levels": [3, 4, 5],
             "score_threshold": 0.005,
