@@ -24,7 +24,7 @@ import torch
 from data.annotations import Annotations
 from data.build import build_annotations, known_classes
 from data.errors import InputError
-from engine.coco_results import check_image_ids, write_coco_json
+from engine.coco_results import check_ids, write_coco_json
 from engine.comp4 import check_comp4, write_comp4
 from engine.config import load_config, split_words
 from engine.console import start_logging
@@ -127,7 +127,7 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
 def check_results(annotations: Annotations, arguments: argparse.Namespace) -> None:
     """See that the result files can hold the split: now, not when all images were looked at."""
     if arguments.coco_results:
-        check_image_ids(arguments.coco_results, annotations)
+        check_ids(arguments.coco_results, annotations)
     if arguments.comp4:
         check_comp4(annotations)
 

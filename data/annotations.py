@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
+NO_CATEGORY = -(1 << 62)  # category ids up to here stand for none: no file has such
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -40,7 +42,8 @@ class Annotations:
         source: what error messages call it (a file or folder, and the split).
         split: the annotation split's name, as in ``comp4_det_<split>_<class>.txt``.
         classes: ``K`` class names; a label is an index into them.
-        category_ids: ``(K,)`` int64, the dataset's own id of each class (1 .. K for VOC).
+        category_ids: ``(K,)`` int64, the dataset's own id of each class (1 .. K for VOC); up to
+            ``NO_CATEGORY`` those of classes that its file does not know.
         names: ``(I,)`` str, what VOC files call an image (its file name without the ending).
         files: ``(I,)`` str, image files, relative to the root of the data.
         image_ids: ``(I,)`` int64, COCO's image ids (1 .. I for VOC).
@@ -54,7 +57,7 @@ class Annotations:
         crowd: ``(N,)`` bool (COCO ``iscrowd``): ignore regions in scores, never trained on.
         masks: the segmentations, or None where the format has none.
         dropped_from: ``(D,)`` int64, the images of boxes without area, which were left out.
-        renumbered: the image ids are those of no annotation file: several had the same.
+        renumbered: the ids are not those of all annotation files, which contradict each other.
     """
 
     source: str
@@ -181,7 +184,8 @@ class Annotations:
     def relabel(self, classes: Sequence[str]) -> Annotations:
         """The same objects with labels that index ``classes``; category ids follow their names.
 
-        Raises InputError for a class that has objects here and is not among ``classes``.
+        Classes that are new here have ids up to ``NO_CATEGORY``, each its own. Raises InputError
+        for a class that has objects here and is not among ``classes``.
         """
         if tuple(classes) == self.classes:
             return self
@@ -191,9 +195,8 @@ class Annotations:
                 raise self._unlisted(label, int(counts[label]), classes)
         old = {name: label for label, name in enumerate(self.classes)}
         new = {name: label for label, name in enumerate(classes)}
-        free = int(self.category_ids.max(initial=0)) + 1
         ids = [
-            int(self.category_ids[old[name]]) if name in old else free + label
+            int(self.category_ids[old[name]]) if name in old else NO_CATEGORY - label
             for name, label in new.items()
         ]
         table = np.array([new.get(name, -1) for name in self.classes], np.int32)
@@ -203,6 +206,15 @@ class Annotations:
             category_ids=np.array(ids, np.int64),
             labels=table[self.labels] if len(table) else self.labels,
         )
+
+    def with_category_ids(self, ids: Mapping[str, int]) -> Annotations:
+        """Classes without a category get the id of their name, where no other class has it."""
+        taken = set(self.category_ids.tolist())
+        own = [
+            ids[name] if known <= NO_CATEGORY and ids.get(name, known) not in taken else known
+            for name, known in zip(self.classes, self.category_ids.tolist(), strict=True)
+        ]
+        return replace(self, category_ids=np.array(own, np.int64))
 
     def _unlisted(self, label: int, count: int, classes: Sequence[str]) -> InputError:
         first = int(np.flatnonzero(self.labels == label)[0])
@@ -244,7 +256,8 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
     """Several splits as one; they must have the same classes.
 
     Image ids stay as they are where they are distinct, and become 1, 2, ... where they are not.
-    Raises InputError for an image that is in two of them.
+    Category ids are those of the first that has the class. Raises InputError for an image that is
+    in two of them.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -261,6 +274,12 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
     renumbered = len(np.unique(image_ids)) < len(image_ids)
     if renumbered:
         image_ids = np.arange(1, len(image_ids) + 1)
+    for part in parts[1:]:
+        ids = dict(zip(part.classes, part.category_ids.tolist(), strict=True))
+        first = first.with_category_ids(ids)
+    for part in parts:
+        others = part.category_ids != first.category_ids
+        renumbered |= bool((others & (part.category_ids > NO_CATEGORY)).any())
     objects = np.cumsum([0] + [len(part.boxes) for part in parts])
     images = np.cumsum([0] + [len(part) for part in parts])
     starts = [part.offsets[:-1] + objects[i] for i, part in enumerate(parts)]

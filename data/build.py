@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data.annotations import Annotations, concatenate
-from data.coco import load_coco
+from data.annotations import NO_CATEGORY, Annotations, concatenate
+from data.coco import load_category_ids, load_coco
 from data.coco_columns import ENOUGH_TO_JUDGE
 from data.config import DataConfig
 from data.errors import InputError
@@ -102,7 +102,22 @@ def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> A
     for split in splits:
         shared = parts[0].classes if parts else classes
         parts.append(load_coco(config.root, split, shared, **_how_to_open(config)))
-    return concatenate(parts)
+    together = concatenate(parts)
+    if (together.category_ids > NO_CATEGORY).all():
+        return together
+    return together.with_category_ids(_trained_ids(config))
+
+
+def _trained_ids(config: DataConfig) -> dict[str, int]:
+    """Class name -> category id in the train split; empty where that is not here.
+
+    The file of another split may lack categories, but detections of them need ids, too.
+    """
+    splits = [config.train] if isinstance(config.train, str) else config.train
+    try:
+        return load_category_ids(config.root, splits[0], config.follow_links)
+    except InputError:
+        return {}
 
 
 def _load_shapes(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:

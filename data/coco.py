@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def load_coco(
     sizes = complete_sizes(root, files, given, str(path), follow_links, ignore_exif, max_pixels)
     annotations = _build(split, path, images, objects, categories, files, sizes)
     return annotations if classes is None else _choose_classes(annotations, path, classes)
+
+
+def load_category_ids(root: Path, split: str, follow_links: bool = False) -> dict[str, int]:
+    """Class name -> category id of one split; raises InputError as ``load_coco`` does."""
+    path = _annotation_file(root, split)
+    if not follow_links:
+        check_inside(root, path, str(root))
+    for key, value in stream_members(path, ("images", "annotations")):
+        if key == "categories":
+            return read_categories(path, value)
+        if key in ("images", "annotations"):
+            deque(value, maxlen=0)  # read past, without keeping any
+    return read_categories(path, None)
 
 
 def _annotation_file(root: Path, split: str) -> Path:

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,10 @@ def load_voc(
         sizes=sizes,
         **_object_columns(images, sizes, zero_based),
     )
-    return annotations if classes is None else annotations.relabel(classes)
+    if classes is None:
+        return annotations
+    numbers = np.arange(1, len(classes) + 1)  # whichever of the classes the split has
+    return replace(annotations.relabel(classes), category_ids=numbers)
 
 
 def _object_columns(

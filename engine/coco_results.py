@@ -7,6 +7,7 @@ the entry.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,24 +17,27 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from data.annotations import Annotations
+from data.annotations import NO_CATEGORY, Annotations
 from data.coco_columns import whole_number
-from data.errors import InputError, shown, unreadable
+from data.errors import InputError, shown, some_of, unreadable
 from data.run_lengths import described_pixels
 from engine.atomic_file import write_atomically
 from engine.detections import Detections, make_detections, sides_of
+
+log = logging.getLogger(__name__)
 
 # Far beyond any image, yet areas and their sums stay finite and comparable.
 LARGEST_COORDINATE = 1e7
 LARGEST_SCORE = sys.float_info.max
 
 
-def check_image_ids(path: str | Path, annotations: Annotations) -> None:
-    """Raise InputError where results would hold image ids that no annotation file has."""
+def check_ids(path: str | Path, annotations: Annotations) -> None:
+    """Raise InputError where the ids in results would not be those of all annotation files."""
     if annotations.renumbered:
         raise InputError(
-            f"{path}: COCO results name images by their ids, and the files of {annotations.source} "
-            "give the same id to several; score one split at a time (--split), or renumber one file"
+            f"{path}: COCO results name images and classes by their ids, and the files of "
+            f"{annotations.source} give one id to several images or classes, or one class several "
+            "ids; score one split at a time (--split), or renumber one file"
         )
 
 
@@ -43,12 +47,24 @@ def write_coco_json(path: str | Path, detections: Detections, annotations: Annot
     An entry has ``bbox`` as ``[x, y, width, height]`` and, where the detections have masks,
     ``segmentation`` as compressed run lengths. Reading the file gives equal float64 values. (The
     COCO API's own ``loadRes`` takes the area of an entry with both from its box; this program takes
-    it from the mask when it scores masks.)
+    it from the mask when it scores masks.) Detections of classes that have no category id in the
+    data are left out with a warning: the COCO API would pass over them.
 
     Raises:
-        InputError: several splits whose image ids are the same.
+        InputError: several splits whose ids contradict each other.
     """
-    check_image_ids(path, annotations)
+    check_ids(path, annotations)
+    named = annotations.category_ids[detections.label] > NO_CATEGORY
+    if not named.all():
+        lacking = sorted({annotations.classes[label] for label in detections.label[~named]})
+        log.warning(
+            "%s: lacks %d detections of classes without a category id in %s: %s",
+            path,
+            np.count_nonzero(~named),
+            annotations.source,
+            some_of(lacking),
+        )
+        detections = detections.select(np.flatnonzero(named))
     images, categories = annotations.image_ids.tolist(), annotations.category_ids.tolist()
     rows, scores = detections.image.tolist(), detections.score.tolist()
     labels = detections.label.tolist()
@@ -73,17 +89,18 @@ def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
     Raises:
         InputError: the file cannot be read or is no such list; an entry has an unknown image or
             category id, a number that is not finite or out of all proportion, a damaged mask;
-            several splits whose image ids are the same.
+            several splits whose ids contradict each other.
     """
-    check_image_ids(path, annotations)
+    check_ids(path, annotations)
     entries = _load_entries(Path(path))
     rows = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
     labels = {category: label for label, category in enumerate(annotations.category_ids.tolist())}
+    cure = "list its class in data.classes, or remove such entries"
     image, label, score = [], [], []
     for index, entry in enumerate(entries):
         where = _entry(path, index)
         image.append(_look_up(entry, "image_id", rows, where, "score the split it was made for"))
-        label.append(_look_up(entry, "category_id", labels, where, "is data.classes complete?"))
+        label.append(_look_up(entry, "category_id", labels, where, cure))
         score.append(_number(entry.get("score"), f"{where}: score", LARGEST_SCORE))
     sizes = annotations.sizes[np.array(image, dtype=np.int64)]
     rles = _read_masks(entries, sizes, path)

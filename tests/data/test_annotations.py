@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.annotations import Annotations, arrange_objects, concatenate
+from data.annotations import NO_CATEGORY, Annotations, arrange_objects, concatenate
 from data.errors import InputError
 from data.masks import MaskStore, empty_masks
 
@@ -108,6 +108,28 @@ def test_concatenated_image_ids_are_distinct_and_known_to_be_new() -> None:
     assert not kept.renumbered
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "both", "contradict"),
+    [
+        ([7, 9], [7, 9], [7, 9], False),
+        ([7, NO_CATEGORY - 1], [7, 9], [7, 9], False),
+        ([7, 9], [NO_CATEGORY, 9], [7, 9], False),
+        ([7, 9], [9, 7], [7, 9], True),
+        ([9, NO_CATEGORY - 1], [NO_CATEGORY, 9], [9, NO_CATEGORY - 1], True),
+    ],
+)
+def test_category_ids_of_concatenated_splits_contradict_each_other_or_complete_each_other(
+    first: list[int], second: list[int], both: list[int], contradict: bool
+) -> None:
+    parts = [
+        replace(make_annotations(name), category_ids=np.array(ids), image_ids=start + np.arange(4))
+        for name, ids, start in (("a", first, 0), ("b", second, 4))
+    ]
+    joined = concatenate(parts)
+    assert joined.category_ids.tolist() == both
+    assert joined.renumbered == contradict
+
+
 def test_an_image_in_two_splits_is_an_error_that_names_it() -> None:
     again = replace(make_annotations("a"), source="c")
     with pytest.raises(InputError, match=r"'a/0\.jpg' is in a and c; keep it once"):
@@ -124,8 +146,11 @@ def test_relabeling_keeps_every_class_name_and_category_id() -> None:
     annotations = make_annotations()
     relabeled = annotations.relabel(["dog", "cow", "cat"])
     assert objects_by_file(relabeled) == objects_by_file(annotations)
-    assert relabeled.category_ids.tolist() == [9, 11, 7]
+    assert relabeled.category_ids.tolist() == [9, NO_CATEGORY - 1, 7]
     assert objects_by_file(relabeled.relabel(["cat", "dog"])) == objects_by_file(annotations)
+    assert relabeled.with_category_ids({"cow": 8, "cat": 1}).category_ids.tolist() == [9, 8, 7]
+    of_dogs = relabeled.with_category_ids({"cow": 9})
+    assert of_dogs.category_ids.tolist() == relabeled.category_ids.tolist()
 
 
 def test_relabeling_names_the_class_that_is_not_listed_and_an_image_of_it() -> None:

@@ -132,6 +132,7 @@ def test_given_classes_decide_the_labels(tmp_path: Path) -> None:
     annotations = load_one(tmp_path, voc_object(name="cat"), classes=["tree", "cow", "cat"])
     assert annotations.classes == ("tree", "cow", "cat")
     assert annotations.labels.tolist() == [2]
+    assert annotations.category_ids.tolist() == [1, 2, 3]
 
 
 def test_images_without_objects_stay(tmp_path: Path) -> None:

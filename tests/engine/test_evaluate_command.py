@@ -125,13 +125,16 @@ def test_results_of_splits_with_the_same_image_ids_are_refused_before_the_evalua
 ) -> None:
     words = trained / "last.pt", "--output", tmp_path / "metrics.json", "data.val=[train, val]"
     assert call(monkeypatch, *words, "--coco-results", tmp_path / "results.json") == 2
-    assert "give the same id to several; score one split" in capsys.readouterr().err
+    assert "or one class several ids; score one split" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
     assert call(monkeypatch, *words) == 0
 
 
 def test_results_of_a_split_without_one_of_the_categories_are_scored_as_they_were_written(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A COCO file for validation may lack a category that the one for training has."""
     (drawn,) = (trained.parent / "shapes").iterdir()
@@ -151,12 +154,19 @@ def test_results_of_a_split_without_one_of_the_categories_are_scored_as_they_wer
     words += ["--coco-results", results, "--comp4", tmp_path / "comp4"]
     assert call(monkeypatch, *words, "--output", outputs[0]) == 0
     known = {kind["id"] for kind in content["categories"]}
-    assert {entry["category_id"] for entry in json.loads(results.read_text())} - known
+    assert {entry["category_id"] for entry in json.loads(results.read_text())} - known == {lacking}
     for path in (results, tmp_path / "comp4"):
         words = ["--config", config, "--detections", path]
         assert call(monkeypatch, *words, "--output", outputs[1]) == 0
         written, read = (json.loads(output.read_text())["voc"] for output in outputs)
         assert read == written
+    (data / "annotations/instances_train.json").unlink()
+    words = [trained / "last.pt", *overrides, "detector.score_threshold=0"]
+    words += ["--coco-results", results, "--output", outputs[1]]
+    assert call(monkeypatch, *words) == 0
+    assert f"of classes without a category id in {file}" in capsys.readouterr().err
+    assert not {entry["category_id"] for entry in json.loads(results.read_text())} - known
+    assert json.loads(outputs[1].read_text())["voc"] == written
 
 
 def test_names_that_comp4_files_cannot_hold_are_refused_before_the_evaluation(
