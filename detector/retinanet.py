@@ -238,7 +238,8 @@ class RetinaNet(retinanet.RetinaNet):
         return boxes, best.values.float().sigmoid(), best.indices % self.num_classes
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        candidates = scores > self.score_thresh
+        # A box that is not a number compares false; the COCO API would match it with any object.
+        candidates = (scores > self.score_thresh) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
         boxes, scores, labels = boxes[candidates], scores[candidates], labels[candidates]
         keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}

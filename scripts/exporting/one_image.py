@@ -82,7 +82,8 @@ class OneImageRetinaNet(nn.Module):
             )
         boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         boxes = clip_boxes_to_image(boxes, (image.shape[1], image.shape[2]))
-        sure = torch.where(scores > detector.score_thresh)[0]
+        x1, y1, x2, y2 = boxes.unbind(dim=1)
+        sure = torch.where((scores > detector.score_thresh) & (x2 >= x1) & (y2 >= y1))[0]
         boxes, scores, labels = boxes[sure], scores[sure], labels[sure]
         keep = batched_nms(boxes, scores, labels, detector.nms_thresh)
         keep = keep[: detector.detections_per_img]

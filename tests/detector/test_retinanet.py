@@ -162,6 +162,19 @@ def test_no_detections_are_empty_tensors() -> None:
     assert [image["labels"].shape for image in found] == [(0,), (0,)]
 
 
+def test_boxes_that_are_no_numbers_are_no_detections() -> None:
+    detector = make_detector(make_config(score_threshold=0.001)).eval()
+    layer = detector.head.regression_head.bbox_reg
+    with torch.inference_mode():
+        before = sum(len(image["boxes"]) for image in detector(make_images()))
+        layer.bias[0] = torch.nan  # of one anchor at each place
+        found = detector(make_images())
+        assert all(image["boxes"].isfinite().all() for image in found)
+        assert 0 < sum(len(image["boxes"]) for image in found) <= before
+        layer.bias.fill_(torch.nan)
+        assert [len(image["boxes"]) for image in detector(make_images())] == [0, 0]
+
+
 @pytest.mark.parametrize("normalizer", ["image", "batch"])
 @pytest.mark.parametrize("box", ["l1", "smooth_l1", "giou", "diou", "ciou"])
 def test_losses_are_finite_and_every_parameter_has_a_gradient(box: str, normalizer: str) -> None:
