@@ -196,7 +196,7 @@ def splits_present(root: Path) -> list[str]:
     """What ``split`` could be: without the sets of one class, which VOC has by the hundred."""
     found = []
     for lists in sorted([*root.glob("ImageSets/Main"), *root.glob("*/ImageSets/Main")]):
-        stems = {path.stem for path in lists.glob("*.txt")}
+        stems = {path.stem for path in lists.glob("[!.]*.txt")}  # macOS adds ._train.txt
         folder = lists.parent.parent.relative_to(root)
         found += [
             (folder / stem).as_posix()

@@ -177,7 +177,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     names = key.split(".")
     if not equals or not all(names):
         raise InputError(f"{override!r}: an override is written key.path=value")
-    value = parse_yaml(text, override)
+    value = parse_yaml(text, override, comments=False)
     for name in reversed(names):
         value = {name: value}
     return value

@@ -87,18 +87,32 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_y
 _StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_yaml_str)
 
 
+class _LoaderOfValues(_StrictLoader):
+    """A comment is refused, too: a folder ``runs #2`` on a command line is no ``runs``."""
+
+    def scan_to_next_token(self) -> None:
+        start = self.pointer
+        super().scan_to_next_token()
+        if "#" in self.buffer[start : self.pointer]:
+            problem = "what follows # would be a comment; write the text in quotes of its own"
+            raise yaml.MarkedYAMLError(None, None, problem, self.get_mark())
+
+
 def _refused(place: yaml.Event | yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(None, None, problem, cast(yaml.error.Mark, place.start_mark))
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str, comments: bool = True) -> Any:
     """A YAML document; ``source`` is what errors call it.
+
+    Args:
+        comments: they may stand in it.
 
     Raises:
         InputError: it is not YAML, or uses what is refused here.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=_StrictLoader if comments else _LoaderOfValues)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

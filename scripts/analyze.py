@@ -55,6 +55,7 @@ from scripts.analysis.report import BadImage, build_report, percent
 from scripts.analysis.sizes import ap_by_size
 from scripts.analysis.tide import TYPES, judge_errors, tide
 from scripts.analysis.worst import count_faults, draw_faults
+from scripts.number_types import at_least, score_threshold
 from scripts.tables import format_table
 
 IOU = 0.5
@@ -83,7 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files, overrides = split_words(options.words)
     if not 1 <= len(files) <= 2:
         raise InputError("name one or two checkpoints or files of detections")
-    check_numbers(options)
     split, runs = look(files, overrides, options)
     result = analyze(split, runs, options)
     # before the report, so that a place that cannot be written costs no numbers
@@ -94,15 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.json:
             print(f"\nreport: {options.output}")
     return 0
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """Raise InputError for numbers with which nothing can be computed."""
-    for name, least in (("resamples", 1), ("seed", 0), ("worst", 0)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name}: {getattr(options, name)} is not {least} or more")
-    if not 0 <= options.threshold <= 1:
-        raise InputError(f"--threshold: {options.threshold:g} is no score between 0 and 1")
 
 
 def look(
@@ -306,13 +297,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=score_threshold,
         default=0.5,
         help="score from which on a detection is in the confusion matrix and the pictures (0.5)",
     )
-    parser.add_argument("--worst", type=int, default=12, help="images to draw (12)")
-    parser.add_argument("--resamples", type=int, default=1000, help="draws of the bootstrap (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--worst", type=at_least(0), default=12, help="images to draw (12)")
+    parser.add_argument(
+        "--resamples", type=at_least(1), default=1000, help="draws of the bootstrap (1000)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws (0)")
     parser.add_argument("--no-report", action="store_true", help="write no HTML")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     return parser

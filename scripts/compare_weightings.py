@@ -44,7 +44,7 @@ from losses import (
 )
 from scripts.curves import pair_of, read_curves
 from scripts.figures import check_figure, new_figure, save_figure
-from scripts.whole_numbers import at_least
+from scripts.number_types import at_least
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "tests/losses/fixtures/recorded_losses.json"

@@ -120,7 +120,8 @@ def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]
         shape = (3, min(bounds), min(max(bounds), 2 * min(bounds)))
         images.append(torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8))
     height, width = images[0].shape[1:]
-    images.append(images[0][:, : height * 2 // 3, : width // 2].contiguous())
+    part = images[0][:, : max(1, height * 2 // 3), : max(1, width // 2)]
+    images.append(part.contiguous())
     return [*images, torch.zeros_like(images[0])]
 
 

@@ -30,7 +30,7 @@ from data.errors import InputError, some_of
 from engine.standard_output import status_of_tool, tool
 from scripts.curves import Curve, NoCurvesError, read_curves
 from scripts.figures import literal, new_figure, save_figure
-from scripts.whole_numbers import at_least
+from scripts.number_types import at_least
 
 Runs = Mapping[str, Mapping[str, Curve]]
 

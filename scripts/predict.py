@@ -46,6 +46,7 @@ from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
 from engine.drawing import draw_detections
 from engine.trained import load_trained
+from scripts.number_types import at_least, score_threshold
 from scripts.prediction.coco_ids import CocoIds, read_ids, write_coco
 from scripts.prediction.inputs import (
     Source,
@@ -57,7 +58,6 @@ from scripts.prediction.inputs import (
 from scripts.prediction.looking import Looker, in_batches, unannotated
 from scripts.prediction.pictures import VideoWriter, write_picture
 from scripts.prediction.targets import check_targets, target_of
-from scripts.whole_numbers import at_least
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -322,7 +322,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("predictions"), help="folder of pictures (predictions)"
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="score from which on it is drawn (0.5)"
+        "--threshold",
+        type=score_threshold,
+        default=0.5,
+        help="score from which on it is drawn (0.5)",
     )
     parser.add_argument("--batch", type=at_least(1), default=1, help="pictures at once (1)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")

@@ -29,6 +29,7 @@ from data.errors import InputError
 from engine.config import flatten, split_words
 from engine.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
+from scripts.number_types import at_least, listed
 from scripts.studies.definition import Figure, Study, load_study, narrowed
 from scripts.studies.insertion import insert
 from scripts.studies.job import Job
@@ -38,7 +39,6 @@ from scripts.studies.results import collect
 from scripts.studies.run import is_locked
 from scripts.studies.running import Shop, StoppedError, plan
 from scripts.studies.tables import comma_separated, latex, markdown
-from scripts.whole_numbers import at_least, listed
 
 RUNS = Path("runs/studies")
 DECIDED = {"data.batch_size", "train.name", "train.output", "train.seed"}  # by the study
@@ -199,7 +199,7 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
     extra = {}
     for word in words:
         key, _, text = word.partition("=")
-        value = parse_yaml(text, word)
+        value = parse_yaml(text, word, comments=False)
         if DECIDED & flatten({key: value}).keys():
             raise InputError(
                 f"{word}: the study decides it; --processes and --gpus share its total batch out, "

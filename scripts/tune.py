@@ -85,6 +85,8 @@ def tune_lr(config: Config, options: argparse.Namespace) -> None:
 
 def tune_batch(config: Config, options: argparse.Namespace) -> None:
     """The largest batch."""
+    if options.memory is not None and not options.memory > 0:
+        raise InputError("--memory must be above 0")
     annotations = build_annotations(config.data, config.data.train, check_images=False)
     with start_ranks(config.train.device) as ranks:
         on_gpu = ranks.device.type == "cuda"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import posixpath
 from collections import defaultdict
@@ -15,12 +14,12 @@ from xml.etree.ElementTree import Element, indent, tostring
 from tqdm import tqdm
 
 from data.coco_columns import ImageColumns, ObjectColumns, look_up, read_categories
-from data.errors import InputError, shown, unreadable
+from data.errors import InputError, shown
 from data.paths import inner_path
 from data.voc import IMAGE_ENDINGS, by_stem, check_listable, find_voc_image
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.interchange import document_of, object_of
-from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.layout import Layout, same_picture
 from scripts.dataset_tools.output_folder import copy_files
 
 # Beside ImageSets of a VOC dataset that came from COCO: what a COCO file holds beside its lists.
@@ -102,7 +101,7 @@ class CocoToVoc:
         indent(document)
         text = tostring(document, encoding="utf-8")
         text_before, path_before, before = self._written.setdefault(name, (text, str(path), source))
-        if text_before != text or not _same_picture(before, source):
+        if text_before != text or not same_picture(before, source):
             raise InputError(
                 f"{path}: another image is called {shown(name)}, too (in {path_before}); rename "
                 "one, VOC keeps all images in one folder"
@@ -125,16 +124,6 @@ class CocoToVoc:
                     f"{shown(each.file)}; give the file another name that ends in one of "
                     f"{', '.join(IMAGE_ENDINGS)}"
                 )
-
-
-def _same_picture(one: Path, other: Path) -> bool:
-    """By their bytes: empty images have the same annotation. A missing file is left out anyway."""
-    if one == other or not (one.is_file() and other.is_file()):
-        return True
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError as error:
-        raise unreadable(error.filename or other, error) from error
 
 
 def _read_categories(path: Path, categories: Any) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import posixpath
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import Literal
 
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
-from data.errors import InputError, shown, some_of
+from data.errors import InputError, shown, some_of, unreadable
 from data.paths import check_inside, inner_path
-from data.voc import load_voc, splits_present
+from data.voc import VOC_CLASSES, load_voc, splits_present
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,15 @@ class Layout:
     def load_all(self, splits: Sequence[str]) -> Annotations:
         """Several splits as one; an image that is in two of them counts once."""
         parts: list[Annotations] = []
-        seen: set[object] = set()
+        seen: dict[object, list[Path]] = defaultdict(list)
         for split in splits:
             part = self.load(split)
             new = []
             for row in range(len(part)):
-                key = self._identity(part, row)
-                if key not in seen:
-                    seen.add(key)
+                pictures = seen[self._identity(part, row)]
+                picture = self.root / str(part.files[row])
+                if not any(same_picture(picture, other) for other in pictures):
+                    pictures.append(picture)
                     new.append(row)
             parts += [part.select(new)] if new else []
         names = dict.fromkeys(name for part in parts for name in part.classes)
@@ -86,19 +89,32 @@ class Layout:
         return concatenate([part.relabel(classes) for part in parts])
 
     def _identity(self, part: Annotations, row: int) -> object:
-        """What two entries of one image share. COCO keeps a file a split: its objects tell."""
-        boxes = part.boxes[part.objects_of(row)]
-        if self.format == "voc" or not len(boxes):
+        """What two entries of one image share, of which COCO has a copy a split."""
+        if self.format == "voc":
             return str(part.files[row])
-        return str(part.names[row]), int(part.image_ids[row]), boxes.tobytes()
+        objects = part.objects_of(row)
+        labels = [part.classes[label] for label in part.labels[objects].tolist()]
+        boxes = part.boxes[objects].tobytes()
+        return str(part.names[row]), int(part.image_ids[row]), boxes, tuple(labels)
 
 
 def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
-    """Only classes with objects, except where they are VOC's 20 in VOC's own order."""
+    """All that were found; of VOC's 20, which stand for whichever of them there are, those used."""
     if all(part.classes == parts[0].classes for part in parts):
         return parts[0].classes
     used = {part.classes[label] for part in parts for label in set(part.labels.tolist())}
-    return tuple(sorted(used))
+    found = {name for part in parts if part.classes != VOC_CLASSES for name in part.classes}
+    return tuple(sorted(used | found))
+
+
+def same_picture(one: Path, other: Path) -> bool:
+    """By their bytes; what is missing may have been any."""
+    if one == other or not (one.is_file() and other.is_file()):
+        return True
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError as error:
+        raise unreadable(error.filename or other, error) from error
 
 
 def recognize(path: Path, zero_based: bool = False, follow_links: bool = False) -> Layout:

@@ -79,7 +79,7 @@ def _repair_voc(
     for year in years:
         images = layout.root / year / "JPEGImages"
         listing = images_by_stem(images, layout.root, layout.follow_links)
-        paths = sorted((layout.root / year / "Annotations").rglob("*.xml"))
+        paths = sorted((layout.root / year / "Annotations").rglob("[!.]*.xml"))
         for path in tqdm(paths, desc="repair", delay=2, leave=False, disable=None):
             file = path.relative_to(layout.root).as_posix()
             rows = by_file.get(file, {})
@@ -95,7 +95,7 @@ def _repair_voc(
             kept.add(file)
             count.objects += _objects_in(annotation)
             pairs.append((layout.root / image, folder / image))
-        for path in sorted((layout.root / year / "ImageSets/Main").glob("*.txt")):
+        for path in sorted((layout.root / year / "ImageSets/Main").glob("[!.]*.txt")):
             lines = _repair_list(layout.root, path, by_file, kept, folder)
             if not lines and posixpath.join(year, path.stem) in splits:
                 raise _nothing_left(path)

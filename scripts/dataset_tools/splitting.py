@@ -113,7 +113,7 @@ def split_voc(
 def _voc_members(layout: Layout, source: str | None) -> list[str]:
     if source is None:
         folder = layout.root / "Annotations"
-        found = [path.relative_to(folder) for path in folder.rglob("*.xml")]
+        found = [path.relative_to(folder) for path in folder.rglob("[!.]*.xml")]
         members = sorted(path.with_suffix("").as_posix() for path in found)
         for name in members:
             check_listable(inner_path(name, str(folder)), str(folder))

@@ -111,7 +111,8 @@ def _check_leaks(members: dict[str, set[str]]) -> Iterator[Problem]:
 
 
 def _check_unlisted(root: Path, listed: set[str]) -> Iterator[Problem]:
-    for path in sorted([*root.glob("Annotations/**/*.xml"), *root.glob("*/Annotations/*.xml")]):
+    patterns = "Annotations/**/[!.]*.xml", "*/Annotations/[!.]*.xml"
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         file = path.relative_to(root).as_posix()
         if file not in listed:
             cure = "list it in ImageSets/Main, or remove it"

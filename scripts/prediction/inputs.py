@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,9 @@ def _behind(name: str, output: Path | None) -> list[Source]:
     if path.is_file():
         return [Source(path, Path(path.name))]
     if path.is_dir():
-        inside = [file.relative_to(path) for file in sorted(path.rglob("*")) if _is_known(file)]
-        drawn = _below(path, output)
-        kept = [file for file in inside if drawn is None or not file.is_relative_to(drawn)]
+        inside = [file.relative_to(path) for file in sorted(_files_in(path)) if _is_known(file)]
+        drawn = _drawn_below(path, output)
+        kept = [file for file in inside if drawn not in (path / file).resolve().parents]
         if not kept:
             beside = f" beside those of --output {output}" if inside else ""
             raise InputError(f"{name}: the folder holds no images or videos ({_endings()}){beside}")
@@ -88,11 +89,24 @@ def _behind(name: str, output: Path | None) -> list[Source]:
     return found
 
 
-def _below(folder: Path, output: Path | None) -> Path | None:
-    """Where the output is in a folder; None where it is the folder itself, or elsewhere."""
-    if output is None or folder.resolve() not in output.resolve().parents:
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files, also behind links to folders, but each folder once and nothing that is hidden."""
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def _drawn_below(folder: Path, output: Path | None) -> Path | None:
+    """The output, links resolved; None where it is the folder itself or around it."""
+    if output is None or output.resolve() in (folder.resolve(), *folder.resolve().parents):
         return None
-    return output.resolve().relative_to(folder.resolve())
+    return output.resolve()
 
 
 def _is_known(file: Path) -> bool:

@@ -186,6 +186,20 @@ def test_a_path_may_begin_at_home(
     assert str(getattr(getattr(config, block), leaf)) == str(tmp_path / "x")
 
 
+@pytest.mark.parametrize("text", ["runs #2", "#2", "[64, 96]  # small"])
+def test_an_override_that_yaml_would_cut_off_at_a_comment_is_refused(
+    text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="what follows # would be a comment; write the text in"):
+        load_config(write(tmp_path, ""), [f"train.output={text}"])
+
+
+def test_a_sharp_that_begins_no_comment_stays(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {output: a}  # a comment of a file")
+    assert load_config(path, ["train.output='runs #2'"]).train.output == "runs #2"
+    assert load_config(path, ["train.output=runs#2"]).train.output == "runs#2"
+
+
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3", ""])
 def test_an_override_without_key_or_value_is_refused(override: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"key\.path=value"):

@@ -164,7 +164,7 @@ def test_where_nothing_is_to_be_found_all_detections_are_background(
         file.write_text(re.sub("<object>.*</object>", "", file.read_text()))
     config, results, page = (tmp_path / name for name in ("c.yaml", "found.json", "page.html"))
     config.write_text(f"data: {{format: voc, root: {root}, classes: [cat, dog]}}\n")
-    cat = {"image_id": 1, "category_id": 8, "bbox": BOX, "score": 0.9}  # 8 among VOC's own 20
+    cat = {"image_id": 1, "category_id": 1, "bbox": BOX, "score": 0.9}
     results.write_text(json.dumps([cat]))
     command = ["--config", str(config), str(results), str(results), "--output", str(page)]
     assert main([*command, "--resamples", "5"]) == 0
@@ -401,11 +401,23 @@ def test_a_missing_train_split_only_takes_class_names(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resamples", "0"], "--resamples: 0 is not 1 or more"),
-        (["--resamples", "-3"], "--resamples: -3 is not 1 or more"),
-        (["--seed", "-1"], "--seed: -1 is not 0 or more"),
-        (["--worst", "-1"], "--worst: -1 is not 0 or more"),
-        (["--threshold", "nan"], "--threshold: nan is no score"),
+        ("--resamples=0", "--resamples: '0' is no whole number of at least 1"),
+        ("--seed=-1", "--seed: '-1' is no whole number of at least 0"),
+        ("--worst=-1", "--worst: '-1' is no whole number of at least 0"),
+        ("--threshold=nan", "--threshold: 'nan' is no score between 0 and 1"),
+    ],
+)
+def test_numbers_with_which_nothing_can_be_computed_are_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["last.pt", words])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["evaluate.iou=0.7"], "evaluate.iou: 0.7, but"),
         (["evaluate.engine=hotcoco"], "evaluate.engine: hotcoco cannot be imported"),
     ],

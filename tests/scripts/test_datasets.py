@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,33 @@ def test_an_image_in_two_splits_counts_once(
         "images": 3, "empty": 1, "objects": 3, "difficult": 1, "crowd": 0, "masks": 0,
         "without_area": 0,
     }  # fmt: skip
+
+
+def test_images_of_one_number_in_two_splits_of_coco_count_once_only_if_they_are_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [coco_object(1, 1, [0, 0, 100, 80])], images=2)
+    for item in (root / "annotations/instances_train.json", root / "train"):
+        copy = Path(str(item).replace("train", "val"))
+        (shutil.copy if item.is_file() else shutil.copytree)(item, copy)
+    numbers = inspect(root, capsys)
+    assert (numbers["images"], numbers["objects"]) == (2, 1)
+    for image in (root / "val").iterdir():
+        image.write_bytes(image.read_bytes() + b"another")
+    numbers = inspect(root, capsys)
+    assert (numbers["images"], numbers["objects"]) == (4, 2)
+
+
+def test_hidden_files_as_macos_makes_them_are_no_splits_and_no_annotations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = a_voc(tmp_path)
+    for file in ("ImageSets/Main/._train.txt", "JPEGImages/._a.jpg", "Annotations/._a.xml"):
+        (root / file).write_bytes(b"\0\5\x16\7Mac OS X\x80\xff")
+    assert set(inspect(root, capsys)["splits"]) == {"train", "trainval"}
+    assert main(["validate", str(root), "--fix", str(tmp_path / "fixed")]) == 0
+    assert main(["split", str(root), "--names", "x", "y", "--fractions", "0.6", "0.4"]) == 0
+    assert main(["convert", str(root), str(tmp_path / "coco")]) == 0
 
 
 def test_the_numbers_are_those_of_the_boxes(
@@ -272,6 +300,19 @@ def test_the_written_anchors_cover_what_the_config_says(
     covered = coverage(sides, np.ones_like(sides), sizes, ratios, SCALES)
     assert numbers["suggestion"]["coverage"] == covered
     assert f"anchors that cover {covered:.1%} of the boxes" in path.read_text()
+
+
+def test_the_config_lists_a_class_all_of_whose_boxes_are_flat(tmp_path: Path) -> None:
+    images = {
+        "a": [voc_object("kept", (1, 1, 9, 9)), voc_object("flat", (5, 5, 5, 9))],
+        "b": [voc_object("kept", (1, 1, 9, 9))],
+    }
+    root = write_voc(tmp_path / "voc", images, {"train": ["a"], "val": ["b"]})
+    path = tmp_path / "flat.yaml"
+    assert main(["inspect", str(root), "--write-config", str(path)]) == 0
+    config = load_config(path).data
+    assert config.classes == ("flat", "kept")
+    assert build_annotations(config, config.train).classes == config.classes
 
 
 def test_the_config_is_of_the_chosen_splits(tmp_path: Path) -> None:

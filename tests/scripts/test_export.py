@@ -135,6 +135,16 @@ def test_noise_that_stands_for_the_images_is_told(
     assert "compared on noise" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [(1, 90), (90, 1)])
+def test_a_picture_of_one_pixels_height_has_a_part_too(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    trained = load_trained(write_checkpoint(tmp_path))
+    for image in check_images(trained, [tmp_path / "strip.png"]):
+        assert min(image.shape[1:]) >= 1
+
+
 def test_where_nothing_is_found_nothing_is_called_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

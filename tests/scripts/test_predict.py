@@ -114,6 +114,29 @@ def test_a_second_run_over_a_folder_does_not_find_what_the_first_has_drawn(
     assert main([str(checkpoint), "predictions", "--no-pictures"]) == 0  # asked for by name
 
 
+def test_folders_behind_links_are_looked_at_and_hidden_files_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for file in ("a.png", "._a.png", ".thumbnails/a.png", "../more/b.png"):
+        write_image(photos / file, 40, 40)
+    (photos / "link").symlink_to(tmp_path / "more")
+    (tmp_path / "more/up").symlink_to(photos)  # round in a circle
+    command = [str(write_checkpoint(tmp_path)), str(photos), "--json"]
+    for _ in range(2):  # the second time there are drawn pictures behind the link, too
+        assert main([*command, "--output", str(tmp_path / "more/out")]) == 0
+        assert list(json.loads(capsys.readouterr().out)["images"]) == ["a.png", "link/b.png"]
+
+
+@pytest.mark.parametrize("threshold", ["nan", "50", "-0.1", "half"])
+def test_a_threshold_that_no_score_has_is_refused(
+    threshold: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["last.pt", "a.png", f"--threshold={threshold}"])
+    assert f"{threshold!r} is no score between 0 and 1" in capsys.readouterr().err
+
+
 def test_one_name_with_two_endings_is_two_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

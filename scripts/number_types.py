@@ -1,4 +1,4 @@
-"""Whole numbers on command lines, refused in words where argparse would name a function."""
+"""Numbers on command lines, refused in words where argparse would name a function."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def score_threshold(text: str) -> float:
+    """A score between 0 and 1, for argparse's ``type``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text!r} is no score between 0 and 1")
+    return value
 
 
 def listed(text: str) -> tuple[int, ...]:
