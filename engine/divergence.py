@@ -27,12 +27,15 @@ class Watched:
         step: iterations before it.
         images: rows of the images this rank trained on.
         losses: raw losses, 0-d.
+        weighted: the same times their weights. One is not finite where its raw loss is not, and
+            where the product overflows.
         describe: says the rest of the message (learning rate, loss weights).
     """
 
     step: int
     images: tuple[int, ...]
     losses: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
     describe: Callable[[], str]
 
 
@@ -76,7 +79,7 @@ class FiniteGuard:
         Nothing waits for the device.
         """
         self.recent.append(iteration)
-        bad = ~torch.isfinite(torch.stack(list(iteration.losses.values()))).all()
+        bad = ~torch.isfinite(torch.stack(list(iteration.weighted.values()))).all()
         self.diverged = self.ranks.max(torch.maximum(self.diverged, bad.to(self.diverged)))
         if self.at_once:
             return
@@ -105,13 +108,21 @@ class FiniteGuard:
     def _report(self) -> str | None:
         """The first bad iteration of this rank in words, or None."""
         for watched in self.recent:
-            if not all(torch.isfinite(loss) for loss in watched.losses.values()):
-                losses = ", ".join(
-                    f"{name} {float(loss):.6g}" for name, loss in watched.losses.items()
-                )
+            if not _are_finite(watched.weighted):
+                losses = _as_words(watched.losses)
+                if _are_finite(watched.losses):
+                    losses += f", times their weights: {_as_words(watched.weighted)}"
                 files = ", ".join(str(self.files[image]) for image in watched.images)
                 return (
                     f"step {watched.step}, rank {self.ranks.rank}: not finite: {losses}; "
                     f"files: {files}; {watched.describe()}; nothing was updated since"
                 )
         return None
+
+
+def _are_finite(losses: Mapping[str, Tensor]) -> bool:
+    return all(torch.isfinite(loss) for loss in losses.values())
+
+
+def _as_words(losses: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {float(loss):.6g}" for name, loss in losses.items())

@@ -110,18 +110,16 @@ class Training:
                 "the validation split has no objects that count: best.pt is the newest epoch, "
                 "train.patience never ends the run"
             )
-        newest = None
         while not self.is_over():
             if progress.epoch == progress.evaluated:
-                newest = self.train_epoch()
+                self.train_epoch()
                 self.folder.save(self.state)
             if progress.epoch % self.evaluate_every == 0 or progress.epoch == epochs:
                 self.evaluate()
             progress.evaluated = progress.epoch
             self.folder.save(self.state)
-        early = progress.epoch < epochs
-        if early and newest is not None and progress.step % self.config.log_every:
-            self.log_end(newest)
+        if progress.epoch < epochs and self.state.unlogged is not None:
+            self.log_end(self.state.unlogged)
 
     def is_over(self) -> bool:
         """Whether all epochs are done, or ``train.patience`` of them without a better score.
@@ -166,8 +164,8 @@ class Training:
             for row, image in zip(rows, images, strict=True)
         ]
 
-    def train_epoch(self) -> Iteration | None:
-        """Train on what is left of the epoch under way; its last iteration, if there was one."""
+    def train_epoch(self) -> None:
+        """Train on what is left of the epoch under way."""
         progress, config = self.state.progress, self.config
         self.model.train()
         self.freezing.apply(progress.epoch)
@@ -178,7 +176,6 @@ class Training:
             done=progress.batch,
             images_per_batch=self.global_batch,
         )
-        iteration = None
         batches = self.loader.epoch(progress.epoch, start=progress.batch)
         for group in grouped(batches, config.accumulate):
             iteration = self.train_step(group)
@@ -188,14 +185,13 @@ class Training:
             self.keep_window()
             if progress.step % config.log_every == 0:
                 self.log(iteration)
-            elif progress.epoch == config.epochs - 1 and progress.batch == len(self.loader):
-                self.log_end(iteration)
+            elif progress.batch == len(self.loader):
+                self.end_epoch(iteration)
             self.save_or_stop()
         self.guard.check()
         self.tracker.finish_epoch()
         progress.epoch += 1
         progress.batch = 0
-        return iteration
 
     def train_step(self, batches: Sequence[Batch]) -> Iteration:
         """One iteration: the mean loss over the batches, its gradient, one update."""
@@ -205,7 +201,8 @@ class Training:
         iteration = self.accumulate_gradients(batches)
         images = tuple(image for batch in batches for image in batch.indices)
         describe = partial(describe_weights, iteration)
-        self.guard.watch(Watched(state.progress.step, images, iteration.losses, describe))
+        losses, weighted = iteration.losses, iteration.weighted
+        self.guard.watch(Watched(state.progress.step, images, losses, weighted, describe))
         if self.guard.at_once:
             self.guard.check()
         if self.config.clip_gradients is not None:
@@ -264,15 +261,23 @@ class Training:
         self.guard.check()
         self.tracker.train(self.record(iteration), batches_left=self.batches_left())
         self.state.windows.clear()
+        self.state.unlogged = None
 
-    def log_end(self, iteration: Iteration) -> None:
+    def end_epoch(self, iteration: Iteration) -> None:
+        """Write the line of an epoch's last iteration where the run ends; keep it where it may."""
+        if iteration.epoch == self.config.epochs - 1:
+            self.guard.check()
+            self.log_end(self.record(iteration))
+        elif self.config.patience is not None:
+            self.guard.check()
+            self.state.unlogged = self.record(iteration)
+
+    def log_end(self, record: dict[str, Any]) -> None:
         """Write the line of the last iteration, with the windows that no line has yet.
 
         The state keeps them: a run of more epochs goes on as if it had never ended here.
         """
-        self.guard.check()
-        record = {**self.record(iteration), "last_of": iteration.epoch + 1}
-        self.tracker.train(record, batches_left=0)
+        self.tracker.train({**record, "last_of": record["epoch"] + 1}, batches_left=0)
 
     def batches_left(self) -> int:
         """Batches until the end of the run."""

@@ -47,15 +47,19 @@ class MetricsFile:
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's file, if it has one; a line that was cut off is dropped, aloud."""
+    """The records of a run's file, if it has one; what is none is dropped, aloud."""
     path = folder / METRICS
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError:
-            log.warning("%s: an incomplete line is dropped", path)
+            record = None
+        if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys():
+            yield record
+        else:
+            log.warning("%s: a line that is no record, or not all of one, is dropped", path)
 
 
 def records_before(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from data.errors import InputError
 from engine.run_config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,9 @@ def build_optimization(
         batches_per_epoch: of one rank.
         global_batch: images in one batch of all ranks together.
     """
-    lr = applied_lr(config, config.lr, global_batch)
+    total = global_batch * min(config.accumulate, batches_per_epoch)  # an epoch's end is a step's
+    lr = applied_lr(config, config.lr, total)
     if lr != config.lr:
-        total = global_batch * config.accumulate
         log.info(
             "lr %g for a total batch of %d images (train.lr is for %d)", lr, total, REFERENCE_BATCH
         )
@@ -60,18 +61,23 @@ def build_optimization(
     return optimizer, schedule
 
 
-def applied_lr(config: TrainConfig, lr: float, global_batch: int) -> float:
+def applied_lr(config: TrainConfig, lr: float, total_batch: int) -> float:
     """What the optimizer gets where ``train.lr`` is ``lr``.
 
     Under SGD with ``train.scale_lr`` it is linear in the total batch (Goyal et al. 2017).
 
     Args:
-        global_batch: images in one batch of all ranks together.
+        total_batch: images of one iteration, of all ranks and accumulated batches together.
+
+    Raises:
+        InputError: it is beyond all numbers.
     """
     if config.optimizer != "sgd" or not config.scale_lr:
         return lr
-    total = global_batch * config.accumulate
-    return lr * total / REFERENCE_BATCH
+    scaled = lr * total_batch / REFERENCE_BATCH
+    if not math.isfinite(scaled):
+        raise InputError(f"train.lr: {lr:g} for a total batch of {total_batch} images; lower it")
+    return scaled
 
 
 def build_optimizer(

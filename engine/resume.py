@@ -29,7 +29,8 @@ NEUTRAL_KEYS = frozenset(
         "train.trackers",
     }
 )
-# Under these, too, a run goes on as one that began under them.
+# Under these, too, a run goes on as one that began under them (but for the score of the old last
+# epoch where evaluate.every is above 1).
 FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.patience"}
 # Free where the checkpoint has digests of the data, by which they are compared instead.
 PLACES_OF_DATA = frozenset({"data.root"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -102,7 +103,7 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
     with ExitStack() as stack:
         with ranks.main_first():
             if ranks.is_main:
-                if resume and not path.is_dir():
+                if resume and not os.path.isdir(path):
                     raise InputError(f"{path}: there is no such run to --resume; check train.name")
                 stack.enter_context(_held(path))
                 for name in CHECKPOINTS:

@@ -55,6 +55,8 @@ class TrainState:
     Attributes:
         windows: statistics of the windows of losses that closed since the last log line, each
             ``step``, ``loss_mean`` and ``loss_std`` by name: written with the next line.
+        unlogged: the line of the last iteration of an epoch after which ``train.patience`` may end
+            the run; None where it was written anyway.
         average: the moving average of the weights, None without ``train.ema``.
     """
 
@@ -65,6 +67,7 @@ class TrainState:
     scaler: GradScaler
     progress: Progress = field(default_factory=Progress)
     windows: list[dict[str, Any]] = field(default_factory=list)
+    unlogged: dict[str, Any] | None = None
     average: AveragedWeights | None = None
 
     @property
@@ -93,6 +96,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
             "windows": self.windows,
+            "unlogged": self.unlogged,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -112,6 +116,7 @@ class TrainState:
                 self.scaler.load_state_dict(saved["scaler"])
             self.progress = Progress(**saved["progress"])
             self.windows = list(saved["windows"])
+            self.unlogged = saved.get("unlogged")
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 300, placeholder=" ...")  # torch's has a line a tensor
             raise InputError(

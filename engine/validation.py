@@ -77,13 +77,15 @@ class Validation:
 
     def examples(self, count: int) -> tuple[list[int], list[Pixels]]:
         """Rows and pixels (H, W, 3) of up to ``count`` sound images spread over the split."""
-        rows = sorted(set(np.linspace(0, len(self.annotations) - 1, count).astype(int).tolist()))
-        images = {}
+        images = len(self.annotations)
+        spread = np.linspace(0, images - 1, min(count, images))
+        rows = spread.astype(int).tolist()
+        sound = {}
         for row in rows:
             # where damaged images are not to be left out, the evaluation has ended before
             with suppress(DamagedImageError):
-                images[row] = self.images.read(row)
-        return list(images), list(images.values())
+                sound[row] = self.images.read(row)
+        return list(sound), list(sound.values())
 
     def _batches(self) -> Iterator[Batch]:
         shown = self.ranks.is_main and is_watched()

@@ -98,7 +98,9 @@ class WeightingConfig(BaseModel, extra="forbid", frozen=True):
     interval: int = Field(
         default=100,
         ge=2,
-        description="iterations in a window: statistics and updates come once in each",
+        le=1_000_000,
+        description="iterations in a window, whose losses are kept: statistics and updates come "
+        "once in each",
     )
     initial: tuple[_Weight, _Weight] = Field(
         default=(1.0, 1.0),

@@ -105,11 +105,11 @@ def _train(
 ) -> tuple[list[float], bool]:
     """The losses, and whether the last of them had grown."""
     batches = _endless(loader)
-    batch_size = config.global_batch(ranks.world_size)
+    total_batch = config.global_batch(ranks.world_size) * config.train.accumulate
     losses: list[float] = []
     for rate in rates:
         for group in state.optimizer.param_groups:
-            group["lr"] = applied_lr(config.train, rate, batch_size)
+            group["lr"] = applied_lr(config.train, rate, total_batch)
         loss = _step(state, [next(batches) for _ in range(config.train.accumulate)], config, ranks)
         if not math.isfinite(loss):
             return losses, True

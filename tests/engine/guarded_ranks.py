@@ -24,8 +24,8 @@ def diverge(ranks: Ranks) -> str:
     weight = torch.nn.Parameter(torch.ones(()))
     optimizer = build_optimizer("sgd", [weight], lr=0.1, momentum=0.9, weight_decay=0.0)
     guard = FiniteGuard(ranks, optimizer, ("a.jpg", "b.jpg"), at_once=True, remembered=1)
-    loss = torch.tensor(float("nan") if ranks.rank else 1.0)
-    guard.watch(Watched(5, (ranks.rank,), {"loss": loss}, lambda: "lr 0.1"))
+    losses = {"loss": torch.tensor(float("nan") if ranks.rank else 1.0)}
+    guard.watch(Watched(5, (ranks.rank,), losses, losses, lambda: "lr 0.1"))
     try:
         guard.check()
     except DivergenceError as error:

@@ -29,7 +29,8 @@ class Training:
             loss = self.weight * value
             self.guard.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
-            self.guard.watch(Watched(step, (step,), {"loss": loss.detach()}, lambda: "lr 0.1"))
+            losses = {"loss": loss.detach()}
+            self.guard.watch(Watched(step, (step,), losses, losses, lambda: "lr 0.1"))
             if self.guard.at_once:
                 self.guard.check()
             self.scaler.step(self.guard.optimizer)
@@ -61,6 +62,17 @@ def test_an_infinite_loss_is_found_too() -> None:
     optimizer = build_optimizer("sgd", [weight], lr=0.1, momentum=0.0, weight_decay=0.0)
     guard = FiniteGuard(ALONE, optimizer, FILES, at_once=True, remembered=1)
     losses = {"fine": torch.tensor(1.0), "bad": torch.tensor(float("inf"))}
-    guard.watch(Watched(7, (0, 3), losses, lambda: "lr 1"))
+    guard.watch(Watched(7, (0, 3), losses, losses, lambda: "lr 1"))
     with pytest.raises(DivergenceError, match=r"fine 1, bad inf; files: a\.jpg, d\.jpg"):
+        guard.check()
+
+
+def test_a_loss_that_its_weight_makes_infinite_is_found_too() -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = build_optimizer("sgd", [weight], lr=0.1, momentum=0.0, weight_decay=0.0)
+    guard = FiniteGuard(ALONE, optimizer, FILES, at_once=True, remembered=1)
+    losses = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    weighted = {"a": losses["a"] * 3e38, "b": losses["b"]}
+    guard.watch(Watched(7, (0,), losses, weighted, lambda: "lr 1"))
+    with pytest.raises(DivergenceError, match=r"a 2, b 3, times their weights: a inf, b 3; files"):
         guard.check()

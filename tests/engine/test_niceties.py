@@ -131,7 +131,10 @@ def test_the_last_windows_of_a_run_that_patience_ends_stand_in_its_last_line(
     assert [window["step"] for window in end["windows"]] == [8]
     run(config_of(values), resume=True)  # which trains nothing
     assert (folder / "metrics.jsonl").read_bytes() == before
-    values["train"]["patience"] = 2
+    values["train"]["name"] = "stopped in its last iteration"
+    run(config_of(values), StopAfter(10))
+    assert metrics(run(config_of(values), resume=True)) == metrics(folder)
+    values["train"] |= {"name": "run", "patience": 2}
     run(config_of(values), resume=True)
     longer = metrics(folder)
     values["train"]["name"] = "at_once"

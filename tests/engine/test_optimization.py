@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.optimization import applied_lr, build_optimizer, build_schedule
+from data.errors import InputError
+from engine.optimization import applied_lr, build_optimization, build_optimizer, build_schedule
 from engine.run_config import TrainConfig
 
 
@@ -29,14 +30,26 @@ def rates(kind: str = "milestones", total: int = 100, **options: object) -> list
 
 
 def test_lr_is_linear_in_the_total_batch() -> None:
-    assert applied_lr(TrainConfig(), 0.01, global_batch=8) == 0.01
-    assert applied_lr(TrainConfig(), 0.01, global_batch=2) == pytest.approx(0.0025)
-    assert applied_lr(TrainConfig(accumulate=2), 0.01, global_batch=16) == pytest.approx(0.04)
+    assert applied_lr(TrainConfig(), 0.01, total_batch=8) == 0.01
+    assert applied_lr(TrainConfig(), 0.01, total_batch=2) == pytest.approx(0.0025)
+    assert applied_lr(TrainConfig(), 0.01, total_batch=32) == pytest.approx(0.04)
+    with pytest.raises(InputError, match=r"train\.lr: 1e\+308 for a total batch of 80 images"):
+        applied_lr(TrainConfig(), 1e308, total_batch=80)
+
+
+@pytest.mark.parametrize(("accumulate", "batches", "expected"), [(2, 10, 0.02), (64, 3, 0.03)])
+def test_an_iteration_has_no_more_batches_than_an_epoch(
+    accumulate: int, batches: int, expected: float
+) -> None:
+    config = TrainConfig(accumulate=accumulate, warmup_iterations=0)
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer, _ = build_optimization(config, weights, [], batches, global_batch=8)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 def test_lr_is_left_under_adamw_and_where_it_shall_be() -> None:
-    assert applied_lr(TrainConfig(optimizer="adamw"), 0.01, global_batch=16) == 0.01
-    assert applied_lr(TrainConfig(scale_lr=False), 0.01, global_batch=16) == 0.01
+    assert applied_lr(TrainConfig(optimizer="adamw"), 0.01, total_batch=16) == 0.01
+    assert applied_lr(TrainConfig(scale_lr=False), 0.01, total_batch=16) == 0.01
 
 
 def test_warm_up_is_linear_from_the_factor_to_one() -> None:

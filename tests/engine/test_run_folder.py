@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import train
 from data.errors import InputError
 from engine import run_folder
 from engine.distributed import Ranks
+from engine.metrics_file import read_records
 from engine.run_folder import RunFolder, open_run_folder
 from engine.signals import StopRequest
 
@@ -101,10 +103,21 @@ def test_a_folder_with_any_checkpoint_is_refused_without_resume(left: str, tmp_p
         run(config_of(tiny(tmp_path)))
 
 
-def test_a_run_that_is_not_there_cannot_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "r" * 300])
+def test_a_run_that_is_not_there_cannot_go_on(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such run"):
-        run(config_of(tiny(tmp_path)), resume=True)
+        run(config_of(tiny(tmp_path, train={"name": name})), resume=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_lines_of_metrics_that_are_no_records_are_dropped_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = {"kind": "train", "step": 1, "epoch": 0}
+    lines = [json.dumps(record), "{}", "12", "null", '{"kind": "tra']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert list(read_records(tmp_path)) == [record]
+    assert caplog.text.count("a line that is no record, or not all of one, is dropped") == 4
 
 
 def test_a_run_begins_anew_over_one_that_was_killed_before_its_first_checkpoint(
