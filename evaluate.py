@@ -24,6 +24,7 @@ import torch
 from data.annotations import Annotations
 from data.build import build_annotations, known_classes
 from data.errors import InputError
+from engine.atomic_file import check_outputs
 from engine.coco_results import check_ids, write_coco_json
 from engine.comp4 import check_comp4, write_comp4
 from engine.config import load_config, split_words
@@ -46,6 +47,10 @@ def main() -> int:
     start_logging(None)
 
     def command(stop: StopRequest) -> None:
+        check_outputs(
+            [arguments.output, arguments.coco_results, arguments.picture],
+            [arguments.checkpoint, arguments.detections, arguments.config],
+        )
         if arguments.detections is not None:
             score_file(arguments)
         else:

@@ -6,7 +6,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,6 +40,18 @@ def write_atomically(
                 os.fsync(file.fileno())
             if previous not in (None, path) and path.exists():
                 link_atomically(path, previous)
+
+
+def check_outputs(
+    outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]
+) -> None:
+    """Raise InputError for an output that would take the place of an input."""
+    read = [path for path in inputs if path is not None and os.path.isfile(path)]
+    for output in outputs:
+        if output is not None and os.path.exists(output):
+            for path in read:
+                if os.path.samefile(output, path):
+                    raise InputError(f"{output}: is read here and would be replaced; name another")
 
 
 def link_atomically(path: Path, other: Path) -> None:

@@ -118,7 +118,7 @@ class Training:
                 self.evaluate()
             progress.evaluated = progress.epoch
             self.folder.save(self.state)
-        if progress.epoch < epochs and self.state.unlogged is not None:
+        if self.state.unlogged is not None:
             self.log_end(self.state.unlogged)
 
     def is_over(self) -> bool:
@@ -264,13 +264,16 @@ class Training:
         self.state.unlogged = None
 
     def end_epoch(self, iteration: Iteration) -> None:
-        """Write the line of an epoch's last iteration where the run ends; keep it where it may."""
+        """Write the line of an epoch's last iteration where the run ends, else keep it.
+
+        The run may end there all the same: by ``train.patience``, or resumed for fewer epochs.
+        """
+        self.guard.check()
+        record = self.record(iteration)
         if iteration.epoch == self.config.epochs - 1:
-            self.guard.check()
-            self.log_end(self.record(iteration))
-        elif self.config.patience is not None:
-            self.guard.check()
-            self.state.unlogged = self.record(iteration)
+            self.log_end(record)
+        else:
+            self.state.unlogged = record
 
     def log_end(self, record: dict[str, Any]) -> None:
         """Write the line of the last iteration, with the windows that no line has yet.

@@ -21,7 +21,8 @@ class MetricsFile:
     """Log lines (``"kind": "train"``) and evaluations (``"kind": "evaluation"``), flushed.
 
     Where the last iteration is no multiple of ``log_every``, its line has ``last_of``, the epochs
-    of the run that it ends; where patience ended the run it follows the evaluation.
+    of the run that it ends. It follows the evaluation where ``train.patience`` ended the run, or a
+    lower ``train.epochs`` than it began with.
 
     Args:
         folder: the run's.

@@ -127,6 +127,13 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             raise ValueError(f"{value!r} must be a plain folder name")
         return value
 
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_are_different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} names one twice; keep it once")
+        return value
+
     @field_validator("name", "output")
     @classmethod
     def _paths_are_possible(cls, value: str | None) -> str | None:

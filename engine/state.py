@@ -55,8 +55,8 @@ class TrainState:
     Attributes:
         windows: statistics of the windows of losses that closed since the last log line, each
             ``step``, ``loss_mean`` and ``loss_std`` by name: written with the next line.
-        unlogged: the line of the last iteration of an epoch after which ``train.patience`` may end
-            the run; None where it was written anyway.
+        unlogged: the line of an epoch's last iteration, for where the run ends after it; None where
+            it was written.
         average: the moving average of the weights, None without ``train.ema``.
     """
 

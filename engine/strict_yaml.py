@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,9 +72,22 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if re.fullmatch("[-+]?0[0-9_]+", node.value) or ":" in node.value:
+            raise _refused(
+                node,
+                f"{shown(node.value)} is a number to the base of 8 or 60 in YAML; write it without "
+                "0 before it and without colons, or quote the text",
+            )
         number: int = super().construct_yaml_int(node)
         if abs(number) >= LARGEST_NUMBER:
             raise _refused(node, f"the number {shown(node.value)} is too large")
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        if ":" in node.value:
+            problem = f"{shown(node.value)} is a number to the base of 60 in YAML; write it without"
+            raise _refused(node, f"{problem} colons, or quote the text")
+        number: float = super().construct_yaml_float(node)
         return number
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
@@ -84,6 +98,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
 _StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_yaml_str)
 
 

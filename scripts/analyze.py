@@ -41,7 +41,7 @@ from data.image_files import open_images
 from data.images import DamagedImageError
 from data.loading import build_eval_loader
 from data.target import Batch
-from engine.atomic_file import write_atomically
+from engine.atomic_file import check_outputs, write_atomically
 from engine.coco_engines import Engine, check_engine
 from engine.config import Config, load_config, split_words
 from engine.detections import Detections
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files, overrides = split_words(options.words)
     if not 1 <= len(files) <= 2:
         raise InputError("name one or two checkpoints or files of detections")
+    if not options.no_report:
+        check_outputs([options.output], [*files, options.config])
     split, runs = look(files, overrides, options)
     result = analyze(split, runs, options)
     # before the report, so that a place that cannot be written costs no numbers

@@ -169,6 +169,22 @@ def test_results_of_a_split_without_one_of_the_categories_are_scored_as_they_wer
     assert json.loads(outputs[1].read_text())["voc"] == written
 
 
+def test_an_output_that_is_an_input_is_refused(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = Path(shutil.copy(trained / "last.pt", tmp_path))
+    (tmp_path / "link").symlink_to(checkpoint)
+    before = checkpoint.read_bytes()
+    for option in ("--output", "--coco-results", "--picture"):
+        for output in (checkpoint, tmp_path / "link"):
+            assert call(monkeypatch, checkpoint, option, output) == 2
+            assert f"{output}: is read here and would be replaced" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+
+
 def test_names_that_comp4_files_cannot_hold_are_refused_before_the_evaluation(
     trained: Path,
     tmp_path: Path,

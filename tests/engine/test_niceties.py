@@ -134,7 +134,13 @@ def test_the_last_windows_of_a_run_that_patience_ends_stand_in_its_last_line(
     values["train"]["name"] = "stopped in its last iteration"
     run(config_of(values), StopAfter(10))
     assert metrics(run(config_of(values), resume=True)) == metrics(folder)
-    values["train"] |= {"name": "run", "patience": 2}
+    values["train"] |= {"name": "of fewer epochs", "patience": None}
+    run(config_of(values), StopAfter(10))
+    values["train"]["epochs"] = 2
+    assert {"last_of": 2, "step": 10}.items() <= metrics(run(config_of(values), resume=True))[
+        -1
+    ].items()
+    values["train"] |= {"name": "run", "patience": 2, "epochs": 9}
     run(config_of(values), resume=True)
     longer = metrics(folder)
     values["train"]["name"] = "at_once"

@@ -398,6 +398,16 @@ def test_a_missing_train_split_only_takes_class_names(
     assert set(json.loads(capsys.readouterr().out)["classes"]) == set(CLASSES)
 
 
+def test_a_report_does_not_replace_what_it_is_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    before = checkpoint.read_bytes()
+    assert main([str(checkpoint), "--output", str(checkpoint)]) == 2
+    assert "is read here and would be replaced; name another" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
