@@ -77,6 +77,7 @@ def build_state(
     """
     detector = _build_detector(config, classes, ranks, saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
+    _tell_updates(config, batches_per_epoch)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),
@@ -159,3 +160,20 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
     if weighting.differentiates:  # a recorded pass has one backward pass
         run_as_written(detector)
     return weighting
+
+
+def _tell_updates(config: Config, batches_per_epoch: int) -> None:
+    """Say how often a rule that waits for whole windows can set its weights: a run may be short."""
+    if config.loss.weighting.type not in ("alwa", "dwa"):
+        return
+    iterations = config.train.epochs * math.ceil(batches_per_epoch / config.train.accumulate)
+    interval = config.loss.weighting.interval
+    updates = iterations // interval
+    log.log(
+        logging.INFO if updates else logging.WARNING,
+        "loss.weighting: %s can set its weights %d times (%d iterations, interval %d)",
+        config.loss.weighting.type,
+        updates,
+        iterations,
+        interval,
+    )

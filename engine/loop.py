@@ -21,7 +21,7 @@ from data.loading import TrainLoader
 from data.target import Batch
 from engine.detections import Detections
 from engine.distributed import Ranks
-from engine.divergence import FiniteGuard, Watched
+from engine.divergence import DivergenceError, FiniteGuard, Watched
 from engine.drawing import draw_pair
 from engine.evaluator import check_best, headline_scores
 from engine.freezing import Freezing
@@ -113,11 +113,11 @@ class Training:
         while not self.is_over():
             if progress.epoch == progress.evaluated:
                 self.train_epoch()
-                self.folder.save(self.state)
+                self.save()
             if progress.epoch % self.evaluate_every == 0 or progress.epoch == epochs:
                 self.evaluate()
             progress.evaluated = progress.epoch
-            self.folder.save(self.state)
+            self.save()
         if self.state.unlogged is not None:
             self.log_end(self.state.unlogged)
 
@@ -309,12 +309,27 @@ class Training:
         every = self.config.checkpoint_every
         if stop or (every and self.state.progress.step % every == 0):
             self.guard.check()
-            self.folder.save(self.state)
+            self.save()
         if stop:
             # torchrun ends the ranks that are left as soon as one has ended: none may before the
             # main one has saved.
             self.ranks.wait()
             raise Stopped(self.stop.signal_number or signal.SIGTERM)
+
+    def save(self) -> None:
+        """Save a checkpoint. One of weights that are no numbers would replace the last good one.
+
+        Raises:
+            DivergenceError: on every rank, where the update after finite losses made such weights.
+        """
+        (spoiled,) = self.ranks.any(not self.state.is_finite())
+        if spoiled:
+            raise DivergenceError(
+                f"step {self.state.progress.step}: the weights are not finite after it, though its "
+                "losses were: a gradient overflowed; it is not saved. Lower train.lr or set "
+                "train.clip_gradients"
+            )
+        self.folder.save(self.state)
 
 
 def describe_weights(iteration: Iteration) -> str:

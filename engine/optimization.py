@@ -49,6 +49,14 @@ def build_optimization(
         weighting_parameters,
     )
     iterations = math.ceil(batches_per_epoch / config.accumulate)
+    if config.warmup_iterations >= config.epochs * iterations:
+        log.warning(
+            "train.warmup_iterations: %d, but the run has %d iterations: lr never comes to %g; "
+            "lower it, or train longer",
+            config.warmup_iterations,
+            config.epochs * iterations,
+            lr,
+        )
     schedule = build_schedule(
         optimizer,
         config.schedule,

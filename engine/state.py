@@ -80,6 +80,12 @@ class TrainState:
         if self.average is not None:
             self.average.follow(self.detector, self.progress.step)
 
+    def is_finite(self) -> bool:
+        """Whether all that is learned is numbers, statistics of norms included."""
+        values = [*self.detector.state_dict().values(), *self.weighting.parameters()]
+        numbers = [value for value in values if value.is_floating_point() and value.numel()]
+        return bool(nn.utils.get_total_norm(numbers, float("inf")).isfinite())
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types only.
 

@@ -37,6 +37,15 @@ def test_lr_is_linear_in_the_total_batch() -> None:
         applied_lr(TrainConfig(), 1e308, total_batch=80)
 
 
+@pytest.mark.parametrize("iterations", [4, 5])
+def test_a_warm_up_that_the_run_does_not_outlast_is_told(
+    iterations: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(epochs=iterations, warmup_iterations=4)
+    build_optimization(config, [torch.nn.Parameter(torch.zeros(1))], [], 1, global_batch=8)
+    assert ("the run has 4 iterations: lr never comes to 0.01" in caplog.text) == (iterations == 4)
+
+
 @pytest.mark.parametrize(("accumulate", "batches", "expected"), [(2, 10, 0.02), (64, 3, 0.03)])
 def test_an_iteration_has_no_more_batches_than_an_epoch(
     accumulate: int, batches: int, expected: float

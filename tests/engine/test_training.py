@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from runs import backbone_file, config_of, metrics, run, tiny
+from runs import ALONE, backbone_file, config_of, metrics, run, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.build import build_annotations
 from data.errors import InputError
+from data.target import Batch
+from engine.build import build_state
 from engine.checkpoint import load_checkpoint
 from engine.divergence import DivergenceError
+from engine.loop import Iteration, Training
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +174,44 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     last_step = metrics(tmp_path / "run")[-1]["step"]
     assert f"step {last_step}," in message  # the step after it is the one that failed
     assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == last_step
+
+
+@pytest.mark.parametrize(("interval", "level", "updates"), [(3, "INFO", 3), (11, "WARNING", 0)])
+def test_how_often_alwa_can_act_is_told(
+    tmp_path: Path,
+    interval: int,
+    level: str,
+    updates: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    config = config_of(tiny(tmp_path, loss={"weighting": {"interval": interval}}))
+    build_state(config, ("a",), 5, ALONE)
+    (record,) = [each for each in caplog.records if "can set its weights" in each.message]
+    assert record.levelname == level
+    assert f"alwa can set its weights {updates} times (10 iterations" in record.message
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_are_no_numbers_after_the_last_update_are_not_saved(
+    tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their losses were finite, and none comes after them in this epoch that would tell."""
+    values = tiny(tmp_path, train={"checkpoint_every": every, "pictures": 0})
+    step = Training.train_step
+
+    def spoil(training: Training, batches: Sequence[Batch]) -> Iteration:
+        iteration = step(training, batches)
+        if training.state.progress.step == 9:
+            next(training.state.detector.parameters()).data[0] = torch.nan
+        return iteration
+
+    monkeypatch.setattr(Training, "train_step", spoil)
+    with pytest.raises(DivergenceError, match="step 10: the weights are not finite after it"):
+        run(config_of(values))
+    saved = load_checkpoint(tmp_path / "run/last.pt")
+    assert saved["progress"]["step"] == (9 if every else 5)
+    assert all(value.isfinite().all() for value in saved["detector"].values())
 
 
 def test_two_accumulated_batches_are_one_batch_of_twice_the_size(tmp_path: Path) -> None:
