@@ -49,7 +49,8 @@ class Backbone(BackboneWithFPN):
 
     ``norm_eps`` travels with the state dict: torchvision's published detectors were trained with
     an eps of 0, and a checkpoint made from one must be read with it. The entry is there only
-    where it differs from 1e-5, so that the keys otherwise are torchvision's.
+    where it differs from 1e-5, so that the keys otherwise are torchvision's. An eps that was asked
+    for stays, whatever is loaded.
 
     Args:
         body: the network.
@@ -58,6 +59,7 @@ class Backbone(BackboneWithFPN):
         extra: makes the maps beyond the network's last one.
         trained_stages: how many stages are trained, counted from the last.
         fpn_norm: normalization in the pyramid.
+        norm_eps: eps of the network's norms; None: 1e-5, or that of the state that is loaded.
 
     Attributes:
         levels: as given.
@@ -72,6 +74,7 @@ class Backbone(BackboneWithFPN):
         extra: ExtraFPNBlock | None,
         trained_stages: int,
         fpn_norm: str,
+        norm_eps: float | None,
     ) -> None:
         chosen = _choose_outputs(body, levels)
         super().__init__(
@@ -90,7 +93,10 @@ class Backbone(BackboneWithFPN):
         self.frozen_layers = tuple(name for stage in frozen for name in stage)
         for name in self.frozen_layers:
             self.body[name].requires_grad_(False)
+        self._eps_is_given = norm_eps is not None
         self._norm_eps = DEFAULT_EPS
+        if norm_eps is not None:
+            self.norm_eps = norm_eps
 
     @property
     def norm_eps(self) -> float:
@@ -124,7 +130,7 @@ class Backbone(BackboneWithFPN):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         eps = state_dict.pop(prefix + "norm_eps", None)
-        if eps is not None:
+        if eps is not None and not self._eps_is_given:
             self.norm_eps = float(eps)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -185,7 +191,7 @@ def build_backbone(
         channels: the width of the pyramid.
         trainable_stages: 0 to 5, counted from the last; 5 is the whole network.
         norm: a name of ``detector.norm``; ``fpn_norm`` likewise, or ``none``.
-        norm_eps: eps of the network's norms, by default 1e-5.
+        norm_eps: see ``Backbone``.
         coarse: what levels beyond 5 are made from: ``p5`` or ``c5`` by convolutions, as in
             RetinaNet, or ``max_pool`` as in Faster R-CNN.
         relu_before_p7: a ReLU between P6 and P7.
@@ -193,10 +199,8 @@ def build_backbone(
     body = _mobilenet(norm) if name == "mobilenet_v3_large" else _resnet(name, norm)
     extra = _coarse_levels(coarse, levels[-1], body.outputs[-1][2], channels, relu_before_p7)
     stages = len(body.stages) if trainable_stages == 5 else trainable_stages
-    backbone = Backbone(body, levels, channels, extra, stages, fpn_norm)
+    backbone = Backbone(body, levels, channels, extra, stages, fpn_norm, norm_eps)
     fold_norms(backbone.body)
-    if norm_eps is not None:
-        backbone.norm_eps = norm_eps
     return backbone.train()
 
 

@@ -53,6 +53,19 @@ class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batch of one process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            raise InputError(
+                "batch norm has one value a channel to average, a map of one pixel in a batch of "
+                "one image: raise data.batch_size or data.image_size, or set detector.norm, "
+                "detector.fpn_norm and detector.retinanet.head_norm to others"
+            )
+        return super().forward(x)
+
+
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Batch norm over the batches of all processes; it needs GPUs to train on."""
 
@@ -88,7 +101,7 @@ def group_norm_of_coarse_maps(channels: int, eps: float = DEFAULT_EPS) -> nn.Gro
 NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "frozen_stats": FrozenStatsBatchNorm2d,
-    "batch": nn.BatchNorm2d,
+    "batch": BatchNorm2d,
     "group": group_norm,
     "sync": SyncBatchNorm2d,
 }

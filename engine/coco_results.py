@@ -140,7 +140,11 @@ def _look_up(
     entry: Mapping[str, Any], key: str, known: Mapping[int, int], where: str, cure: str
 ) -> int:
     value = whole_number(entry.get(key))
-    if value is None or value not in known:
+    if value is None:
+        raise InputError(
+            f"{where}: {key} {shown(entry.get(key))} must be a whole number; write one"
+        )
+    if value not in known:
         raise InputError(f"{where}: {key} {shown(entry.get(key))} is not in the data; {cure}")
     return known[value]
 

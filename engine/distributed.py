@@ -181,9 +181,16 @@ def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     torchrun ends the others.
 
     Raises:
-        InputError: the device is not there, or there are more ranks than GPUs.
+        InputError: the device is not there, there are more ranks than GPUs, or what started them
+            is not torchrun.
     """
     size, rank = world_size(), _rank()
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and lacking:
+        raise InputError(
+            f"WORLD_SIZE is {size}, but {lacking[0]} is not set: start with torchrun, or unset "
+            "WORLD_SIZE"
+        )
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
         yield Ranks(0, 1, chosen)

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 
 from data.errors import InputError
 from engine.atomic_file import link_atomically, remove_unfinished, write_atomically
-from engine.checkpoint import load_latest, save_checkpoint
+from engine.checkpoint import RESUMED, load_latest, save_checkpoint
 from engine.config import Config, dump_config
 from engine.distributed import Ranks
 from engine.evaluator import write_metrics
 from engine.state import TrainState
 
-CHECKPOINTS = ("last.pt", "previous.pt", "best.pt")
+CHECKPOINTS = (*RESUMED, "best.pt")
 LOG = "train.log"
 LOCK_PAUSES = (0.1, 0.4, 1.0)  # seconds
 
@@ -110,10 +110,10 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
                     remove_unfinished(path / name)
                 # Only now: a run that was training there may have saved before it ended.
                 if holds_checkpoint(path) and not (resume or requeue):
-                    raise InputError(
-                        f"{path}: already holds a checkpoint; go on with --resume, or choose "
-                        "another train.name or train.output"
-                    )
+                    cure = "choose another train.name or train.output"
+                    if any((path / name).exists() for name in RESUMED):
+                        cure = f"go on with --resume, or {cure}"
+                    raise InputError(f"{path}: already holds a checkpoint; {cure}")
         yield path
 
 

@@ -185,13 +185,6 @@ class LossWeighting(nn.Module):
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        for key, own in self._identity().items():
-            # A state that does not have the key was saved before the key was.
-            if state.get(key, own) != own:
-                raise ValueError(
-                    f"this state was saved with {key} {state.get(key)!r}, but this weighting has "
-                    f"{own!r}: build it with the same {key}, or start without the state"
-                )
         self.position = state["position"]
         self.windows_completed = state["windows_completed"]
         self._micro_batches = 0
@@ -207,11 +200,23 @@ class LossWeighting(nn.Module):
             "interval": self.interval,
         }
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _check_identity(self, state: Mapping[str, Any]) -> None:
+        for key, own in self._identity().items():
+            # A state that does not have the key was saved before the key was.
+            if state.get(key, own) != own:
+                raise ValueError(
+                    f"this state was saved with {key} {state.get(key)!r}, but this weighting has "
+                    f"{own!r}: build it with the same {key}, or start without the state"
+                )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self._check_identity(state_dict.get(f"{prefix}_extra_state", {}))  # before it is loaded
         # It writes into the buffers, and the backward pass of the last call reads the old ones.
         for name, buffer in self.named_buffers(recurse=False):
             setattr(self, name, buffer.clone())
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._applied = self.lambdas
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:

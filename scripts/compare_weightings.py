@@ -90,7 +90,14 @@ def read_recording(path: Path) -> dict[str, list[float]]:
     if path.suffix == ".json":
         return _read_json(path)
     curves = read_curves(path)
-    rows = zip(PAIR["head"], pair_of(curves, path), strict=True)
+    rows = list(zip(PAIR["head"], pair_of(curves, path), strict=True))
+    for _, loss in rows:
+        apart = int(np.diff(curves[f"loss/{loss}"].steps).max(initial=1))
+        if apart > 1:
+            raise InputError(
+                f"{path}: its log lines are up to {apart} iterations apart; every iteration is "
+                "needed: train with train.log_every=1"
+            )
     return {name: curves[f"loss/{loss}"].values.tolist() for name, loss in rows}
 
 

@@ -51,12 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
-    (tune_lr if options.what == "lr" else tune_batch)(config, options)
-    return 0
+    return (tune_lr if options.what == "lr" else tune_batch)(config, options)
 
 
-def tune_lr(config: Config, options: argparse.Namespace) -> None:
-    """The range test."""
+def tune_lr(config: Config, options: argparse.Namespace) -> int:
+    """The range test; the exit code."""
     if not 0 < options.lowest < options.highest:
         raise InputError("--lowest must be above 0 and below --highest")
     if options.iterations < FEWEST:
@@ -81,10 +80,11 @@ def tune_lr(config: Config, options: argparse.Namespace) -> None:
         save_figure(draw(test), picture)
         if not options.json:
             print(f"written: {picture}")
+    return 0
 
 
-def tune_batch(config: Config, options: argparse.Namespace) -> None:
-    """The largest batch."""
+def tune_batch(config: Config, options: argparse.Namespace) -> int:
+    """The largest batch; the exit code, 1 where not even one image fits."""
     if options.memory is not None and not options.memory > 0:
         raise InputError("--memory must be above 0")
     annotations = build_annotations(config.data, config.data.train, check_images=False)
@@ -115,7 +115,7 @@ def tune_batch(config: Config, options: argparse.Namespace) -> None:
             "trials": [trial.as_dict() for trial in trials],
         }
         print(json.dumps(result))
-        return
+        return int(largest is None)
     rows = [
         [trial.batch, trial.gib, trial.images_per_second]
         for trial in sorted(trials, key=lambda trial: trial.batch)
@@ -123,11 +123,12 @@ def tune_batch(config: Config, options: argparse.Namespace) -> None:
     print(format_table(["batch", "GiB", "images/s"], rows))
     if largest is None or fastest is None:
         print(f"not even one image fits into {limit:.1f} GiB: lower data.image_size")
-        return
+        return 1
     print(
         f"\nlargest within {limit:.1f} GiB: data.batch_size={largest}; fastest: {fastest.batch} "
         f"({fastest.images_per_second:.1f} images/s)"
     )
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

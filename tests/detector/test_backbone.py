@@ -228,6 +228,21 @@ def test_an_eps_of_zero_survives_the_state_dict(norm: str) -> None:
     assert {m.eps for m in restored.body.modules() if isinstance(m, kinds)} == {0.0}
 
 
+def test_an_eps_that_was_asked_for_stays_when_a_state_is_loaded() -> None:
+    backbone = small(norm_eps=1e-5)
+    backbone.load_state_dict(small(norm_eps=1e-3).state_dict())
+    assert backbone.norm_eps == 1e-5
+    assert "norm_eps" not in backbone.state_dict()
+
+
+def test_batch_norm_of_one_value_is_refused_in_words() -> None:
+    backbone = small(norm="batch", levels=(3, 4, 5))
+    with pytest.raises(InputError, match=r"raise data\.batch_size or data\.image_size, or set"):
+        backbone(torch.zeros(1, 3, 32, 32))
+    assert backbone(torch.zeros(2, 3, 32, 32))["2"].shape == (2, 8, 1, 1)
+    assert backbone.eval()(torch.zeros(1, 3, 32, 32))["2"].shape == (1, 8, 1, 1)
+
+
 def test_the_usual_eps_leaves_no_trace_in_the_state_dict() -> None:
     assert not [name for name in small().state_dict() if "eps" in name]
     assert small(norm_eps=1e-3).state_dict()["norm_eps"] == 1e-3

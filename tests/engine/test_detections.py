@@ -187,7 +187,7 @@ def mask_of(counts: object, size: object = (100, 120)) -> dict[str, object]:
         (f"[{'[' * 900}{']' * 900}]", "entry 0"),
         (changed(image_id=8), "entry 1 .* image_id 8"),
         (changed(image_id=None), "entry 1 .* image_id None"),
-        (changed(image_id="7"), "entry 1 .* image_id '7'"),
+        (changed(image_id="7"), "entry 1 .* image_id '7' must be a whole number"),
         (changed(image_id=7.5), "entry 1 .* image_id 7.5"),
         (changed(image_id=[7]), "entry 1 .* image_id"),
         (changed(image_id=10**400), "entry 1 .* image_id 1000"),

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from runs import ROOT
 
+from data.errors import InputError
+from engine.distributed import start_ranks
+
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -61,3 +64,14 @@ def test_ranks_that_find_different_checkpoints_are_refused_on_all(
         refusal, step = answer["resume"]
         assert "the ranks found last.pt of step 7, last.pt of step 4" in refusal
         assert step == 7
+
+
+def test_ranks_that_torchrun_did_not_start_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(InputError, match="WORLD_SIZE is 2, but RANK is not set"),
+        start_ranks("cpu"),
+    ):
+        raise AssertionError

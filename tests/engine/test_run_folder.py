@@ -99,8 +99,9 @@ def test_a_folder_with_any_checkpoint_is_refused_without_resume(left: str, tmp_p
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / left).touch()
-    with pytest.raises(InputError, match="already holds a checkpoint"):
+    with pytest.raises(InputError, match="already holds a checkpoint") as refused:
         run(config_of(tiny(tmp_path)))
+    assert ("go on with --resume" in str(refused.value)) == (left != "best.pt")
 
 
 @pytest.mark.parametrize("name", ["run", "r" * 300])

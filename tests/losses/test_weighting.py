@@ -260,8 +260,12 @@ def test_the_state_moves_with_the_module(build: Build) -> None:
 def test_a_state_of_another_weighting_is_refused(
     saved: LossWeighting, loading: LossWeighting, message: str
 ) -> None:
+    names = [name for pair in saved.pairs.values() for name in pair]
+    saved({name: torch.tensor(3.0) for name in names})
+    before = {name: value.clone() for name, value in loading.named_buffers()}
     with pytest.raises(ValueError, match=message):
         loading.load_state_dict(saved.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in loading.named_buffers())
 
 
 @pytest.mark.parametrize("update", ["replace", "multiplicative", "unweighted", None])

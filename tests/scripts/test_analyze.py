@@ -411,23 +411,6 @@ def test_a_report_does_not_replace_what_it_is_of(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--resamples=0", "--resamples: '0' is no whole number of at least 1"),
-        ("--seed=-1", "--seed: '-1' is no whole number of at least 0"),
-        ("--worst=-1", "--worst: '-1' is no whole number of at least 0"),
-        ("--threshold=nan", "--threshold: 'nan' is no score between 0 and 1"),
-    ],
-)
-def test_numbers_with_which_nothing_can_be_computed_are_refused(
-    words: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["last.pt", words])
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
         (["evaluate.iou=0.7"], "evaluate.iou: 0.7, but"),
         (["evaluate.engine=hotcoco"], "evaluate.engine: hotcoco cannot be imported"),
     ],

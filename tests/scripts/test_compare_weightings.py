@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_studies import recorded_run
 
+from data.errors import InputError
 from scripts.curves import PAIRS
 from scripts.figures import save_figure
 
@@ -48,13 +49,23 @@ def test_every_rule_meets_the_recorded_losses_and_gradients(compare: ModuleType)
 
 def test_a_run_is_read_from_its_log_lines(compare: ModuleType, tmp_path: Path) -> None:
     for name, pair in {"one": PAIRS[0], "two": PAIRS[1]}.items():
-        folder = recorded_run(tmp_path / name, pair, lines=3)  # and a line that is being written
+        folder = recorded_run(
+            tmp_path / name, pair, lines=3, every=1
+        )  # and a line that is being written
         expected = {
             "cls": [2.0, 1.0, pytest.approx(2 / 3)],
             "box": [1.0, 0.5, pytest.approx(1 / 3)],
         }
         assert compare.read_recording(folder) == expected
         assert compare.read_recording(folder / "metrics.jsonl") == expected
+
+
+def test_a_run_that_did_not_log_every_iteration_is_refused(
+    compare: ModuleType, tmp_path: Path
+) -> None:
+    folder = recorded_run(tmp_path / "run", PAIRS[0], every=20)
+    with pytest.raises(InputError, match=r"up to 20 iterations apart; .* train\.log_every=1"):
+        compare.read_recording(folder)
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])

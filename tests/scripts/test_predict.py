@@ -128,15 +128,6 @@ def test_folders_behind_links_are_looked_at_and_hidden_files_are_not(
         assert list(json.loads(capsys.readouterr().out)["images"]) == ["a.png", "link/b.png"]
 
 
-@pytest.mark.parametrize("threshold", ["nan", "50", "-0.1", "half"])
-def test_a_threshold_that_no_score_has_is_refused(
-    threshold: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["last.pt", "a.png", f"--threshold={threshold}"])
-    assert f"{threshold!r} is no score between 0 and 1" in capsys.readouterr().err
-
-
 def test_one_name_with_two_endings_is_two_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

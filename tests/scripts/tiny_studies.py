@@ -38,21 +38,23 @@ def finish(study: Study, runs: Path, labels: dict[str, str], seed: int, score: f
     folder = run.folder(runs)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(run.config.model_dump(mode="json")))
-    (folder / "metrics.jsonl").write_text(json.dumps({"kind": "evaluation", "step": 400}) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"kind": "evaluation", "step": 400, "epoch": 1}) + "\n"
+    )
     write_record(folder, {"trained": True, "seconds": 60.0 + seed, "machine": "2 cores"})
     scores_file(folder, "val").write_text(json.dumps({"voc": {"area": {"mAP": score}}}))
     return folder
 
 
-def recorded_run(folder: Path, pair: tuple[str, str], lines: int = 20) -> Path:
+def recorded_run(folder: Path, pair: tuple[str, str], lines: int = 20, every: int = 4) -> Path:
     """A run under way: its last line is not complete."""
     folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text(log_of(pair, lines) + '{"kind": "tra')
+    (folder / "metrics.jsonl").write_text(log_of(pair, lines, every=every) + '{"kind": "tra')
     return folder
 
 
-def log_of(pair: tuple[str, str], lines: int, late_weight: float = 1.0) -> str:
-    """The log of losses that fall, a line and a window every four iterations.
+def log_of(pair: tuple[str, str], lines: int, late_weight: float = 1.0, every: int = 4) -> str:
+    """The log of losses that fall, a line and a window ``every`` so many iterations.
 
     Args:
         late_weight: of the first loss in the second half of the lines; all others are 1.
@@ -61,10 +63,10 @@ def log_of(pair: tuple[str, str], lines: int, late_weight: float = 1.0) -> str:
     for line in range(1, lines + 1):
         values = dict(zip(pair, (2.0 / line, 1.0 / line), strict=True))
         weights = {pair[0]: late_weight if 2 * line > lines else 1.0, pair[1]: 1.0}
-        window = {"step": 4 * line, "loss_mean": values, "loss_std": values}
+        window = {"step": every * line, "loss_mean": values, "loss_std": values}
         record = {
             "kind": "train",
-            "step": 4 * line,
+            "step": every * line,
             "epoch": 0,
             "lr": 0.1,
             "loss": values,
