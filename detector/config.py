@@ -107,7 +107,7 @@ class RetinaNetConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         default=True, description="the best anchors of each object are positive whatever their IoU"
     )
     focal_alpha: Fraction = Field(default=0.25, description="focal loss: the weight of positives")
-    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+    focal_gamma: Annotated[float, Field(ge=0, le=100)] = Field(
         default=2.0, description="focal loss: the exponent by which easy examples count less"
     )
     topk_candidates: Count = Field(
@@ -230,9 +230,10 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     )
     norm_eps: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="eps of the backbone's normalization; null: 1e-5, or 0 where torchvision's "
-        "COCO_V1 detectors were trained with 0; 0 is for the frozen ones. A ResNet-50 detector "
-        "that you trained with torchvision, frozen norms and 91 rows looks like one of those: 1e-5",
+        description="eps of the backbone's normalization; null: that of the weights or the "
+        "checkpoint, 1e-5, or 0 where torchvision's COCO_V1 detectors were trained with 0; 0 is "
+        "for the frozen ones. A ResNet-50 detector that you trained with torchvision, frozen norms and "
+        "91 rows looks like one of those: 1e-5",
     )
     fpn_channels: Count = Field(
         default=256, description="width of the pyramid and of the heads on it"

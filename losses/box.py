@@ -57,7 +57,7 @@ def smooth_l1_loss(
         input: predictions of any shape.
         target: of the same shape; broadcasting is refused.
         reduction: ``none``, ``mean`` or ``sum``; the mean of no elements is 0.
-        beta: where the two pieces meet; 0 gives the L1 loss.
+        beta: where the two pieces meet; 0, and what is too small to divide by, gives the L1 loss.
 
     Raises:
         ValueError: for different shapes, an unknown reduction or a negative beta.
@@ -67,10 +67,10 @@ def smooth_l1_loss(
     >>> smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.zeros(2), reduction="none")
     tensor([0.1250, 2.5000])
     """
-    if not beta >= 0:
+    if not 0 <= beta <= torch.finfo(torch.float32).max:
         raise ValueError(f"Invalid beta {beta}; choose a number that is not negative")
     distance = _distance(input, target)
-    if beta == 0:
+    if beta < torch.finfo(distance.dtype).tiny:  # by which nothing can be divided
         return reduce_loss(distance, reduction)
     # With s = min(d, beta): d²/2β below beta and d - β/2 above, in one expression without overflow.
     squared_part = distance.clamp(max=beta)

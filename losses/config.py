@@ -34,7 +34,7 @@ class BoxLossConfig(BaseModel, extra="forbid", frozen=True):
     beta: float = Field(
         default=1.0,
         ge=0,
-        allow_inf_nan=False,
+        le=1e6,
         description="smooth_l1 is squared below this difference and linear above it",
     )
 

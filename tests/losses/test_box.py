@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -75,7 +76,7 @@ def test_iou_losses_equal_torchvision_on_integer_boxes_that_touch(loss: BoxLoss)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0, 3.0])
+@pytest.mark.parametrize("beta", [0.0, 1e-46, 1e-40, 1 / 9, 1.0, 3.0])
 def test_smooth_l1_equals_torch(beta: float, reduction: str) -> None:
     first, second = random_boxes(100, 2, seed=0), random_boxes(100, 2, seed=1)
     ours = value_and_gradients(smooth_l1_loss, first, second, beta=beta, reduction=reduction)
@@ -353,9 +354,10 @@ def test_boxes_need_four_coordinates(loss: BoxLoss) -> None:
         loss(torch.zeros(3, 5), torch.zeros(3, 5))
 
 
-def test_a_negative_beta_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Invalid beta -1\.0"):
-        smooth_l1_loss(torch.zeros(3), torch.zeros(3), beta=-1.0)
+@pytest.mark.parametrize("beta", [-1.0, 1e39, float("nan")])
+def test_a_beta_that_is_none_is_refused(beta: float) -> None:
+    with pytest.raises(ValueError, match=f"Invalid beta {re.escape(str(beta))}"):
+        smooth_l1_loss(torch.zeros(3), torch.zeros(3), beta=beta)
 
 
 def test_every_box_loss_is_listed_by_name() -> None:
