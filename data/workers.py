@@ -7,12 +7,15 @@ it is killed they end with it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -27,6 +30,7 @@ from data.target import Batch
 
 log = logging.getLogger(__name__)
 
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _LEFT_TO_THE_PARENT = (signal.SIGTERM, signal.SIGINT)
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid")
 
@@ -164,9 +168,22 @@ def _settle_worker(worker: int) -> None:  # noqa: ARG001
         signal_at_parents_end(signal.SIGKILL, parent.pid)
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_end_without_sending)  # type: ignore[attr-defined]
     cv2.setNumThreads(0)  # one process per core is already there
     cv2.ocl.setUseOpenCL(False)
     torch.set_num_threads(1)
+
+
+def _end_without_sending(error: Exception, answer: object) -> None:  # noqa: ARG001
+    """What a worker cannot send is lost to the training process, which would wait for it for ever.
+
+    So the worker ends, which is noticed there.
+    """
+    text = f"a process that loads data cannot send its batch: {error}"
+    if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+        text += "; raise the limit (ulimit -n), or lower data.workers"
+    os.write(2, f"{text}\n".encode())
+    os._exit(1)
 
 
 def _end_workers(loader: DataLoader[Any]) -> None:

@@ -232,8 +232,8 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         default=None,
         description="eps of the backbone's normalization; null: that of the weights or the "
         "checkpoint, 1e-5, or 0 where torchvision's COCO_V1 detectors were trained with 0; 0 is "
-        "for the frozen ones. A ResNet-50 detector that you trained with torchvision, frozen norms and "
-        "91 rows looks like one of those: 1e-5",
+        "for the frozen ones. A ResNet-50 detector that you trained with torchvision, frozen norms "
+        "and 91 rows looks like one of those: 1e-5",
     )
     fpn_channels: Count = Field(
         default=256, description="width of the pyramid and of the heads on it"

@@ -68,12 +68,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such checkpoint") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name last.pt or best.pt of a run") from None
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: is refused: {refused_content(error)}") from None
     except InputError:
         raise
     except Exception as error:  # zipfile and torch raise a dozen types for damaged bytes
-        raise InputError(f"{path}: not a readable checkpoint: {error}") from None
+        raise InputError(
+            f"{path}: not a readable checkpoint: {error}; name last.pt or best.pt of a run"
+        ) from None
     if not isinstance(contents, dict) or any(key not in contents for key in KEYS):
         raise InputError(
             f"{path}: not a checkpoint of this program (it has no {', '.join(KEYS)}); "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import posixpath
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from data.annotations import NO_CATEGORY, Annotations
-from data.coco_columns import whole_number
+from data.coco_columns import ENOUGH_TO_JUDGE, whole_number
 from data.errors import InputError, shown, some_of, unreadable
 from data.run_lengths import described_pixels
 from engine.atomic_file import write_atomically
@@ -89,10 +90,12 @@ def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
     Raises:
         InputError: the file cannot be read or is no such list; an entry has an unknown image or
             category id, a number that is not finite or out of all proportion, a damaged mask;
+            the index beside it calls an image or a class otherwise than the data;
             several splits whose ids contradict each other.
     """
     check_ids(path, annotations)
     entries = _load_entries(Path(path))
+    _check_index(Path(path), annotations)
     rows = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
     labels = {category: label for label, category in enumerate(annotations.category_ids.tolist())}
     cure = "list its class in data.classes, or remove such entries"
@@ -105,10 +108,67 @@ def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
     sizes = annotations.sizes[np.array(image, dtype=np.int64)]
     rles = _read_masks(entries, sizes, path)
     if rles is None or any("bbox" in entry for entry in entries):
-        boxes = np.array(_read_boxes(entries, path))
+        boxes = np.array(_read_boxes(entries, path)).reshape(-1, 4)
+        _doubt_boxes(path, boxes, sizes)
     else:
         boxes = _boxes_around(rles, sizes)
     return make_detections(image, label, score, boxes, rles)
+
+
+def index_of(results: Path) -> Path:
+    """Where ``predict.py`` says what the ids mean that it has counted itself."""
+    return results.with_name(f"{results.stem}_images.json")
+
+
+def _check_index(path: Path, annotations: Annotations) -> None:
+    """Raise InputError where the index beside a file of results contradicts the annotations."""
+    index = index_of(path)
+    if not index.is_file():
+        return
+    try:
+        content = json.loads(index.read_bytes())
+        files = {each["id"]: posixpath.basename(each["file_name"]) for each in content["images"]}
+        classes = {each["id"]: each["name"] for each in content["categories"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        log.warning("%s: is no index of %s, and is passed over", index, path.name)
+        return
+    own_files = [posixpath.basename(file) for file in annotations.files.tolist()]
+    for kind, told, ids, names in (
+        ("image", files, annotations.image_ids.tolist(), own_files),
+        ("category", classes, annotations.category_ids.tolist(), annotations.classes),
+    ):
+        for identity, name in zip(ids, names, strict=True):
+            if told.get(identity, name) != name:
+                raise InputError(
+                    f"{path}: its ids are not those of the data: {kind} {identity} is "
+                    f"{shown(told[identity])} in {index.name}, and {shown(name)} in "
+                    f"{annotations.source}; predict with --ids or --comp4, or remove {index.name} "
+                    "if it is of other results"
+                )
+
+
+def _doubt_boxes(
+    path: str | Path, boxes: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32]
+) -> None:
+    """Warn of boxes that seem to be fractions, or corners: in pixels they mean something else."""
+    if len(boxes) < ENOUGH_TO_JUDGE:
+        return
+    fractions = ((boxes[:, 2:] <= 2) & (sizes_hw[:, ::-1] > 2)).all(axis=1).mean()
+    leaving = (boxes[:, 2:] > sizes_hw[:, ::-1] + 1).any(axis=1).mean()
+    if fractions > 0.5:
+        log.warning(
+            "%s: %.0f%% of its boxes end within two pixels: are these fractions of the image? COCO "
+            "results are in pixels",
+            path,
+            100 * fractions,
+        )
+    if leaving > 1 / 3:
+        log.warning(
+            "%s: %.0f%% of its boxes leave their images: are these corners? COCO results are [x, "
+            "y, width, height]",
+            path,
+            100 * leaving,
+        )
 
 
 def _entry(path: str | Path, index: int) -> str:

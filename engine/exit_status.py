@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from data.errors import InputError, WorkerDiedError
-from data.workers import says_that_a_worker_died, worker_death
+from data.workers import TOO_MANY_FILES, says_that_a_worker_died, worker_death
 from engine.distributed import is_lost_rank, report_error
 from engine.divergence import DivergenceError
 from engine.signals import Stopped, StopRequest, catch_stop_signals
@@ -77,6 +77,9 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
         reason = (str(error).splitlines() or ["no memory is left"])[0]
         _report(f"{reason}: lower {memory_cure}")
         return WRONG_INPUT
+    if is_out_of_files(error):
+        _report("too many open files: raise the limit (ulimit -n), or lower data.workers")
+        return WRONG_INPUT
     if isinstance(error, OSError) and error.errno in FAILED_WRITES:
         _report(
             f"{error.filename or 'a file of the run'}: cannot be written: {error.strerror}; "
@@ -118,3 +121,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         sign in str(error) for sign in ("can't allocate memory", "Insufficient memory")
     )
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Whether this process may open no more files; PyTorch's loader says so in words of its own."""
+    if isinstance(error, OSError):
+        return error.errno in TOO_MANY_FILES
+    return isinstance(error, RuntimeError) and str(error).startswith("Too many open files")

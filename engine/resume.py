@@ -24,6 +24,7 @@ NEUTRAL_KEYS = frozenset(
         "train.checkpoint_every",
         "train.device",
         "train.log_every",
+        "train.name",
         "train.output",
         "train.pictures",
         "train.trackers",

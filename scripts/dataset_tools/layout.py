@@ -147,6 +147,11 @@ def _recognize(path: Path, zero_based: bool, follow_links: bool) -> Layout:
         split = path.stem.removeprefix("instances_")
         root = Path(os.path.normpath(path.parent / ".."))  # also of a path without folders
         return Layout("coco", root, (split,), follow_links=follow_links)
+    if path.is_file():
+        raise InputError(
+            f"{path}: is no annotations/instances_<split>.json; name the root of a dataset, or "
+            "give the file such a name, and the images the folder <split> beside annotations"
+        )
     if not path.is_dir():
         raise InputError(f"{path}: there is no such folder; name the root of a dataset")
     found = sorted(path.glob("annotations/instances_*.json"))

@@ -13,7 +13,7 @@ import numpy as np
 from data.annotations import Annotations
 from data.errors import InputError, shown, some_of, unreadable
 from engine.atomic_file import write_atomically
-from engine.coco_results import write_coco_json
+from engine.coco_results import index_of, write_coco_json
 from engine.detections import Detections
 
 
@@ -61,7 +61,7 @@ def write_coco(
     write_coco_json(path, detections, annotations)
     if ids is None:
         index = json.dumps(_index(annotations, files), indent=1)
-        write_atomically(path.with_name(f"{path.stem}_images.json"), index.encode())
+        write_atomically(index_of(path), index.encode())
 
 
 def _index(annotations: Annotations, files: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -22,7 +23,8 @@ from rectangles import (
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.annotations import Annotations
-from data.errors import InputError
+from data.errors import InputError, WorkerDiedError
+from data.packing import PackedBatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +122,24 @@ def test_a_worker_that_is_killed_is_reported_as_dead(dataset: tuple[Path, Annota
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(RuntimeError, match=r"died|killed"):
             list(batches)
+
+
+def too_many_files(*_: Any) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_batch_that_a_worker_cannot_send_is_not_waited_for(
+    dataset: tuple[Path, Annotations],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(PackedBatch, "__reduce__", too_many_files)
+    with (
+        training(dataset, workers=1) as loader,
+        pytest.raises(WorkerDiedError, match="a worker process that loads data died"),
+    ):
+        next(loader.epoch(0))
+    assert "cannot send its batch: [Errno 24] Too many open files" in capfd.readouterr().err
 
 
 @linux

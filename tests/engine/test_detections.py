@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,57 @@ def test_coco_json_is_neither_written_nor_read_with_ids_that_no_file_has(tmp_pat
     path.write_text("[]")
     with pytest.raises(InputError, match="score one split at a time"):
         read_coco_json(path, annotations)
+
+
+@pytest.mark.parametrize(
+    ("images", "categories", "message"),
+    [
+        ({7: "image_0.jpg", 17: "image_1.jpg"}, {3: "cat", 6: "dog"}, None),
+        ({1: "deep/other.jpg"}, {}, None),  # an id that is not in the data
+        ({17: "image_0.jpg"}, {}, "image 17 is 'image_0.jpg' in r_images.json, and 'image_1.jpg'"),
+        ({7: "image_0.jpg"}, {3: "dog"}, "category 3 is 'dog' in r_images.json, and 'cat' in"),
+    ],
+)
+def test_results_whose_index_calls_images_or_classes_otherwise_are_refused(
+    images: dict[int, str], categories: dict[int, str], message: str | None, tmp_path: Path
+) -> None:
+    annotations, path = annotate(images=2), tmp_path / "r.json"
+    write_coco_json(path, random_floats(annotations), annotations)
+    index = {
+        "images": [{"id": number, "file_name": file} for number, file in images.items()],
+        "categories": [{"id": number, "name": name} for number, name in categories.items()],
+    }
+    (tmp_path / "r_images.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        read_coco_json(path, annotations)
+
+
+@pytest.mark.parametrize("text", ["[", "{}", '{"images": [3], "categories": []}'])
+def test_what_is_no_index_is_passed_over_aloud(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "r.json").write_text("[]")
+    (tmp_path / "r_images.json").write_text(text)
+    assert len(read_coco_json(tmp_path / "r.json", annotate())) == 0
+    assert "r_images.json: is no index of r.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("box", "warning"),
+    [
+        ([50, 40, 30, 20], None),
+        ([0.5, 0.4, 0.3, 0.2], "100% of its boxes end within two pixels: are these fractions"),
+        ([80, 40, 110, 60], "100% of its boxes leave their images: are these corners?"),
+    ],
+)
+def test_boxes_that_seem_to_mean_something_else_are_doubted(
+    box: list[float], warning: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"image_id": 7, "category_id": 3, "score": 0.5, "bbox": box}
+    (tmp_path / "r.json").write_text(json.dumps([entry] * 10))
+    assert len(read_coco_json(tmp_path / "r.json", annotate())) == 10
+    assert (warning or "") in caplog.text
+    assert bool(caplog.text) == bool(warning)
 
 
 def test_coco_json_has_the_ids_of_the_dataset_and_width_and_height(tmp_path: Path) -> None:
