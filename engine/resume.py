@@ -24,7 +24,6 @@ NEUTRAL_KEYS = frozenset(
         "train.checkpoint_every",
         "train.device",
         "train.log_every",
-        "train.name",
         "train.output",
         "train.pictures",
         "train.trackers",
@@ -32,7 +31,7 @@ NEUTRAL_KEYS = frozenset(
 )
 # Under these, too, a run goes on as one that began under them (but for the score of the old last
 # epoch where evaluate.every is above 1).
-FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.patience"}
+FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.name", "train.patience"}
 # Free where the checkpoint has digests of the data, by which they are compared instead.
 PLACES_OF_DATA = frozenset({"data.root"})
 # Half a cosine ends with the last epoch: there more epochs are another lr in every iteration.

@@ -199,7 +199,7 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     config = config_of(tiny(tmp_path))
     saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
     words = ["data.cache=memory", "data.follow_links=true", "data.max_image_pixels=9"]
-    words += ["evaluate.engine=hotcoco", "train.epochs=9", "train.patience=9"]
+    words += ["evaluate.engine=hotcoco", "train.epochs=9", "train.name=b", "train.patience=9"]
     check_resume(saved, override_config(saved["config"], words, "test"), world_size=1)
     with pytest.raises(InputError, match=r"evaluate\.iou: 0\.5 -> 0\.7"):
         check_resume(saved, override_config(saved["config"], ["evaluate.iou=0.7"], ""), 1)
