@@ -257,7 +257,7 @@ class Training:
             )
 
     def log(self, iteration: Iteration) -> None:
-        """Write a log line: here, and in an iteration only here, the host reads the device."""
+        """Write a log line: here, and at the end of an epoch, the host reads the device."""
         self.guard.check()
         self.tracker.train(self.record(iteration), batches_left=self.batches_left())
         self.state.windows.clear()
@@ -281,6 +281,7 @@ class Training:
         The state keeps them: a run of more epochs goes on as if it had never ended here.
         """
         self.tracker.train({**record, "last_of": record["epoch"] + 1}, batches_left=0)
+        self.state.unlogged = None
 
     def batches_left(self) -> int:
         """Batches until the end of the run."""

@@ -140,7 +140,10 @@ def test_the_last_windows_of_a_run_that_patience_ends_stand_in_its_last_line(
     assert {"last_of": 2, "step": 10}.items() <= metrics(run(config_of(values), resume=True))[
         -1
     ].items()
-    values["train"] |= {"name": "run", "patience": 2, "epochs": 9}
+    values["train"] |= {"name": "without lines before", "log_every": 100}
+    told = [(line["kind"], line["step"]) for line in metrics(run(config_of(values)))]
+    assert told == [("evaluation", 5), ("train", 10), ("evaluation", 10)]
+    values["train"] |= {"name": "run", "patience": 2, "epochs": 9, "log_every": 6}
     run(config_of(values), resume=True)
     longer = metrics(folder)
     values["train"]["name"] = "at_once"
