@@ -47,10 +47,6 @@ def main() -> int:
     start_logging(None)
 
     def command(stop: StopRequest) -> None:
-        check_outputs(
-            [arguments.output, arguments.coco_results, arguments.picture],
-            [arguments.checkpoint, arguments.detections, arguments.config],
-        )
         if arguments.detections is not None:
             score_file(arguments)
         else:
@@ -130,7 +126,14 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
 
 
 def check_results(annotations: Annotations, arguments: argparse.Namespace) -> None:
-    """See that the result files can hold the split: now, not when all images were looked at."""
+    """See that the result files can hold the split: now, not when all images were looked at.
+
+    And that they replace nothing that is scored, or scored against.
+    """
+    check_outputs(
+        [arguments.output, arguments.coco_results, arguments.picture],
+        [arguments.checkpoint, arguments.detections, arguments.config, *annotations.files_read()],
+    )
     if arguments.coco_results:
         check_ids(arguments.coco_results, annotations)
     if arguments.comp4:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
+_AND = " + "  # between the sources of several splits
 NO_CATEGORY = -(1 << 62)  # category ids up to here stand for none: no file has such
 
 
@@ -57,7 +59,7 @@ class Annotations:
         crowd: ``(N,)`` bool (COCO ``iscrowd``): ignore regions in scores, never trained on.
         masks: the segmentations, or None where the format has none.
         dropped_from: ``(D,)`` int64, the images of boxes without area, which were left out.
-        renumbered: the ids are not those of all annotation files, which contradict each other.
+        ids_contradict: the ids are not those of all annotation files, which contradict each other.
     """
 
     source: str
@@ -76,7 +78,7 @@ class Annotations:
     crowd: npt.NDArray[np.bool_]
     masks: MaskStore | None = None
     dropped_from: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-    renumbered: bool = False
+    ids_contradict: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -99,6 +101,10 @@ class Annotations:
             if number
         ]
         return f"{self.source}: {', '.join([counts, *flags])}"
+
+    def files_read(self) -> list[str]:
+        """The COCO files that these come from; none of VOC, which has one an image."""
+        return [path for path in self.source.split(_AND) if os.path.isfile(path)]
 
     def digest(self) -> str:
         """Hexadecimal BLAKE2 of what is trained on and scored against: images, objects and masks.
@@ -193,10 +199,10 @@ class Annotations:
         for label in np.flatnonzero(counts).tolist():
             if self.classes[label] not in classes:
                 raise self._unlisted(label, int(counts[label]), classes)
-        old = {name: label for label, name in enumerate(self.classes)}
         new = {name: label for label, name in enumerate(classes)}
+        known = dict(zip(self.classes, self.category_ids.tolist(), strict=True))
         ids = [
-            int(self.category_ids[old[name]]) if name in old else NO_CATEGORY - label
+            known[name] if known.get(name, NO_CATEGORY) > NO_CATEGORY else NO_CATEGORY - label
             for name, label in new.items()
         ]
         table = np.array([new.get(name, -1) for name in self.classes], np.int32)
@@ -264,22 +270,22 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         return first
     files = np.concatenate([part.files for part in parts])
     unique, counts = np.unique(files, return_counts=True)
-    source = " + ".join(part.source for part in parts)
+    source = _AND.join(part.source for part in parts)
     if len(unique) < len(files):
         doubled = str(unique[counts > 1][0])
         holding = [part.source for part in parts if doubled in part.files]
         where = f"in {' and '.join(holding)}" if len(holding) > 1 else f"twice in {holding[0]}"
         raise InputError(f"{source}: the image {shown(doubled)} is {where}; keep it once")
     image_ids = np.concatenate([part.image_ids for part in parts])
-    renumbered = len(np.unique(image_ids)) < len(image_ids)
-    if renumbered:
+    ids_contradict = len(np.unique(image_ids)) < len(image_ids)
+    if ids_contradict:
         image_ids = np.arange(1, len(image_ids) + 1)
     for part in parts[1:]:
         ids = dict(zip(part.classes, part.category_ids.tolist(), strict=True))
         first = first.with_category_ids(ids)
     for part in parts:
         others = part.category_ids != first.category_ids
-        renumbered |= bool((others & (part.category_ids > NO_CATEGORY)).any())
+        ids_contradict |= bool((others & (part.category_ids > NO_CATEGORY)).any())
     objects = np.cumsum([0] + [len(part.boxes) for part in parts])
     images = np.cumsum([0] + [len(part) for part in parts])
     starts = [part.offsets[:-1] + objects[i] for i, part in enumerate(parts)]
@@ -304,5 +310,5 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         dropped_from=np.concatenate(
             [part.dropped_from + images[i] for i, part in enumerate(parts)]
         ),
-        renumbered=renumbered or any(part.renumbered for part in parts),
+        ids_contradict=ids_contradict or any(part.ids_contradict for part in parts),
     )

@@ -103,21 +103,17 @@ def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> A
         shared = parts[0].classes if parts else classes
         parts.append(load_coco(config.root, split, shared, **_how_to_open(config)))
     together = concatenate(parts)
-    if (together.category_ids > NO_CATEGORY).all():
-        return together
-    return together.with_category_ids(_trained_ids(config))
-
-
-def _trained_ids(config: DataConfig) -> dict[str, int]:
-    """Class name -> category id in the train split; empty where that is not here.
-
-    The file of another split may lack categories, but detections of them need ids, too.
-    """
-    splits = [config.train] if isinstance(config.train, str) else config.train
-    try:
-        return load_category_ids(config.root, splits[0], config.follow_links)
-    except InputError:
-        return {}
+    # The file of another split may lack categories, but detections of them need ids, too.
+    trained = [config.train] if isinstance(config.train, str) else config.train
+    for split in trained:
+        if (together.category_ids <= NO_CATEGORY).any() and split not in splits:
+            try:
+                ids = load_category_ids(config.root, split, config.follow_links)
+            except InputError as error:
+                log.warning("%s: lacks category ids, because: %s", together.source, error)
+            else:
+                together = together.with_category_ids(ids)
+    return together
 
 
 def _load_shapes(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:

@@ -155,9 +155,7 @@ def _load_detector(
     else:
         state = {name: tensor for name, tensor in state.items() if not _has_class_rows(name)}
     missing, unused = _load_strictly(detector, state, config, stored.source)
-    if config.norm_eps is not None:
-        detector.backbone.norm_eps = config.norm_eps
-    elif _was_trained_without_eps(stored, rows, config):
+    if config.norm_eps is None and _was_trained_without_eps(stored, rows, config):
         detector.backbone.norm_eps = 0.0
     elif detector.backbone.norm_eps == 0 and config.norm not in FROZEN_NORMS:
         # The file's: statistics of a batch may be 0 as well.

@@ -45,8 +45,9 @@ def write_atomically(
 def check_outputs(
     outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]
 ) -> None:
-    """Raise InputError for an output that would take the place of an input."""
-    read = [path for path in inputs if path is not None and os.path.isfile(path)]
+    """Raise InputError for an output that would take the place of an input, or of a file in one."""
+    named = [Path(path) for path in inputs if path is not None]
+    read = [file for path in named for file in (path, *path.glob("*")) if file.is_file()]
     for output in outputs:
         if output is not None and os.path.exists(output):
             for path in read:

@@ -77,7 +77,7 @@ def build_state(
     """
     detector = _build_detector(config, classes, ranks, saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
-    _tell_updates(config, batches_per_epoch)
+    _tell_windows(config, batches_per_epoch)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),
@@ -162,18 +162,19 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
     return weighting
 
 
-def _tell_updates(config: Config, batches_per_epoch: int) -> None:
-    """Say how often a rule that waits for whole windows can set its weights: a run may be short."""
+def _tell_windows(config: Config, batches_per_epoch: int) -> None:
+    """Say how often a rule that waits for whole windows can act: a run may be short."""
     if config.loss.weighting.type not in ("alwa", "dwa"):
         return
     iterations = config.train.epochs * math.ceil(batches_per_epoch / config.train.accumulate)
     interval = config.loss.weighting.interval
-    updates = iterations // interval
+    windows = iterations // interval
     log.log(
-        logging.INFO if updates else logging.WARNING,
-        "loss.weighting: %s can set its weights %d times (%d iterations, interval %d)",
+        logging.INFO if windows else logging.WARNING,
+        "loss.weighting: %s can set its weights after each of %d windows (%d iterations, "
+        "interval %d)",
         config.loss.weighting.type,
-        updates,
+        windows,
         iterations,
         interval,
     )

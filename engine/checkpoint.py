@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.errors import InputError, shown
+from data.errors import InputError, shown, unreadable
 from detector.weight_archive import fault_of, seal
 from detector.weight_files import refused_content
 from engine.atomic_file import write_atomically
@@ -70,6 +70,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: there is no such checkpoint") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; name last.pt or best.pt of a run") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: is refused: {refused_content(error)}") from None
     except InputError:
@@ -131,6 +133,11 @@ def check_state(path: Path, contents: Mapping[str, Any]) -> None:
                 f"{path}: its progress has {shown(key)}: {shown(value)}, no number that a run can "
                 "have; use another checkpoint"
             )
+    unlogged = contents.get("unlogged")
+    if not (unlogged is None or (isinstance(unlogged, dict) and "epoch" in unlogged)):
+        raise InputError(
+            f"{path}: its unlogged is {shown(unlogged)}, no log line; use another checkpoint"
+        )
     for window in contents["windows"]:
         if not _is_window(window):
             raise InputError(

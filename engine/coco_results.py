@@ -34,7 +34,7 @@ LARGEST_SCORE = sys.float_info.max
 
 def check_ids(path: str | Path, annotations: Annotations) -> None:
     """Raise InputError where the ids in results would not be those of all annotation files."""
-    if annotations.renumbered:
+    if annotations.ids_contradict:
         raise InputError(
             f"{path}: COCO results name images and classes by their ids, and the files of "
             f"{annotations.source} give one id to several images or classes, or one class several "

@@ -44,8 +44,8 @@ def exit_status(
 
     Returns:
         0, or 1 for a fault of the program or of a loader process, 2 for wrong input, diverged
-        losses and want of room, 3 where another rank ended, 128 + its number after a signal, and as
-        after SIGPIPE where nobody reads what is printed any more.
+        losses and want of room or of open files, 3 where another rank ended, 128 + its number after
+        a signal, and as after SIGPIPE where nobody reads what is printed any more.
     """
     with catch_stop_signals() as stop:
         try:

@@ -93,7 +93,8 @@ class Training:
 
         Raises:
             Stopped: a signal came; the last finished iteration is saved.
-            DivergenceError: a loss was not finite; the weights were not touched by it.
+            DivergenceError: a loss was not finite, and the weights were not touched by it; or the
+                weights are not finite, and were not saved.
         """
         progress, epochs = self.state.progress, self.config.epochs
         begun = progress.epoch + (progress.batch > 0)

@@ -81,7 +81,7 @@ class TrainState:
             self.average.follow(self.detector, self.progress.step)
 
     def is_finite(self) -> bool:
-        """Whether all that is learned is numbers, statistics of norms included."""
+        """Whether the weights, the statistics of norms and learned loss weights are numbers."""
         values = [*self.detector.state_dict().values(), *self.weighting.parameters()]
         numbers = [value for value in values if value.is_floating_point() and value.numel()]
         return bool(nn.utils.get_total_norm(numbers, float("inf")).isfinite())

@@ -106,11 +106,11 @@ class _LoaderOfValues(_StrictLoader):
     """A comment is refused, too: a folder ``runs #2`` on a command line is no ``runs``."""
 
     def scan_to_next_token(self) -> None:
-        start = self.pointer
+        start, mark = self.pointer, self.get_mark()
         super().scan_to_next_token()
         if "#" in self.buffer[start : self.pointer]:
             problem = "what follows # would be a comment; write the text in quotes of its own"
-            raise yaml.MarkedYAMLError(None, None, problem, self.get_mark())
+            raise yaml.MarkedYAMLError(None, None, problem, mark)
 
 
 def _refused(place: yaml.Event | yaml.Node, problem: str) -> yaml.MarkedYAMLError:

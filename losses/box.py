@@ -68,7 +68,7 @@ def smooth_l1_loss(
     tensor([0.1250, 2.5000])
     """
     if not 0 <= beta <= torch.finfo(torch.float32).max:
-        raise ValueError(f"Invalid beta {beta}; choose a number that is not negative")
+        raise ValueError(f"Invalid beta {beta}; choose a float32 that is not negative")
     distance = _distance(input, target)
     if beta < torch.finfo(distance.dtype).tiny:  # by which nothing can be divided
         return reduce_loss(distance, reduction)

@@ -34,7 +34,7 @@ class BoxLossConfig(BaseModel, extra="forbid", frozen=True):
     beta: float = Field(
         default=1.0,
         ge=0,
-        le=1e6,
+        le=1_000_000,
         description="smooth_l1 is squared below this difference and linear above it",
     )
 

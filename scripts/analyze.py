@@ -84,8 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files, overrides = split_words(options.words)
     if not 1 <= len(files) <= 2:
         raise InputError("name one or two checkpoints or files of detections")
-    if not options.no_report:
-        check_outputs([options.output], [*files, options.config])
     split, runs = look(files, overrides, options)
     result = analyze(split, runs, options)
     # before the report, so that a place that cannot be written costs no numbers
@@ -104,6 +102,9 @@ def look(
     """Open the split and get the detections of each run in it."""
     trained = [load_trained(file, overrides) if is_checkpoint(file) else None for file in files]
     split = open_split(next(filter(None, trained), None), overrides, options)
+    if not options.no_report:
+        read = [*files, options.config, *split.annotations.files_read()]
+        check_outputs([options.output], read)
     runs = []
     for file, name, detector in zip(files, run_names(files), trained, strict=True):
         if detector is None:

@@ -47,8 +47,8 @@ def find_sources(inputs: Sequence[str], output: Path | None = None) -> list[Sour
     """The files behind names of files, folders (with the folders below them) and globs, in order.
 
     Args:
-        output: a folder whose files are left out where a folder above it is named: what an earlier
-            run has drawn is no input of the next one.
+        output: a folder whose files are left out where a folder that leads to it is named: what an
+            earlier run has drawn is no input of the next one.
 
     Raises:
         InputError: there is nothing under a name, or one is not UTF-8.
@@ -91,15 +91,18 @@ def _behind(name: str, output: Path | None) -> list[Source]:
 
 def _files_in(folder: Path) -> Iterator[Path]:
     """All files, also behind links to folders, but each folder once and nothing that is hidden."""
-    entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in files if not name.startswith("."))
+    entered, waiting = set(), [str(folder)]
+    while waiting:  # the links last: a folder has its own name, not that of a link to it
+        for place, folders, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(place)
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = [os.path.join(place, name) for name in folders]
+            waiting += [path for path in inside if os.path.islink(path)]
+            yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
 def _drawn_below(folder: Path, output: Path | None) -> Path | None:

@@ -100,12 +100,12 @@ def test_selecting_undoes_concatenating() -> None:
 def test_concatenated_image_ids_are_distinct_and_known_to_be_new() -> None:
     both = concatenate([make_annotations("a"), make_annotations("b")])
     assert both.image_ids.tolist() == list(range(1, 9))
-    assert both.renumbered
-    assert both.select([0]).relabel(["dog", "cat"]).renumbered
+    assert both.ids_contradict
+    assert both.select([0]).relabel(["dog", "cat"]).ids_contradict
     other = replace(make_annotations("b"), image_ids=np.arange(20, 24))
     kept = concatenate([make_annotations("a"), other])
     assert kept.image_ids.tolist() == [10, 11, 12, 13, 20, 21, 22, 23]
-    assert not kept.renumbered
+    assert not kept.ids_contradict
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_category_ids_of_concatenated_splits_contradict_each_other_or_complete_e
     ]
     joined = concatenate(parts)
     assert joined.category_ids.tolist() == both
-    assert joined.renumbered == contradict
+    assert joined.ids_contradict == contradict
 
 
 def test_an_image_in_two_splits_is_an_error_that_names_it() -> None:
@@ -148,6 +148,8 @@ def test_relabeling_keeps_every_class_name_and_category_id() -> None:
     assert objects_by_file(relabeled) == objects_by_file(annotations)
     assert relabeled.category_ids.tolist() == [9, NO_CATEGORY - 1, 7]
     assert objects_by_file(relabeled.relabel(["cat", "dog"])) == objects_by_file(annotations)
+    twice = relabeled.relabel(["cow", "pig", "dog", "cat"])
+    assert twice.category_ids.tolist() == [NO_CATEGORY, NO_CATEGORY - 1, 9, 7]
     assert relabeled.with_category_ids({"cow": 8, "cat": 1}).category_ids.tolist() == [9, 8, 7]
     of_dogs = relabeled.with_category_ids({"cow": 9})
     assert of_dogs.category_ids.tolist() == relabeled.category_ids.tolist()

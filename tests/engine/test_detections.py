@@ -120,7 +120,7 @@ def test_coco_json_gives_back_every_bit_of_boxes_scores_and_masks(tmp_path: Path
 
 
 def test_coco_json_is_neither_written_nor_read_with_ids_that_no_file_has(tmp_path: Path) -> None:
-    annotations = replace(annotate(images=3), renumbered=True)
+    annotations = replace(annotate(images=3), ids_contradict=True)
     path, nothing = tmp_path / "results.json", make_detections([], [], [], [])
     with pytest.raises(InputError, match=r"results\.json: .* made by hand give one id to"):
         write_coco_json(path, nothing, annotations)

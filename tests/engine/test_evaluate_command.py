@@ -183,6 +183,12 @@ def test_an_output_that_is_an_input_is_refused(
             assert call(monkeypatch, checkpoint, option, output) == 2
             assert f"{output}: is read here and would be replaced" in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
+    (drawn,) = (trained.parent / "shapes").iterdir()
+    truth = drawn / "annotations/instances_val.json"
+    before = truth.read_bytes()
+    assert call(monkeypatch, checkpoint, "--coco-results", truth) == 2
+    assert f"{truth}: is read here" in capsys.readouterr().err
+    assert truth.read_bytes() == before
 
 
 def test_names_that_comp4_files_cannot_hold_are_refused_before_the_evaluation(

@@ -176,12 +176,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == last_step
 
 
-@pytest.mark.parametrize(("interval", "level", "updates"), [(3, "INFO", 3), (11, "WARNING", 0)])
+@pytest.mark.parametrize(("interval", "level", "windows"), [(3, "INFO", 3), (11, "WARNING", 0)])
 def test_how_often_alwa_can_act_is_told(
     tmp_path: Path,
     interval: int,
     level: str,
-    updates: int,
+    windows: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -189,7 +189,7 @@ def test_how_often_alwa_can_act_is_told(
     build_state(config, ("a",), 5, ALONE)
     (record,) = [each for each in caplog.records if "can set its weights" in each.message]
     assert record.levelname == level
-    assert f"alwa can set its weights {updates} times (10 iterations" in record.message
+    assert f"after each of {windows} windows (10 iterations, interval {interval})" in record.message
 
 
 @pytest.mark.parametrize("every", [0, 1])

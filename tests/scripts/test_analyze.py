@@ -401,6 +401,7 @@ def test_a_missing_train_split_only_takes_class_names(
 def test_a_report_does_not_replace_what_it_is_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write_data(tmp_path)
     checkpoint = write_checkpoint(tmp_path)
     before = checkpoint.read_bytes()
     assert main([str(checkpoint), "--output", str(checkpoint)]) == 2

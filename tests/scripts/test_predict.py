@@ -118,14 +118,16 @@ def test_folders_behind_links_are_looked_at_and_hidden_files_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
-    for file in ("a.png", "._a.png", ".thumbnails/a.png", "../more/b.png"):
+    for file in ("a.png", "._a.png", ".thumbnails/a.png", "z/c.png", "../more/b.png"):
         write_image(photos / file, 40, 40)
+    (photos / "before_z").symlink_to(photos / "z")
     (photos / "link").symlink_to(tmp_path / "more")
     (tmp_path / "more/up").symlink_to(photos)  # round in a circle
     command = [str(write_checkpoint(tmp_path)), str(photos), "--json"]
     for _ in range(2):  # the second time there are drawn pictures behind the link, too
         assert main([*command, "--output", str(tmp_path / "more/out")]) == 0
-        assert list(json.loads(capsys.readouterr().out)["images"]) == ["a.png", "link/b.png"]
+        told = json.loads(capsys.readouterr().out)
+        assert list(told["images"]) == ["a.png", "link/b.png", "z/c.png"]
 
 
 def test_one_name_with_two_endings_is_two_pictures(
