@@ -132,7 +132,7 @@ def check_results(annotations: Annotations, arguments: argparse.Namespace) -> No
     """
     check_outputs(
         [arguments.output, arguments.coco_results, arguments.picture],
-        [arguments.checkpoint, arguments.detections, arguments.config, *annotations.files_read()],
+        [arguments.checkpoint, arguments.detections, arguments.config, *annotations.coco_files],
     )
     if arguments.coco_results:
         check_ids(arguments.coco_results, annotations)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +26,6 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
-_AND = " + "  # between the sources of several splits
 NO_CATEGORY = -(1 << 62)  # category ids up to here stand for none: no file has such
 
 
@@ -60,6 +58,7 @@ class Annotations:
         masks: the segmentations, or None where the format has none.
         dropped_from: ``(D,)`` int64, the images of boxes without area, which were left out.
         ids_contradict: the ids are not those of all annotation files, which contradict each other.
+        coco_files: the files that these were read from; none of VOC, which has one an image.
     """
 
     source: str
@@ -79,6 +78,7 @@ class Annotations:
     masks: MaskStore | None = None
     dropped_from: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     ids_contradict: bool = False
+    coco_files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,10 +101,6 @@ class Annotations:
             if number
         ]
         return f"{self.source}: {', '.join([counts, *flags])}"
-
-    def files_read(self) -> list[str]:
-        """The COCO files that these come from; none of VOC, which has one an image."""
-        return [path for path in self.source.split(_AND) if os.path.isfile(path)]
 
     def digest(self) -> str:
         """Hexadecimal BLAKE2 of what is trained on and scored against: images, objects and masks.
@@ -270,7 +266,7 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         return first
     files = np.concatenate([part.files for part in parts])
     unique, counts = np.unique(files, return_counts=True)
-    source = _AND.join(part.source for part in parts)
+    source = " + ".join(part.source for part in parts)
     if len(unique) < len(files):
         doubled = str(unique[counts > 1][0])
         holding = [part.source for part in parts if doubled in part.files]
@@ -311,4 +307,5 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
             [part.dropped_from + images[i] for i, part in enumerate(parts)]
         ),
         ids_contradict=ids_contradict or any(part.ids_contradict for part in parts),
+        coco_files=tuple(file for part in parts for file in part.coco_files),
     )

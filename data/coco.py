@@ -142,6 +142,7 @@ def _build(
         crowd=np.asarray(objects.crowd)[rows].astype(np.bool_),
         masks=masks,
         dropped_from=dropped_from,
+        coco_files=(str(path),),
     )
 
 

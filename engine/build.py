@@ -77,7 +77,8 @@ def build_state(
     """
     detector = _build_detector(config, classes, ranks, saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
-    _tell_windows(config, batches_per_epoch)
+    iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
+    _tell_windows(config, config.train.epochs * iterations)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),
@@ -91,12 +92,12 @@ def build_state(
     state = TrainState(detector, weighting, optimizer, schedule, scaler, average=average)
     if saved is not None:
         state.load_state_dict(saved)
-        progress, accumulate = state.progress, config.train.accumulate
+        progress = state.progress
         # Where it was, unless a change that was allowed made epochs longer or shorter: then perhaps
         # more of the epoch under way is done than it now has.
-        epochs = progress.epoch * math.ceil(batches_per_epoch / accumulate)
         done = min(progress.batch, batches_per_epoch)
-        state.place_schedule(epochs + math.ceil(done / accumulate))
+        under_way = math.ceil(done / config.train.accumulate)
+        state.place_schedule(progress.epoch * iterations + under_way)
     return state
 
 
@@ -162,11 +163,10 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
     return weighting
 
 
-def _tell_windows(config: Config, batches_per_epoch: int) -> None:
+def _tell_windows(config: Config, iterations: int) -> None:
     """Say how often a rule that waits for whole windows can act: a run may be short."""
     if config.loss.weighting.type not in ("alwa", "dwa"):
         return
-    iterations = config.train.epochs * math.ceil(batches_per_epoch / config.train.accumulate)
     interval = config.loss.weighting.interval
     windows = iterations // interval
     log.log(

@@ -118,7 +118,7 @@ class Training:
             if progress.epoch % self.evaluate_every == 0 or progress.epoch == epochs:
                 self.evaluate()
             progress.evaluated = progress.epoch
-            self.save()
+            self.folder.save(self.state)  # whose weights are those that were saved before
         if self.state.unlogged is not None:
             self.log_end(self.state.unlogged)
 

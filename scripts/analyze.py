@@ -103,7 +103,7 @@ def look(
     trained = [load_trained(file, overrides) if is_checkpoint(file) else None for file in files]
     split = open_split(next(filter(None, trained), None), overrides, options)
     if not options.no_report:
-        read = [*files, options.config, *split.annotations.files_read()]
+        read = [*files, options.config, *split.annotations.coco_files]
         check_outputs([options.output], read)
     runs = []
     for file, name, detector in zip(files, run_names(files), trained, strict=True):

@@ -14,6 +14,7 @@ import torchvision
 import yaml
 
 import train
+from engine.checkpoint import load_checkpoint
 from engine.config import Config, parse_config
 from engine.distributed import Ranks
 from engine.signals import Stopped, StopRequest
@@ -70,6 +71,24 @@ def tiny(folder: Path, kind: str = "retinanet", **blocks: dict[str, Any]) -> dic
 
 def config_of(values: dict[str, Any]) -> Config:
     return parse_config(values, "test")
+
+
+def check_resumes_exactly(values: dict[str, Any], stop_at: int) -> Path:
+    """Train twice, once stopped and resumed; nothing may differ. The folder of the undisturbed run.
+
+    Args:
+        values: of the config; the name in them changes.
+        stop_at: the iteration in which a signal comes.
+    """
+    whole = run(config_of(values))
+    values["train"]["name"] = "stopped"
+    cut = run(config_of(values), StopAfter(stop_at))
+    assert load_checkpoint(cut / "last.pt")["progress"]["step"] == stop_at
+    run(config_of(values), resume=True)
+    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
+    assert differences(one, other) == ["/config/train/name"]
+    assert metrics(whole) == metrics(cut)
+    return whole
 
 
 class StopAfter(StopRequest):

@@ -13,6 +13,7 @@ from runs import (
     StopAfter,
     backbone_file,
     call,
+    check_resumes_exactly,
     config_of,
     differences,
     metrics,
@@ -53,16 +54,8 @@ def test_everything_is_off_by_default() -> None:
 
 
 def test_a_resumed_run_with_everything_is_bit_equal(tmp_path: Path) -> None:
-    stop_at = 3  # in the epoch whose end unfreezes the backbone
-    values = tiny(tmp_path, **EVERYTHING)
-    whole = run(config_of(values))
-    values["train"]["name"] = "stopped"
-    cut = run(config_of(values), StopAfter(stop_at))
-    assert load_checkpoint(cut / "last.pt")["progress"]["step"] == stop_at
-    run(config_of(values), resume=True)
-    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
-    assert differences(one, other) == ["/config/train/name"]
-    assert metrics(whole) == metrics(cut)
+    # in the epoch whose end unfreezes the backbone
+    check_resumes_exactly(tiny(tmp_path, **EVERYTHING), stop_at=3)
 
 
 def test_the_average_is_what_is_scored_and_kept(tmp_path: Path) -> None:

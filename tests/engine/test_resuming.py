@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import StopAfter, config_of, differences, metrics, run, tiny
+from runs import StopAfter, check_resumes_exactly, config_of, differences, metrics, run, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.build import build_annotations
@@ -301,30 +301,16 @@ def test_epochs_workers_and_logging_are_free_to_change(tmp_path: Path) -> None:
 def test_a_stopped_and_resumed_run_is_bit_equal_to_an_undisturbed_one(
     kind: str, amp: str, stop_at: int, tmp_path: Path
 ) -> None:
-    values = tiny(tmp_path, kind, train={"amp": amp})
-    whole = run(config_of(values))
-    values["train"]["name"] = "stopped"
-    cut = run(config_of(values), StopAfter(stop_at))
-    assert load_checkpoint(cut / "last.pt")["progress"]["step"] == stop_at
-    run(config_of(values), resume=True)
-    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
-    assert differences(one, other) == ["/config/train/name"]
-    assert metrics(whole) == metrics(cut)
+    check_resumes_exactly(tiny(tmp_path, kind, train={"amp": amp}), stop_at)
 
 
 @pytest.mark.parametrize("rule", ["uncertainty", "gradnorm", "gls"])
 def test_other_weightings_move_and_resume_exactly(rule: str, tmp_path: Path) -> None:
     values = tiny(tmp_path, loss={"weighting": {"type": rule}})
     values["train"]["epochs"] = 1
-    whole = run(config_of(values))
+    whole = check_resumes_exactly(values, stop_at=2)
     weights = [record["loss_weight"]["classification"] for record in metrics(whole)[:-1]]
     assert len(set(weights)) > 2
-    values["train"]["name"] = "stopped"
-    cut = run(config_of(values), StopAfter(2))
-    run(config_of(values), resume=True)
-    one, other = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
-    assert differences(one, other) == ["/config/train/name"]
-    assert metrics(whole) == metrics(cut)
 
 
 def test_tensorboard_has_neither_gap_nor_overlap_after_a_resume(tmp_path: Path) -> None:
