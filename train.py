@@ -31,6 +31,7 @@ from engine.resume import check_data, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
 from engine.tracking import Tracker
+from engine.train_step import TrainStep
 from engine.validation import build_validation
 
 MEMORY_CURE = (
@@ -151,6 +152,8 @@ def train_in(
         **data,
     }
     folder = RunFolder(path, ranks, identity)
+    model = ranks.wrap(state.detector, has_frozen_parts=bool(config.train.freeze))
+    train_step = TrainStep(state, model, config.train, ranks, training.files)
     if source is not None:
         folder.restore_last(source)
     progress = state.progress if resume else None
@@ -161,11 +164,10 @@ def train_in(
     ):
         Training(
             state=state,
-            model=ranks.wrap(state.detector, has_frozen_parts=bool(config.train.freeze)),
+            train_step=train_step,
             freezing=freezing,
             loader=loader,
             global_batch=global_batch,
-            files=training.files,
             config=config.train,
             evaluate_every=config.evaluate.every,
             ranks=ranks,

@@ -134,7 +134,8 @@ def check_state(path: Path, contents: Mapping[str, Any]) -> None:
                 "have; use another checkpoint"
             )
     unlogged = contents.get("unlogged")
-    if not (unlogged is None or (isinstance(unlogged, dict) and "epoch" in unlogged)):
+    is_line = isinstance(unlogged, dict) and {"epoch", "step"} <= unlogged.keys()
+    if not (unlogged is None or is_line):
         raise InputError(
             f"{path}: its unlogged is {shown(unlogged)}, no log line; use another checkpoint"
         )

@@ -19,9 +19,9 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.evaluator import check_best, detect
 from engine.freezing import Freezing
-from engine.precision import autocast
 from engine.signals import StopRequest
 from engine.state import TrainState
+from engine.train_step import TrainStep
 from engine.validation import build_validation
 
 MIB = 2**20
@@ -32,6 +32,7 @@ def dry_run(config: Config, ranks: Ranks) -> str:
 
     Raises:
         InputError: whatever is wrong with the config, the data or the weights.
+        DivergenceError: a loss is not finite.
     """
     training, held_out = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
@@ -42,30 +43,19 @@ def dry_run(config: Config, ranks: Ranks) -> str:
         state = build_state(config, training.classes, len(loader), ranks)
         Freezing(state.detector, config.train.freeze).apply(0)
         batch = next(iter(loader.epoch(0)))
-        losses = _train_once(state, batch, config, ranks.device)
+        train_step = TrainStep(state, state.detector, config.train, ranks, training.files)
+        losses = train_step([batch]).losses
+        train_step.guard.check()
         first = list(islice(evaluation, 1))
         found = detect(state.evaluated, first, held_out, ranks.device, config.train.amp)
     lines = [
         *describe_splits(training, held_out),
         f"one batch of {len(batch)} images: "
-        + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()),
+        + ", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()),
         f"evaluation of {sum(map(len, first))} images: {len(found)} detections",
         *_summary(state, batch, config, ranks.device),
     ]
     return "\n".join(lines)
-
-
-def _train_once(
-    state: TrainState, batch: Batch, config: Config, device: torch.device
-) -> dict[str, float]:
-    """One iteration; the raw losses by name."""
-    batch = batch.to(device)
-    with autocast(device, config.train.amp):
-        losses: dict[str, Tensor] = state.detector(batch.images, batch.targets)
-    weighted = state.weighting(losses)
-    state.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
-    state.scaler.step(state.optimizer)
-    return {name: loss.item() for name, loss in losses.items()}
 
 
 def _summary(state: TrainState, batch: Batch, config: Config, device: torch.device) -> list[str]:

@@ -4,48 +4,32 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from data.loading import TrainLoader
 from data.target import Batch
 from engine.detections import Detections
 from engine.distributed import Ranks
-from engine.divergence import DivergenceError, FiniteGuard, Watched
+from engine.divergence import DivergenceError
 from engine.drawing import draw_pair
 from engine.evaluator import check_best, headline_scores
 from engine.freezing import Freezing
-from engine.precision import autocast
+from engine.log_lines import LogLines
 from engine.run_config import TrainConfig
 from engine.run_folder import RunFolder
 from engine.signals import Stopped, StopRequest
-from engine.state import TrainState, seed_iteration
+from engine.state import TrainState
 from engine.tracking import Tracker
+from engine.train_step import TrainStep
 from engine.validation import Validation
 from engine.voc_map import count_objects
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What one iteration computed: 0-d tensors on the device by loss name, its epoch and lr."""
-
-    losses: dict[str, Tensor]
-    weighted: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    epoch: int
-    lr: float
 
 
 @dataclass
@@ -56,18 +40,16 @@ class Training:
         InputError: the best epoch is chosen by masks and the validation split has none.
 
     Attributes:
-        model: the detector, wrapped for the exchange of gradients where there are several ranks.
+        train_step: moves the state.
         freezing: what rests in which epochs.
         global_batch: images in one batch of all ranks together.
-        files: image files by row of the training annotations, for messages.
     """
 
     state: TrainState
-    model: nn.Module
+    train_step: TrainStep
     freezing: Freezing
     loader: TrainLoader
     global_batch: int
-    files: npt.NDArray[np.str_]
     config: TrainConfig
     evaluate_every: int
     ranks: Ranks
@@ -75,17 +57,17 @@ class Training:
     stop: StopRequest
     folder: RunFolder
     validation: Validation
-    guard: FiniteGuard = field(init=False)
+    lines: LogLines = field(init=False)
 
     def __post_init__(self) -> None:
         check_best(self.config.best, self.validation.annotations)
-        self.guard = FiniteGuard(
+        self.lines = LogLines(
+            self.state,
+            self.train_step.guard,
+            self.tracker,
             self.ranks,
-            self.state.optimizer,
-            self.files,
-            at_once=self.ranks.device.type != "cuda",
-            remembered=self.config.log_every,
-            scaled=self.state.scaler.is_enabled(),
+            self.config,
+            len(self.loader),
         )
 
     def run(self) -> None:
@@ -103,15 +85,10 @@ class Training:
                 "train.epochs: %d, and epoch %d has begun: nothing is trained", epochs, begun
             )
             return
-        if self.is_over():
-            return
-        self.folder.write_config()
-        if self.ranks.is_main and not count_objects(self.validation.annotations).any():
-            log.warning(
-                "the validation split has no objects that count: best.pt is the newest epoch, "
-                "train.patience never ends the run"
-            )
-        while not self.is_over():
+        over = self.is_over()
+        if not over:
+            self.begin()
+        while not over:
             if progress.epoch == progress.evaluated:
                 self.train_epoch()
                 self.save()
@@ -119,8 +96,17 @@ class Training:
                 self.evaluate()
             progress.evaluated = progress.epoch
             self.folder.save(self.state)  # whose weights are those that were saved before
-        if self.state.unlogged is not None:
-            self.log_end(self.state.unlogged)
+            over = self.is_over()
+        self.lines.end()
+
+    def begin(self) -> None:
+        """Write the config, now that something is trained under it, and warn of its splits."""
+        self.folder.write_config()
+        if self.ranks.is_main and not count_objects(self.validation.annotations).any():
+            log.warning(
+                "the validation split has no objects that count: best.pt is the newest epoch, "
+                "train.patience never ends the run"
+            )
 
     def is_over(self) -> bool:
         """Whether all epochs are done, or ``train.patience`` of them without a better score.
@@ -168,11 +154,10 @@ class Training:
     def train_epoch(self) -> None:
         """Train on what is left of the epoch under way."""
         progress, config = self.state.progress, self.config
-        self.model.train()
+        self.train_step.model.train()
         self.freezing.apply(progress.epoch)
         self.tracker.start_epoch(
             progress.epoch,
-            config.epochs,
             batches=len(self.loader),
             done=progress.batch,
             images_per_batch=self.global_batch,
@@ -180,137 +165,20 @@ class Training:
         batches = self.loader.epoch(progress.epoch, start=progress.batch)
         for group in grouped(batches, config.accumulate):
             iteration = self.train_step(group)
-            progress.batch += len(group)
-            progress.step += 1
             self.tracker.advance(len(group))
-            self.keep_window()
-            if progress.step % config.log_every == 0:
-                self.log(iteration)
-            elif progress.batch == len(self.loader):
-                self.end_epoch(iteration)
+            self.lines.follow(iteration)
             self.save_or_stop()
-        self.guard.check()
+        self.train_step.guard.check()
         self.tracker.finish_epoch()
         progress.epoch += 1
         progress.batch = 0
-
-    def train_step(self, batches: Sequence[Batch]) -> Iteration:
-        """One iteration: the mean loss over the batches, its gradient, one update."""
-        state = self.state
-        seed_iteration(self.config.seed, state.progress.step, self.ranks.rank)
-        state.optimizer.zero_grad(set_to_none=True)
-        iteration = self.accumulate_gradients(batches)
-        images = tuple(image for batch in batches for image in batch.indices)
-        describe = partial(describe_weights, iteration)
-        losses, weighted = iteration.losses, iteration.weighted
-        self.guard.watch(Watched(state.progress.step, images, losses, weighted, describe))
-        if self.guard.at_once:
-            self.guard.check()
-        if self.config.clip_gradients is not None:
-            state.scaler.unscale_(state.optimizer)
-            groups = state.optimizer.param_groups  # of the detector and of a learned weighting
-            learned = [parameter for group in groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(learned, self.config.clip_gradients)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.schedule.step()
-        state.follow_average()
-        return iteration
-
-    def accumulate_gradients(self, batches: Sequence[Batch]) -> Iteration:
-        """Gradients of the mean loss over batches; ranks exchange them once, with the last."""
-        parts: list[dict[str, Tensor]] = []
-        weighted_parts: list[dict[str, Tensor]] = []
-        for number, batch in enumerate(batches, start=1):
-            is_last = number == len(batches)
-            batch = batch.to(self.ranks.device, non_blocking=True)
-            with nullcontext() if is_last else self.without_exchange():
-                with autocast(self.ranks.device, self.config.amp):
-                    losses = self.model(batch.images, batch.targets)
-                weighted = self.state.weighting(losses, last_micro_batch=is_last)
-                total = torch.stack(list(weighted.values())).sum() / len(batches)
-                self.state.scaler.scale(total).backward()
-            parts.append({name: loss.detach() for name, loss in losses.items()})
-            weighted_parts.append({name: loss.detach() for name, loss in weighted.items()})
-        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        scaled = {name: torch.stack([p[name] for p in weighted_parts]).mean() for name in mean}
-        weights = self.state.weighting.applied_weights()
-        lr = self.state.optimizer.param_groups[0]["lr"]
-        return Iteration(mean, scaled, weights, self.state.progress.epoch, lr)
-
-    def without_exchange(self) -> AbstractContextManager[Any]:
-        """Backward passes within keep their gradients on this rank."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
-
-    def keep_window(self) -> None:
-        """Keep the statistics of a window of losses that closed in this iteration."""
-        weighting = self.state.weighting
-        if weighting.position == 0 and weighting.windows_completed:
-            statistics = weighting.last_window()
-            self.state.windows.append(
-                {
-                    "step": self.state.progress.step,
-                    "loss_mean": {name: mean for name, (mean, _) in statistics.items()},
-                    "loss_std": {name: std for name, (_, std) in statistics.items()},
-                }
-            )
-
-    def log(self, iteration: Iteration) -> None:
-        """Write a log line: here, and at the end of an epoch, the host reads the device."""
-        self.guard.check()
-        self.tracker.train(self.record(iteration), batches_left=self.batches_left())
-        self.state.windows.clear()
-        self.state.unlogged = None
-
-    def end_epoch(self, iteration: Iteration) -> None:
-        """Write the line of an epoch's last iteration where the run ends, else keep it.
-
-        The run may end there all the same: by ``train.patience``, or resumed for fewer epochs.
-        """
-        self.guard.check()
-        record = self.record(iteration)
-        if iteration.epoch == self.config.epochs - 1:
-            self.log_end(record)
-        else:
-            self.state.unlogged = record
-
-    def log_end(self, record: dict[str, Any]) -> None:
-        """Write the line of the last iteration, with the windows that no line has yet.
-
-        The state keeps them: a run of more epochs goes on as if it had never ended here.
-        """
-        self.tracker.train({**record, "last_of": record["epoch"] + 1}, batches_left=0)
-        self.state.unlogged = None
-
-    def batches_left(self) -> int:
-        """Batches until the end of the run."""
-        progress = self.state.progress
-        return (self.config.epochs - progress.epoch) * len(self.loader) - progress.batch
-
-    def record(self, iteration: Iteration) -> dict[str, Any]:
-        """The numbers of a log line. Waits for the device."""
-        state = self.state
-        names = list(iteration.losses)
-        both = [*iteration.losses.values(), *iteration.weighted.values()]
-        values = self.ranks.mean(torch.stack(both)).tolist()
-        return {
-            "step": state.progress.step,
-            "epoch": iteration.epoch,
-            "lr": iteration.lr,
-            "loss": dict(zip(names, values[: len(names)], strict=True)),
-            "weighted_loss": dict(zip(names, values[len(names) :], strict=True)),
-            "loss_weight": as_numbers(iteration.weights),
-            "windows": [as_numbers(window) for window in state.windows],
-        }
 
     def save_or_stop(self) -> None:
         """Save where it is due, and after the iteration in which a signal came to any rank."""
         (stop,) = self.ranks.any(self.stop.requested)
         every = self.config.checkpoint_every
         if stop or (every and self.state.progress.step % every == 0):
-            self.guard.check()
+            self.train_step.guard.check()
             self.save()
         if stop:
             # torchrun ends the ranks that are left as soon as one has ended: none may before the
@@ -334,23 +202,7 @@ class Training:
         self.folder.save(self.state)
 
 
-def describe_weights(iteration: Iteration) -> str:
-    """Learning rate and loss weights of an iteration, for an error message."""
-    weights = [f"{name} {value:.6g}" for name, value in as_numbers(iteration.weights).items()]
-    return f"lr {iteration.lr:.6g}; loss weights: {', '.join(weights)}"
-
-
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """The batches of each iteration; the last group of an epoch may be smaller."""
     while group := list(islice(batches, size)):
         yield group
-
-
-def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Tensors -> numbers, in nested dicts too. Waits for the device."""
-    return {
-        name: as_numbers(value)
-        if isinstance(value, dict)
-        else (value.item() if isinstance(value, Tensor) else value)
-        for name, value in values.items()
-    }

@@ -38,6 +38,9 @@ class Tracker:
         config: of the run; it names the boards beside TensorBoard.
         resumed: where a resumed run goes on.
         enabled: whether this is the main rank.
+
+    Attributes:
+        logged: the step of the newest log line.
     """
 
     def __init__(
@@ -51,9 +54,12 @@ class Tracker:
         self.enabled = enabled
         self.score_tags = score_tags(config.detector.type)
         self.pairs = pairs
+        self.epochs = config.train.epochs
+        self.logged = 0
         self.bar: tqdm[Any] | None = None
         self.since = time.perf_counter()
         self.images = 0
+        self.images_per_batch = 0
         self.images_per_second = 0.0
         if not enabled:
             return
@@ -68,24 +74,24 @@ class Tracker:
         self.last_window = _last_window(found, before=purge_step)
         self.boards: list[Board] = [tensorboard]
         for record in kept:
-            # The purge also took the log line of that very step.
-            if record["kind"] == "train" and record["step"] >= purge_step:
-                self._write_scalars(record)
+            if record["kind"] == "train":
+                self.logged = record["step"]
+                # The purge also took the log line of that very step.
+                if record["step"] >= purge_step:
+                    self._write_scalars(record)
         for name in config.train.trackers:
             board = ForgivenBoard(name, folder, config.flat(), resumed is not None)
             self.boards.append(board)
 
-    def start_epoch(
-        self, epoch: int, epochs: int, *, batches: int, done: int, images_per_batch: int
-    ) -> None:
+    def start_epoch(self, epoch: int, *, batches: int, done: int, images_per_batch: int) -> None:
         """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
-        self.epochs, self.images_per_batch = epochs, images_per_batch
+        self.images_per_batch = images_per_batch
         self.since, self.images = time.perf_counter(), 0
         if self.enabled and is_watched():
             self.bar = tqdm(
                 total=batches,
                 initial=done,
-                desc=f"epoch {epoch + 1}/{epochs}",
+                desc=f"epoch {epoch + 1}/{self.epochs}",
                 bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}",
             )
 
@@ -97,27 +103,35 @@ class Tracker:
 
     def finish_epoch(self) -> None:
         """End the progress bar of an epoch."""
-        self._measure()
+        self.measure()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    def measure(self) -> float:
+        """Images a second since the last time, or until then if none was trained on since."""
+        now = time.perf_counter()
+        if self.images:
+            self.images_per_second = self.images / max(now - self.since, 1e-9)
+        self.since, self.images = now, 0
+        return self.images_per_second
 
     def train(self, record: dict[str, Any], batches_left: int) -> None:
         """Write one log line.
 
         Args:
             record: ``step``, ``epoch``, ``lr``, ``loss``, ``weighted_loss``, ``loss_weight`` by
-                name, and ``windows``, the statistics of the windows completed since the last line.
+                name, ``windows``, the statistics of the windows completed since the last line, and
+                ``images_per_second``, as measured in its iteration.
             batches_left: batches until the end of the run, for the time left.
         """
-        self._measure()
         if not self.enabled:
             return
-        left = batches_left * self.images_per_batch / max(self.images_per_second, 1e-9)
-        record = {"kind": "train", **record, "images_per_second": self.images_per_second}
-        self.metrics.write(record)
+        self.metrics.write({"kind": "train", **record})
+        self.logged = record["step"]
         self._write_scalars(record)
-        speed, remaining = self.images_per_second, clock(left)
+        speed = record["images_per_second"]
+        remaining = clock(batches_left * self.images_per_batch / max(speed, 1e-9))
         if self.bar is not None:
             short = f"{self._in_short(record)}, {remaining} left, {speed:.1f} img/s"
             self.bar.set_postfix_str(short)
@@ -172,13 +186,6 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
-
-    def _measure(self) -> None:
-        """The speed since the last time, if anything was trained since."""
-        now = time.perf_counter()
-        if self.images:
-            self.images_per_second = self.images / max(now - self.since, 1e-9)
-        self.since, self.images = now, 0
 
     def _in_short(self, record: Mapping[str, Any]) -> str:
         """Total loss, λ of each pair and learning rate: what 80 columns have room for."""

@@ -11,11 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from data.errors import InputError
@@ -24,10 +23,10 @@ from data.target import Batch
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config
 from engine.distributed import Ranks
+from engine.divergence import DivergenceError
 from engine.freezing import Freezing
 from engine.optimization import applied_lr
-from engine.precision import autocast
-from engine.state import TrainState
+from engine.train_step import TrainStep
 from scripts.figures import new_figure
 
 SMOOTHING = 0.9  # of the running mean of losses, which tells when they diverge
@@ -90,7 +89,8 @@ def range_test(
         state = build_state(config, training.classes, len(loader), ranks)
         Freezing(state.detector, config.train.freeze).apply(0)
         bar = tqdm(rates, "range test", delay=2, leave=False, disable=not show)
-        losses, diverged = _train(state, loader, bar, config, ranks)
+        train_step = TrainStep(state, state.detector, config.train, ranks, training.files)
+        losses, diverged = _train(train_step, loader, bar, config, ranks)
     if len(losses) < FEWEST:
         raise InputError(
             f"the loss diverged within {len(losses)} iterations at train.lr="
@@ -101,19 +101,21 @@ def range_test(
 
 
 def _train(
-    state: TrainState, loader: TrainLoader, rates: Any, config: Config, ranks: Ranks
+    train_step: TrainStep, loader: TrainLoader, rates: Any, config: Config, ranks: Ranks
 ) -> tuple[list[float], bool]:
     """The losses, and whether the last of them had grown."""
     batches = _endless(loader)
     total_batch = config.global_batch(ranks.world_size) * config.train.accumulate
     losses: list[float] = []
     for rate in rates:
-        for group in state.optimizer.param_groups:
+        for group in train_step.state.optimizer.param_groups:
             group["lr"] = applied_lr(config.train, rate, total_batch)
-        loss = _step(state, [next(batches) for _ in range(config.train.accumulate)], config, ranks)
-        if not math.isfinite(loss):
+        try:
+            iteration = train_step(list(islice(batches, config.train.accumulate)))
+            train_step.guard.check()
+        except DivergenceError:
             return losses, True
-        losses.append(loss)
+        losses.append(torch.stack(list(iteration.weighted.values())).sum().item())
         smoothed = running_mean(losses)
         if len(losses) > FEWEST and smoothed[-1] > DIVERGED * min(smoothed):
             return losses, True
@@ -123,27 +125,6 @@ def _train(
 def _endless(loader: TrainLoader) -> Iterator[Batch]:
     for epoch in count():
         yield from loader.epoch(epoch)
-
-
-def _step(state: TrainState, batches: Sequence[Batch], config: Config, ranks: Ranks) -> float:
-    """One iteration as the training loop makes it; the total weighted loss."""
-    state.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for number, batch in enumerate(batches, start=1):
-        batch = batch.to(ranks.device)
-        with autocast(ranks.device, config.train.amp):
-            losses = state.detector(batch.images, batch.targets)
-        weighted = state.weighting(losses, last_micro_batch=number == len(batches))
-        loss = torch.stack(list(weighted.values())).sum() / len(batches)
-        state.scaler.scale(loss).backward()
-        total += loss.item()
-    if math.isfinite(total):
-        if config.train.clip_gradients is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.detector.parameters(), config.train.clip_gradients)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-    return total
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:

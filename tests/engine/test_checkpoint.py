@@ -196,7 +196,7 @@ WINDOW = {"step": 3, "loss_mean": ONE, "loss_std": ONE}
     [
         *[("progress", {"epoch": value}) for value in ("1", -1, None, 1.0, True, 2**63)],
         *[("progress", {"batch": -3}), ("progress", {"best_score": "x"})],
-        *[("unlogged", value) for value in (3, [], {})],
+        *[("unlogged", value) for value in (3, [], {}, {"epoch": 1})],
         *[("windows", [value]) for value in (1, {}, {**WINDOW, "step": "3"})],
         *[
             ("windows", [{**WINDOW, "loss_std": value}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from data.build import build_annotations
 from data.errors import InputError
+from data.target import Batch
 from detector.rcnn import MaskRCNN
 from engine.build import build_state
 from engine.checkpoint import load_checkpoint
@@ -32,6 +34,7 @@ from engine.config import Config
 from engine.mirrored import Mirrored
 from engine.resume import check_resume
 from engine.signals import StopRequest
+from engine.train_step import Iteration, TrainStep
 from engine.validation import build_validation
 
 EVERYTHING: dict[str, dict[str, Any]] = {
@@ -139,6 +142,36 @@ def test_the_last_windows_of_a_run_that_patience_ends_stand_in_its_last_line(
     values["train"] |= {"name": "run", "patience": 2, "epochs": 9, "log_every": 6}
     run(config_of(values), resume=True)
     longer = metrics(folder)
+    values["train"]["name"] = "at_once"
+    assert longer == metrics(run(config_of(values)))
+
+
+def test_a_run_that_was_killed_and_then_has_nothing_to_train_gets_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"epochs": 3, "pictures": 0, "log_every": 7}
+    values = tiny(tmp_path, train=train, loss={"weighting": {"interval": 4}})
+    step = TrainStep.__call__
+
+    def be_killed(train_step: TrainStep, batches: Sequence[Batch]) -> Iteration:
+        if train_step.state.progress.step == 8:
+            raise RuntimeError("killed")
+        return step(train_step, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainStep, "__call__", be_killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(config_of(values))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [5, 7]  # scores, then a line
+    values["train"]["epochs"] = 1
+    *_, end = metrics(run(config_of(values), resume=True))
+    assert {"kind": "train", "step": 5, "last_of": 1}.items() <= end.items()
+    assert [window["step"] for window in end["windows"]] == [4]
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    run(config_of(values), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    values["train"]["epochs"] = 3
+    longer = metrics(run(config_of(values), resume=True))
     values["train"]["name"] = "at_once"
     assert longer == metrics(run(config_of(values)))
 

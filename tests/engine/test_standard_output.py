@@ -38,7 +38,7 @@ def command(stop):
     start_logging(folder)
     with Tracker(folder, {}, Config(), None, enabled=True) as tracker:
         for epoch in range(2):
-            tracker.start_epoch(epoch, 2, batches=2, done=0, images_per_batch=1)
+            tracker.start_epoch(epoch, batches=2, done=0, images_per_batch=1)
             logging.warning("before")
             sys.stdin.readline()
             tracker.advance(2)

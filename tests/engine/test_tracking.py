@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Config
+from engine.config import parse_config
 from engine.console import start_logging
 from engine.tracking import Tracker
 
@@ -38,11 +38,12 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     start_logging(tmp_path)
-    with Tracker(tmp_path, PAIRS, Config(), None, enabled=True) as tracker:
-        tracker.start_epoch(29, 30, batches=37, done=26, images_per_batch=8)
+    config = parse_config({"train": {"epochs": 30}}, "test")
+    with Tracker(tmp_path, PAIRS, config, None, enabled=True) as tracker:
+        tracker.start_epoch(29, batches=37, done=26, images_per_batch=8)
         tracker.advance(5)
         tracker.since -= 4
-        tracker.train(RECORD, batches_left=10)
+        tracker.train(RECORD | {"images_per_second": tracker.measure()}, batches_left=10)
     yield terminal.getvalue()
     for handler in logging.root.handlers[:]:
         logging.root.removeHandler(handler)

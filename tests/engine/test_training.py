@@ -20,7 +20,7 @@ from data.target import Batch
 from engine.build import build_state
 from engine.checkpoint import load_checkpoint
 from engine.divergence import DivergenceError
-from engine.loop import Iteration, Training
+from engine.train_step import Iteration, TrainStep
 
 
 @pytest.fixture(scope="module")
@@ -198,15 +198,15 @@ def test_weights_that_are_no_numbers_after_the_last_update_are_not_saved(
 ) -> None:
     """Their losses were finite, and none comes after them in this epoch that would tell."""
     values = tiny(tmp_path, train={"checkpoint_every": every, "pictures": 0})
-    step = Training.train_step
+    step = TrainStep.__call__
 
-    def spoil(training: Training, batches: Sequence[Batch]) -> Iteration:
-        iteration = step(training, batches)
-        if training.state.progress.step == 9:
-            next(training.state.detector.parameters()).data[0] = torch.nan
+    def spoil(train_step: TrainStep, batches: Sequence[Batch]) -> Iteration:
+        iteration = step(train_step, batches)
+        if train_step.state.progress.step == 10:
+            next(train_step.state.detector.parameters()).data[0] = torch.nan
         return iteration
 
-    monkeypatch.setattr(Training, "train_step", spoil)
+    monkeypatch.setattr(TrainStep, "__call__", spoil)
     with pytest.raises(DivergenceError, match="step 10: the weights are not finite after it"):
         run(config_of(values))
     saved = load_checkpoint(tmp_path / "run/last.pt")

@@ -35,10 +35,11 @@ def scores(value: float | None) -> dict[str, Any]:
 def write_run(folder: Path) -> Path:
     folder.mkdir()
     with Tracker(folder, PAIRS, Config(), None, enabled=True) as tracker:
-        tracker.start_epoch(0, 1, batches=2, done=0, images_per_batch=1)
+        tracker.start_epoch(0, batches=2, done=0, images_per_batch=1)
         for step in (2, 4):
             tracker.advance(1)
-            tracker.train(a_line(step, loss=1 / step), batches_left=1)
+            speed = {"images_per_second": tracker.measure()}
+            tracker.train(a_line(step, loss=1 / step) | speed, batches_left=1)
         tracker.evaluation(Progress(step=4, epoch=1), scores(0.75))
     return folder
 

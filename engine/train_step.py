@@ -1,0 +1,130 @@
+"""One iteration of training: losses, their weights, gradients, an update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.target import Batch
+from engine.distributed import Ranks
+from engine.divergence import FiniteGuard, Watched
+from engine.precision import autocast
+from engine.run_config import TrainConfig
+from engine.state import TrainState, seed_iteration
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration computed: 0-d tensors on the device by loss name, its epoch and lr."""
+
+    losses: dict[str, Tensor]
+    weighted: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    epoch: int
+    lr: float
+
+    def describe(self) -> str:
+        """Learning rate and loss weights, for an error message. Waits for the device."""
+        weights = [f"{name} {weight.item():.6g}" for name, weight in self.weights.items()]
+        return f"lr {self.lr:.6g}; loss weights: {', '.join(weights)}"
+
+
+class TrainStep:
+    """Moves a state by one iteration a call.
+
+    Args:
+        state: what is moved.
+        model: its detector, wrapped for the exchange of gradients where there are several ranks.
+        config: of the training.
+        ranks: the processes that train together.
+        files: image files by row of the training annotations, for messages.
+
+    Attributes:
+        guard: watches the losses. On a GPU, who reads anything of an iteration lets it check first.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        model: nn.Module,
+        config: TrainConfig,
+        ranks: Ranks,
+        files: npt.NDArray[np.str_],
+    ) -> None:
+        self.state = state
+        self.model = model
+        self.config = config
+        self.ranks = ranks
+        self.guard = FiniteGuard(
+            ranks,
+            state.optimizer,
+            files,
+            at_once=ranks.device.type != "cuda",
+            remembered=config.log_every,
+            scaled=state.scaler.is_enabled(),
+        )
+
+    def __call__(self, batches: Sequence[Batch]) -> Iteration:
+        """The mean loss over the batches, its gradient, one update.
+
+        Raises:
+            DivergenceError: on a CPU, for a loss that is not finite; nothing was updated by it.
+        """
+        state = self.state
+        seed_iteration(self.config.seed, state.progress.step, self.ranks.rank)
+        state.optimizer.zero_grad(set_to_none=True)
+        iteration = self._accumulate_gradients(batches)
+        images = tuple(image for batch in batches for image in batch.indices)
+        losses, weighted = iteration.losses, iteration.weighted
+        step = state.progress.step
+        self.guard.watch(Watched(step, images, losses, weighted, iteration.describe))
+        if self.guard.at_once:
+            self.guard.check()
+        if self.config.clip_gradients is not None:
+            state.scaler.unscale_(state.optimizer)
+            groups = state.optimizer.param_groups  # of the detector and of a learned weighting
+            learned = [parameter for group in groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(learned, self.config.clip_gradients)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.schedule.step()
+        state.follow_average()
+        state.progress.batch += len(batches)
+        state.progress.step += 1
+        return iteration
+
+    def _accumulate_gradients(self, batches: Sequence[Batch]) -> Iteration:
+        """Gradients of the mean loss over batches; ranks exchange them once, with the last."""
+        state, device = self.state, self.ranks.device
+        parts: list[dict[str, Tensor]] = []
+        weighted_parts: list[dict[str, Tensor]] = []
+        for number, batch in enumerate(batches, start=1):
+            is_last = number == len(batches)
+            batch = batch.to(device, non_blocking=True)
+            with nullcontext() if is_last else self._without_exchange():
+                with autocast(device, self.config.amp):
+                    losses = self.model(batch.images, batch.targets)
+                weighted = state.weighting(losses, last_micro_batch=is_last)
+                total = torch.stack(list(weighted.values())).sum() / len(batches)
+                state.scaler.scale(total).backward()
+            parts.append({name: loss.detach() for name, loss in losses.items()})
+            weighted_parts.append({name: loss.detach() for name, loss in weighted.items()})
+        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        scaled = {name: torch.stack([p[name] for p in weighted_parts]).mean() for name in mean}
+        weights = state.weighting.applied_weights()
+        lr = state.optimizer.param_groups[0]["lr"]
+        return Iteration(mean, scaled, weights, state.progress.epoch, lr)
+
+    def _without_exchange(self) -> AbstractContextManager[Any]:
+        """Backward passes within keep their gradients on this rank."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
