@@ -32,8 +32,9 @@ NEUTRAL_KEYS = frozenset(
 # Under these, too, a run goes on as one that began under them (but for the score of the old last
 # epoch where evaluate.every is above 1).
 FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.name", "train.patience"}
-# Free where the checkpoint has digests of the data, by which they are compared instead.
-PLACES_OF_DATA = frozenset({"data.root"})
+# Free where the checkpoint has digests of the data, by which they are compared instead: one split
+# can be named in several ways, and so can the classes, which are looked at by themselves.
+NAMES_OF_DATA = frozenset({"data.classes", "data.root", "data.train", "data.val"})
 # Half a cosine ends with the last epoch: there more epochs are another lr in every iteration.
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
@@ -77,7 +78,7 @@ def check_resume(
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     free = FREE_KEYS | BATCH_KEYS
     if "training" in saved:
-        free |= PLACES_OF_DATA
+        free |= NAMES_OF_DATA
     if config.train.schedule == "cosine":
         free -= COSINE_KEYS
     changed = [
@@ -158,8 +159,11 @@ def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, An
     """
     before = {**_defaults(), **flatten(saved["config"])}
     now = config.flat()
+    compared = SCORING_KEYS
+    if "validation" in saved:
+        compared -= NAMES_OF_DATA
     same_images = saved.get("validation", data["validation"]) == data["validation"]
-    return same_images and all(before.get(key) == now.get(key) for key in SCORING_KEYS)
+    return same_images and all(before.get(key) == now.get(key) for key in compared)
 
 
 def _defaults() -> dict[str, Any]:

@@ -195,6 +195,20 @@ def test_the_same_data_elsewhere_are_the_same(tmp_path: Path) -> None:
         run(config_of(values), resume=True)
 
 
+def test_the_same_data_by_other_words_are_the_same(tmp_path: Path) -> None:
+    values = tiny(tmp_path, train={"pictures": 0})
+    folder = run(config_of(values), StopAfter(8))
+    assert load_checkpoint(folder / "last.pt")["progress"]["best_epoch"] == 1
+    values["data"] |= {"train": ["train"], "val": ["val"]}
+    values["data"]["classes"] = ["circle", "square", "triangle"]
+    run(config_of(values), resume=True)
+    assert "chosen anew" not in (folder / "train.log").read_text()
+    values["train"]["epochs"] = 3
+    values["data"]["val"] = ["train"]
+    with pytest.raises(InputError, match="objects of the validation split are others"):
+        run(config_of(values), resume=True)
+
+
 def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     config = config_of(tiny(tmp_path))
     saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
