@@ -41,6 +41,7 @@ from scripts.dataset_tools.suggestions import choose_detector, suggest
 from scripts.dataset_tools.tables import format_statistics, format_suggestion
 from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
+from scripts.number_types import at_least
 from scripts.tables import format_table
 
 
@@ -249,7 +250,7 @@ def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     command.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     command.add_argument(
-        "--most", type=int, default=50, help="problems to print (50; 0 prints all of them)"
+        "--most", type=at_least(0), default=50, help="problems to print (50; 0 prints all of them)"
     )
     _add_hardlink(command)
     _add_json(command)
@@ -276,7 +277,9 @@ def _add_split(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument(
         "--fractions", nargs="+", type=float, default=[0.8, 0.2], help="of each (0.8 0.2)"
     )
-    command.add_argument("--seed", type=int, default=0, help="another seed, another split (0)")
+    command.add_argument(
+        "--seed", type=at_least(0), default=0, help="another seed, another split (0)"
+    )
     command.add_argument("--output", type=Path, help="COCO: a new folder for the divided dataset")
     _add_follow_links(command)
     _add_hardlink(command)

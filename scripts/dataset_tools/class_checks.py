@@ -24,10 +24,18 @@ class SplitClasses:
 
 
 def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
-    """Objects of classes that none of the splits to train on has; which those are, names tell."""
+    """Objects of classes that none of the splits to train on has, or no objects there at all.
+
+    Which splits those are, names tell.
+    """
     trained = [split for split in splits if "train" in role_of(split)]
     if not trained or not all(splits[split].known for split in trained):
         return
+    if not any(splits[split].used for split in trained):
+        yield Problem(
+            trained[0], "", "has no object to train on", "annotate some, or see why all were "
+            "left out", "error", "none",
+        )  # fmt: skip
     known = frozenset().union(*(splits[split].known for split in trained))
     for split, classes in splits.items():
         for name in [] if split in trained else sorted(classes.used.keys() - known):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from data.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
@@ -18,13 +17,12 @@ from data.errors import InputError, shown
 from data.json_stream import stream_members
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
-from scripts.dataset_tools.image_checks import ImageChecks, Size, fits
+from scripts.dataset_tools.image_checks import ImageChecks, Size, is_size_of
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.problems import OPTIONAL_KEYS, Action, Problem, problem_of
+from scripts.dataset_tools.mask_checks import check_bare, check_mask, check_parts
+from scripts.dataset_tools.problems import OPTIONAL_KEYS, Action, Problem, problem_of, says_no
 
 _SLACK = 1.0  # pixels that COCO's own boxes stick out
-_NO = ("0", "0.0", "false", "no")  # a flag of other than the numbers 0 and 1 that says 0
-_LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 
 
 def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
@@ -52,6 +50,7 @@ class _Image:
     row: int
     name: str
     size_hw: Size
+    fault: Problem | None  # a size that cannot be read
     boxes: list[tuple[int, Box]] = field(default_factory=list)
 
 
@@ -100,6 +99,7 @@ class _Split:
         yield from self._check_objects()
         for image in tqdm(self._entries, desc=self._split, delay=2, leave=False, disable=None):
             yield from self._check_image(image, images)
+        yield from self._check_bare()
         yield from self._check_convention()
         yield from self._check_ids()
 
@@ -114,13 +114,15 @@ class _Split:
             if identity is not None:
                 self._rows[identity].append(row)
             columns, error = self._read_entry(entry)
+            action: Action = "drop_image" if columns is None else "set_size"
+            fault = None
             if error is not None:
-                action = "drop_image" if columns is None else "set_size"
-                yield _located(error, self._path, self._file, item, action, row)
-            if columns is None:
-                continue
-            size = columns.sizes[0], columns.sizes[1]
-            self._entries.append(_Image(columns.ids[0], row, columns.files[0], size))
+                fault = _located(error, self._path, self._file, item, action, row)
+            if columns is not None:
+                size = columns.sizes[0], columns.sizes[1]
+                self._entries.append(_Image(columns.ids[0], row, columns.files[0], size, fault))
+            elif fault is not None:
+                yield fault
         yield from self._check_distinct()
 
     def _read_entry(self, entry: Any) -> tuple[ImageColumns | None, InputError | None]:
@@ -176,11 +178,19 @@ class _Split:
             elif image is not None:
                 image.boxes.append((row, (x1, y1, x2, y2)))
                 self._used.setdefault(self._categories[columns.category_ids[0]], item)
-                missing = [key for key in ("id", "area", "iscrowd") if key not in entry]
-                if missing:
-                    problem = f"has no {', '.join(missing)}, which other programs need"
-                    cure = "add it"
-                    yield Problem(self._file, item, problem, cure, "warning", "complete", row)
+                yield from self._check_for_others(item, row, entry)
+
+    def _check_for_others(self, item: str, row: int, entry: dict[str, Any]) -> Iterator[Problem]:
+        """What other programs cannot read of an object that can be read here."""
+        missing = [key for key in ("id", "area", "iscrowd") if entry.get(key) is None]
+        if missing:
+            problem = f"has no {', '.join(missing)}, which other programs need"
+            yield Problem(self._file, item, problem, "add it", "warning", "complete", row)
+        if "id" not in missing and type(entry["id"]) is not int:
+            problem = f"its id is {shown(entry['id'])}, and other programs need a whole number"
+            cure = "give it one of its own"
+            yield Problem(self._file, item, problem, cure, "warning", "renumber", row)
+        yield from check_parts(self._file, item, row, self._items[row])
 
     def _read_object(
         self, row: int, entry: Any, masked: bool
@@ -221,9 +231,13 @@ class _Split:
     def _check_image(self, image: _Image, images: ImageChecks) -> Iterator[Problem]:
         item = f"image {image.id} ({shown(image.name)})"
         file = f"{self._split}/{image.name}"
-        size, problems = images.check(self._file, item, file, image.size_hw, image.row)
+        told = [] if image.fault is None else [image.fault]
+        size, problems = images.check(
+            self._file, item, file, image.size_hw, image.row, is_told=bool(told)
+        )
+        problems = [*told, *problems]
         boxes = [box for _, box in image.boxes]
-        if not fits(boxes, size):
+        if not is_size_of(boxes, size, image.size_hw):
             problems = [_as_drop(each) if each.action == "set_size" else each for each in problems]
         yield from problems
         if all(size) and not any(each.action == "drop_image" for each in problems):
@@ -237,26 +251,14 @@ class _Split:
             mask = json.dumps(entry.get("segmentation") or [])
             key = (entry["category_id"], box, bool(entry.get("iscrowd")), mask)
             found = found or doubles.check(self._file, called, row, key)
-            found = found or self._check_mask(called, row, entry, box, size)
+            found = found or check_mask(self._file, called, row, entry, box, size)
             if found:
                 yield found
 
-    def _check_mask(
-        self, item: str, row: int, entry: dict[str, Any], box: Box, size: Size
-    ) -> Problem | None:
-        columns = _ObjectColumns(self._path)
-        columns.add(entry)
-        try:
-            store = columns.segmentations.finish(np.array([size], np.int32), lambda _: "annotation")
-        except InputError as error:
-            return problem_of(error, "annotation", self._file, item, "drop_object", row)
-        if store is None or entry.get("iscrowd"):
-            return None
-        around = _box_around(store.polygons_of(0), store.rle_of(0), size)
-        if _overlap(around, box) >= _LEAST_AGREEMENT:
-            return None
-        problem = f"the box {_rounded(box)} is not that of its mask, {_rounded(around)}"
-        return Problem(self._file, item, problem, "draw one of them again", "warning", "none", row)
+    def _check_bare(self) -> Iterator[Problem]:
+        rows = [row for image in self._images.values() for row, _ in image.boxes]
+        called = {_called("annotation", self._items[row], row): self._items[row] for row in rows}
+        yield from check_bare(self._file, called)
 
     def _check_convention(self) -> Iterator[Problem]:
         """Corners instead of sides: by one box it cannot be told, the loader asks all of them."""
@@ -305,7 +307,7 @@ def _fault(key: str, value: Any) -> InputError | None:
 def _action_for(key: str, value: Any, masked: bool) -> Action:
     """Take a key out only where that cannot turn the object into another than was meant."""
     if key in ("iscrowd", "difficult"):
-        return OPTIONAL_KEYS[key] if str(value).strip().lower() in _NO else "drop_object"
+        return OPTIONAL_KEYS[key] if says_no(value) else "drop_object"
     return "drop_object" if key == "segmentation" and masked else OPTIONAL_KEYS[key]
 
 
@@ -329,25 +331,3 @@ def _as_drop(problem: Problem) -> Problem:
         problem.file, problem.object, problem.problem, problem.cure, problem.severity,
         "drop_image", problem.row,
     )  # fmt: skip
-
-
-def _box_around(polygons: list[Any], rle: bytes, size: Size) -> Box:
-    if rle:
-        x, y, w, h = coco_mask.toBbox({"size": list(size), "counts": rle}).tolist()
-        return x, y, x + w, y + h
-    points = np.concatenate(polygons).reshape(-1, 2)
-    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    return x1, y1, x2, y2
-
-
-def _overlap(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
-
-
-def _rounded(box: Box) -> list[float]:
-    return [round(value, 1) for value in box]

@@ -12,7 +12,8 @@ from data.errors import InputError
 from data.image_sizes import MOST_PIXELS
 from data.images import DamagedImageError, Pixels, read_image, read_orientation
 from data.paths import check_inside
-from scripts.dataset_tools.problems import Problem, problem_of
+from scripts.dataset_tools.box_checks import Box
+from scripts.dataset_tools.problems import Action, Problem, problem_of
 
 Size = tuple[int, int]
 
@@ -37,7 +38,7 @@ class ImageChecks:
         self._settled: Counter[str] = Counter()
 
     def check(
-        self, file: str, entry: str, image: str, size_hw: Size, row: int
+        self, file: str, entry: str, image: str, size_hw: Size, row: int, is_told: bool = False
     ) -> tuple[Size, list[Problem]]:
         """Check one image.
 
@@ -47,6 +48,7 @@ class ImageChecks:
             image: the image file, relative to the root.
             size_hw: by the annotation; 0 where it says nothing.
             row: the position of the image's entry in its file.
+            is_told: whether it has been told that the annotation does not give the size.
 
         Returns:
             Its size, that of the file where the annotation is wrong, and its problems.
@@ -72,7 +74,7 @@ class ImageChecks:
                 cure = "replace the file, or write its size into the annotation"
                 damaged = replace(damaged, cure=cure)
             return size_hw, [damaged]
-        self._note_orientation(path, image, size_hw)
+        is_settled = self._note_orientation(path, image, size_hw)
         problems = self._check_double(path, image)
         found: Size = (pixels.shape[0], pixels.shape[1])
         if pixels.max() < _BRIGHT:
@@ -81,10 +83,12 @@ class ImageChecks:
             problems.append(Problem(image, "", problem, cure, "warning", "none"))
         if mismatch is not None:
             problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
-        elif not all(size_hw):
+        elif not all(size_hw) and not is_told:
             problem = f"does not give the size of {image}, so that every start opens the image"
             cure = f"write width {found[1]} and height {found[0]}"
-            problems.append(Problem(file, entry, problem, cure, "warning", "set_size", row))
+            # A size would say that boxes are of the upright picture.
+            action: Action = "set_size" if is_settled else "none"
+            problems.append(Problem(file, entry, problem, cure, "warning", action, row))
         return found, problems
 
     def check_orientations(self) -> Iterator[Problem]:
@@ -101,15 +105,17 @@ class ImageChecks:
         cure = "look at some, and write data.exif: apply for upright, ignore for stored pixels"
         yield Problem(self._unsettled[0], "", problem, cure, "warning", "none")
 
-    def _note_orientation(self, path: Path, image: str, size_hw: Size) -> None:
+    def _note_orientation(self, path: Path, image: str, size_hw: Size) -> bool:
+        """Whether it is known of which pixels the boxes are: the upright or the stored ones."""
         orientation, stored = read_orientation(path)
         upright = stored[::-1] if orientation >= 5 else stored
         if orientation == 1 or (all(size_hw) and size_hw not in (stored, upright)):
-            return
+            return True
         if upright == stored or not all(size_hw):
             self._unsettled.append(image)
-        else:
-            self._settled["upright" if size_hw == upright else "stored"] += 1
+            return False
+        self._settled["upright" if size_hw == upright else "stored"] += 1
+        return True
 
     def _check_double(self, path: Path, image: str) -> list[Problem]:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
@@ -152,7 +158,17 @@ def share_by_design(one: str, other: str) -> bool:
     return (one, other) in parts or (other, one) in parts
 
 
-def fits(boxes_xyxy: Collection[tuple[float, float, float, float]], size_hw: Size) -> bool:
-    """Whether all boxes could be of an image of this size, so that the size was the mistake."""
+def is_size_of(boxes_xyxy: Collection[Box], found_hw: Size, written_hw: Size) -> bool:
+    """Whether boxes are of the picture of the size that was found, whatever was written.
+
+    They are where they fit into the picture and not into the written size. Where they fit into
+    both, the size may be the mistake, or the picture was resized after the boxes had been drawn.
+    """
+    if not boxes_xyxy:
+        return True
+    return _fit(boxes_xyxy, found_hw) and not _fit(boxes_xyxy, written_hw)
+
+
+def _fit(boxes_xyxy: Collection[Box], size_hw: Size) -> bool:
     height, width = size_hw
     return all(x2 <= width + 1 and y2 <= height + 1 for _, _, x2, y2 in boxes_xyxy)

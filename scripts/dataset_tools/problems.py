@@ -12,9 +12,9 @@ from data.errors import InputError
 
 Severity = Literal["error", "warning"]
 Action = Literal[
-    "drop_object", "drop_area", "drop_iscrowd", "drop_difficult", "drop_segmentation", "clip_box",
-    "clear_difficult", "drop_image", "set_size", "drop_line", "renumber", "complete", "allow_link",
-    "none",
+    "drop_object", "drop_area", "drop_iscrowd", "drop_difficult", "drop_segmentation", "drop_parts",
+    "clip_box", "clear_difficult", "drop_image", "set_size", "drop_line", "renumber", "complete",
+    "allow_link", "none",
 ]  # fmt: skip
 
 # What --fix does, by the action.
@@ -24,6 +24,7 @@ REPAIRS: dict[Action, str] = {
     "drop_iscrowd": "sets it to 0",
     "drop_difficult": "leaves it out, which means 0",
     "drop_segmentation": "leaves it out, and keeps the box",
+    "drop_parts": "leaves those parts out",
     "clip_box": "cuts the box at the image's border",
     "clear_difficult": "sets difficult to 0",
     "drop_image": "leaves the image and its objects out",
@@ -93,6 +94,15 @@ def problem_of(
     text = str(error).removeprefix(place).removeprefix(": ")
     problem, _, cure = text.rpartition("; ")
     return Problem(file, item, problem or cure, cure if problem else "", "error", action, row)
+
+
+def says_no(flag: object) -> bool:
+    """Whether a flag that cannot be read says 0 all the same, in another form.
+
+    >>> says_no("0.0"), says_no("2")
+    (True, False)
+    """
+    return str(flag).strip().lower() in ("0", "0.0", "false", "no")
 
 
 def count_by_severity(problems: Iterable[Problem]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from data.voc import find_voc_image, images_by_stem, read_lines
 from data.voc_xml import parse_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.mask_checks import whole_parts
 from scripts.dataset_tools.output_folder import check_outside, copy_files, new_folder
 from scripts.dataset_tools.problems import OPTIONAL_KEYS, Problem
 
@@ -51,8 +52,8 @@ def write_repaired(
 ) -> Kept:
     """Write the copy, and count what is in it.
 
-    Raises InputError where ``output`` exists, nothing of a split is left, or an image is a link
-    that must not be followed: neither is it copied, nor is there anything wrong with the image.
+    Raises InputError where ``output`` exists, nothing of a split or no object is left, or an image
+    is a link that must not be followed: neither is it copied, nor is there anything wrong with it.
     """
     links = [problem.file for problem in problems if problem.action == "allow_link"]
     if links:
@@ -62,11 +63,19 @@ def write_repaired(
         )
     by_file: dict[str, _Rows] = defaultdict(lambda: defaultdict(set))
     for problem in problems:
+        if problem.action == "none" and problem.severity == "warning":
+            continue  # left for people to decide
         by_file[problem.file][problem.action].add(problem.row)
     repair = _repair_voc if layout.format == "voc" else _repair_coco
     check_outside(layout.root, output)
     with new_folder(output) as folder:
-        return repair(layout, splits, by_file, folder, hardlink)
+        kept = repair(layout, splits, by_file, folder, hardlink)
+        if kept.of_objects and not kept.objects:
+            raise InputError(
+                f"{layout.root}: none of its {kept.of_objects} objects could be kept; correct what "
+                "is named by hand"
+            )
+        return kept
 
 
 def _repair_voc(
@@ -155,9 +164,9 @@ def _repair_objects(annotation: Element, rows: _Rows, zero_based: bool) -> None:
         if row in rows.get("drop_object", ()):
             annotation.remove(element)
             continue
-        difficult = element.find("difficult")
-        if row in rows.get("clear_difficult", ()) and difficult is not None:
-            difficult.text = "0"
+        if row in rows.get("clear_difficult", ()):
+            for flag in element.findall("difficult"):
+                flag.text = "0"
         if row in rows.get("clip_box", ()):
             _clip(annotation, element, 0 if zero_based else 1)
 
@@ -256,11 +265,16 @@ def _repaired_objects(
             continue
         unread = [key for key, action in OPTIONAL_KEYS.items() if row in rows.get(action, ())]
         entry = {key: value for key, value in entry.items() if key not in unread}
+        if row in rows.get("drop_parts", ()):
+            entry["segmentation"] = whole_parts(entry["segmentation"])
         if row in rows.get("clip_box", ()):
             entry["bbox"] = _clipped(entry["bbox"], sizes[entry["image_id"]])
-        if row in rows.get("renumber", ()) or type(entry.get("id")) is not int:
+            if entry.get("area") is not None:
+                entry["area"] = min(entry["area"], entry["bbox"][2] * entry["bbox"][3])
+        if row in rows.get("renumber", ()) or entry.get("id") is None:
             entry["id"], free = free, free + 1
-        entry.setdefault("iscrowd", 0)
+        if entry.get("iscrowd") is None:
+            entry["iscrowd"] = 0
         if entry.get("area") is None:
             entry["area"] = _area(entry, sizes[entry["image_id"]])
         repaired.append(entry)

@@ -188,7 +188,7 @@ def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
             f"--names {' '.join(names)} and --fractions {' '.join(map(str, fractions))}: give each "
             "split a name of its own and a fraction"
         )
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # nan is neither
         raise InputError(
             f"--fractions {shown(list(fractions))}: must be positive and add up to 1, not to "
             f"{sum(fractions):g}; correct them"

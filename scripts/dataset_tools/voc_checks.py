@@ -5,7 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -22,12 +23,12 @@ from data.voc import (
     read_lines,
     same_stem,
 )
-from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
+from data.voc_xml import VOC_SIDES, VocObject, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
-from scripts.dataset_tools.image_checks import ImageChecks, fits, share_by_design
+from scripts.dataset_tools.image_checks import ImageChecks, is_size_of, share_by_design
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.problems import Problem, problem_of
+from scripts.dataset_tools.problems import Action, Problem, problem_of, says_no
 
 
 def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
@@ -141,6 +142,17 @@ def _classes_of(annotations: set[str], classes: dict[str, set[str]]) -> SplitCla
     return SplitClasses(frozenset(known if annotations else ()), used)
 
 
+@dataclass(frozen=True)
+class _Object:
+    """An object that can be read: its place in the file, its box as trained on and as written."""
+
+    row: int
+    name: str
+    box: Box
+    written: Box
+    difficult: bool
+
+
 class _Document:
     """One annotation file."""
 
@@ -161,21 +173,23 @@ class _Document:
             return [problem_of(error, str(self._path), self._file, "", "drop_image")]
         problems: list[Problem] = []
         size = self._size(annotation, problems)
-        boxes = self._objects(annotation, problems)
+        objects = self._objects(annotation, problems)
         try:
             image = self._image(annotation, problems)
         except InputError as error:
             problem = problem_of(error, str(self._path), self._file, "", "drop_image")
             return [*problems, problem]
-        true_size, found = images.check(self._file, "", image, size, -1)
-        if not fits([box for _, _, box, _ in boxes], true_size):
-            found = [_not_by_size(problem) for problem in found]
+        is_told = any(problem.action == "set_size" for problem in problems)
+        true_size, found = images.check(self._file, "", image, size, -1, is_told)
         problems += found
+        if not is_size_of([each.box for each in objects], true_size, size):
+            problems = [_not_by_size(problem) for problem in problems]
         doubles = Doubles()
-        for row, name, box, written in boxes:
-            item = named(row + 1, name)
-            one = check_box(self._file, item, row, box, written, true_size, 0.0)
-            one = one or doubles.check(self._file, item, row, (name, box))
+        for each in objects:
+            item = named(each.row + 1, each.name)
+            one = check_box(self._file, item, each.row, each.box, each.written, true_size, 0.0)
+            key = (each.name, each.box, each.difficult)
+            one = one or doubles.check(self._file, item, each.row, key)
             problems += [one] if one else []
         return problems
 
@@ -187,26 +201,22 @@ class _Document:
             return 0, 0
         return sides[0], sides[1]
 
-    def _objects(
-        self, annotation: Element, problems: list[Problem]
-    ) -> list[tuple[int, str, Box, Box]]:
-        """Row, name, continuous box and written box of the objects that can be read."""
-        boxes = []
+    def _objects(self, annotation: Element, problems: list[Problem]) -> list[_Object]:
+        """The objects that can be read, if need be without their flag."""
+        objects = []
         for row, element in enumerate(annotation.findall("object")):
             name = (element.findtext("name") or "").strip()
             item = named(row + 1, name)
-            try:
-                found = read_voc_object(element, item)
-            except InputError as error:
+            found, error = _read_object(element, item)
+            if error is not None:
+                action: Action = "drop_object" if found is None else "clear_difficult"
                 place = item if str(error).startswith(f"{item}: ") else f"{item} ({shown(name)})"
-                action = "clear_difficult" if "<difficult>" in str(error) else "drop_object"
-                problems.append(
-                    problem_of(error, place, self._file, item, action, row)  # type: ignore[arg-type]
-                )
-                continue
-            self.classes.add(name)
-            boxes.append((row, name, self._continuous(found.box), found.box))
-        return boxes
+                problems.append(problem_of(error, place, self._file, item, action, row))
+            if found is not None:
+                self.classes.add(name)
+                box = self._continuous(found.box)
+                objects.append(_Object(row, name, box, found.box, found.difficult))
+        return objects
 
     def _continuous(self, box: Box) -> Box:
         """As the loader: a box whose corners share a row or column has no area."""
@@ -235,6 +245,24 @@ class _Document:
         return image
 
 
+def _read_object(element: Element, item: str) -> tuple[VocObject | None, InputError | None]:
+    """An object, and what is wrong with it; with ``<difficult>`` cleared if that says 0."""
+    try:
+        return read_voc_object(element, item), None
+    except InputError as error:
+        first = error
+    flags = element.findall("difficult")
+    if not flags or not says_no(flags[-1].text):
+        return None, first
+    cleared = deepcopy(element)
+    for flag in cleared.findall("difficult"):
+        flag.text = "0"
+    try:
+        return read_voc_object(cleared, item), first
+    except InputError as error:  # not, or not only, for the flag
+        return None, error
+
+
 def _not_by_size(problem: Problem) -> Problem:
-    """Boxes that do not fit the file's size are of another picture: it cannot be kept."""
+    """Boxes that may be of another picture than the file's: it cannot be kept."""
     return replace(problem, action="drop_image") if problem.action == "set_size" else problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from datasets_on_disk import (
     write_voc,
 )
 from PIL import Image
-from validating import GOOD, validate
+from validating import GOOD, check_and_repair, validate
 
 from data.build import build_annotations
 from data.config import DataConfig
@@ -58,7 +59,8 @@ def test_a_class_that_no_split_to_train_on_has_is_an_error_as_in_training(
         lists = {"train": ["a"], "train_b": ["b"], "val": ["a", "b", "c"]}
         root, first = write_voc(tmp_path / "set", images, lists), "Annotations/c.xml"
     else:
-        root = write_coco(tmp_path / "set", [], categories=[{"id": 3, "name": "class a"}])
+        own = [coco_object(1, 1, [5, 5, 9, 9], category_id=3)]
+        root = write_coco(tmp_path / "set", own, categories=[{"id": 3, "name": "class a"}])
         names = [{"id": 3, "name": "class a"}, {"id": 7, "name": "class c"}]
         objects = [coco_object(n, n, [5, 5, 9, 9], category_id=[3, 7][n - 1]) for n in (1, 2)]
         write_coco(root, objects, split="val", categories=names)
@@ -94,10 +96,11 @@ def test_pictures_whose_orientation_no_size_tells_are_counted(
 ) -> None:
     if layout == "voc":
         names = [f"JPEGImages/{name}.png" for name in "abcd"]
-        write_voc(tmp_path, {name: [] for name in "abcd"}, {"train": list("abcd")})
+        objects = [voc_object("dog", GOOD)]
+        write_voc(tmp_path, dict.fromkeys("abcd", objects), {"train": list("abcd")})
     else:
         names = [f"train/train_{number}.png" for number in range(1, 5)]
-        write_coco(tmp_path, [], images=4)
+        write_coco(tmp_path, [coco_object(1, 1, [5, 5, 9, 9])], images=4)
     for seed, (name, orientation) in enumerate(zip(names, (3, 6, 1, 2), strict=True)):
         pixels = np.random.default_rng(seed).integers(0, 255, (80, 100, 3), np.uint8)
         exif = Image.Exif()
@@ -110,6 +113,20 @@ def test_pictures_whose_orientation_no_size_tells_are_counted(
         "of the pictures whose size tells, 0 have boxes of the upright and 1 of the stored pixels"
     )
     assert validate(tmp_path, capsys, "--skip-pixels") == (0, [])
+
+
+def test_a_repair_does_not_say_of_which_pixels_boxes_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+    path = root / "Annotations/a.xml"
+    path.write_text(re.sub("<size>.*</size>", "", path.read_text(), flags=re.DOTALL))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 80), "red").save(root / "JPEGImages/a.png", exif=exif)
+    problems, copy = check_and_repair(root, capsys)
+    assert [each["repair"] for each in problems] == ["", ""]
+    assert validate(copy, capsys) == (0, problems)
 
 
 def test_twelve_bits_in_sixteen_are_a_warning(

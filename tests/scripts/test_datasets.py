@@ -496,6 +496,7 @@ def test_images_that_a_division_of_coco_misses_are_counted(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--fractions", "nan", "nan"], "add up to 1, not to nan"),
         (["--fractions", "0.5", "0.6"], "add up to 1, not to 1.1"),
         (["--fractions", "1.5", "-0.5"], "must be positive"),
         (["--fractions", "1"], "give each split a name of its own and a fraction"),

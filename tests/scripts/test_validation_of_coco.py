@@ -25,7 +25,8 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
 ) -> None:
     splits = ["trainval2014", "train2014", "val2014", "test", "train"]
     for split in splits:
-        root = write_coco(tmp_path / "coco", [], images=1, split=split)
+        objects = [coco_object(1, 1, [5, 5, 20, 20])]
+        root = write_coco(tmp_path / "coco", objects, images=1, split=split)
         path = root / f"annotations/instances_{split}.json"
         path.write_text(path.read_text().replace(f"{split}_1.png", "1.png"))
         (root / f"{split}/{split}_1.png").unlink()
@@ -70,7 +71,7 @@ def test_a_wrong_annotation_of_coco_is_named_and_repaired(
 ) -> None:
     objects = [coco_object(1, 1, [5, 5, 20, 20]), {**coco_object(2, 1, [40, 5, 9, 9]), **entry}]
     problems, copy = check_and_repair(write_coco(tmp_path / "coco", objects), capsys)
-    (found,) = problems
+    (found,) = [each for each in problems if each["object"]]
     assert problem in found["problem"]
     assert found["severity"] == severity
     assert found["file"] == "annotations/instances_train.json"
@@ -115,6 +116,55 @@ def test_an_object_without_its_mask_is_left_out_where_others_have_one(
     assert left.masks.present().tolist() == [True]
 
 
+def test_what_other_programs_cannot_read_is_named_and_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [
+        coco_object(1, 1, [5, 5, 20, 20], iscrowd=None),
+        {**coco_object(2, 1, [40, 5, 9, 8]), "id": "two"},
+        coco_object(3, 2, [5, 5, 20, 20], segmentation=[[5, 5, 25, 25]]),
+        coco_object(4, 2, [40, 5, 20, 20], segmentation=[[], [40, 5, 60, 5, 60, 25]]),
+    ]
+    problems, copy = check_and_repair(write_coco(tmp_path / "coco", objects), capsys)
+    assert [each["problem"].partition(",")[0] for each in problems] == [
+        "has no iscrowd",
+        "its id is 'two'",
+        *["its segmentation has parts of fewer than three points"] * 2,
+        "3 of 4 objects have no segmentation",
+    ]
+    document = json.loads((copy / "annotations/instances_train.json").read_text())
+    repaired = document["annotations"]
+    assert [each["id"] for each in repaired] == [1, 5, 3, 4]
+    assert [each["iscrowd"] for each in repaired] == [0] * 4
+    assert [len(each.get("segmentation", [])) for each in repaired] == [0, 0, 0, 1]
+
+
+def test_a_box_that_is_cut_has_the_area_that_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around = [[80, 60, 120, 60, 120, 100, 80, 100]]
+    objects = [
+        coco_object(1, 1, [80, 60, 40, 40], area=1600, segmentation=around),
+        coco_object(2, 2, [80, 60, 40, 40], area=1600, segmentation=around),
+    ]
+    _, copy = check_and_repair(write_coco(tmp_path / "coco", objects), capsys)
+    assert validate(copy, capsys) == (0, [])
+    assert load_coco(copy, "train").areas.tolist() == [400, 400]
+
+
+@pytest.mark.parametrize("name", ["train", "train2017"])
+def test_nothing_to_train_on_is_an_error(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [], images=2, split=name)
+    write_coco(root, [coco_object(1, 1, [0.1, 0.1, 0.5, 0.5])], images=1, split="val")
+    code, problems = validate(root, capsys, "--splits", name)
+    assert (code, [each["problem"] for each in problems]) == (1, ["has no object to train on"])
+    assert main(["validate", str(root), "--fix", str(tmp_path / "new")]) == 2
+    assert "none of its 1 objects could be kept" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +172,11 @@ def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
     outlined = {**bare, "bbox": [30, 5, 10, 10], "segmentation": [[30, 5, 40, 5, 40, 15]]}
     root = write_coco(tmp_path / "coco", [5, bare, outlined])
     problems, copy = check_and_repair(root, capsys)
-    assert [each["object"] for each in problems] == [f"annotation number {n}" for n in (1, 2, 3)]
+    of_objects = [f"annotation number {n}" for n in (1, 2, 3)]
+    assert [each["object"] for each in problems] == [*of_objects, ""]
+    assert problems[-1]["problem"].startswith(
+        "1 of 2 objects have no segmentation, the first: annotation number 2; Mask R-CNN takes"
+    )
     document = json.loads((copy / "annotations/instances_train.json").read_text())
     assert [each["id"] for each in document["annotations"]] == [1, 2]
     assert [each["area"] for each in document["annotations"]] == [100, 50]
@@ -182,6 +236,8 @@ def change_image(root: Path, what: str) -> None:
         (root / "train/train_2.png").write_bytes(b"")
     elif what == "other size":
         image["width"], image["height"] = 80, 100
+    elif what == "small size":  # in which the box does not fit
+        image["width"], image["height"] = 8, 8
     elif what == "size as text":
         image["height"] = "80"
     elif what == "negative size":
@@ -200,7 +256,8 @@ def change_image(root: Path, what: str) -> None:
         ("outside", "may leave the root", 2),
         ("missing", "the image train/train_2.png is missing", 2),
         ("empty", "the image file is empty", 2),
-        ("other size", "the picture is 100x80 (width x height) but", 3),
+        ("other size", "the picture is 100x80 (width x height) but", 2),
+        ("small size", "the picture is 100x80 (width x height) but", 3),
         ("size as text", "height '80' is not a size in pixels", 3),
         ("negative size", "width -100 is not a size in pixels", 3),
         ("no size and no name", "None is not a file name", 2),

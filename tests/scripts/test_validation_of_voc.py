@@ -16,6 +16,7 @@ from validating import GOOD, check_and_repair, validate
 from data.voc import load_voc
 from scripts.datasets import main
 
+NEITHER = "<difficult>x</difficult><difficult>0.0</difficult>"
 VOC_OBJECTS = [
     (voc_object("cat", (7, 7, 7, 9)), "has no area", "error"),
     (voc_object("cat", (200, 7, 220, 9)), "lies outside its image of 100x80", "error"),
@@ -27,6 +28,7 @@ VOC_OBJECTS = [
     (voc_object("cat", ("nan", 7, 10, 9)), "<xmin> is 'nan', not a coordinate", "error"),
     (voc_object("", (1, 7, 10, 9)), "its <name> is ''", "error"),
     (voc_object("cat", (1, 7, 10, 9), "<difficult>9</difficult>"), "<difficult> is '9'", "error"),
+    (voc_object("cat", (1, 7, 30, 9), NEITHER), "<difficult> is '0.0'", "error"),
     ("<object><name>cat</name></object>", "has no <bndbox>", "error"),
     (voc_object("dog", GOOD), "has the class and the box of object 1 ('dog')", "warning"),
 ]
@@ -55,10 +57,11 @@ def test_all_problems_of_a_file_are_found_at_once(
     root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD), *texts]}, {"train": ["a"]})
     problems, copy = check_and_repair(root, capsys)
     named = {each["object"].split(" (")[0] for each in problems}
-    assert named == {f"object {number}" for number in range(2, 14)}
+    assert named == {f"object {number}" for number in range(2, 15)}
     assert len(problems) == len(VOC_OBJECTS)
-    # the good one, two that are cut at the border, one that is no longer difficult
+    # the good one, two that are cut at the border, one whose flag says 0 in another form
     assert len(load_voc(copy, ["train"]).boxes) == 4
+    assert validate(copy, capsys) == (0, [])
 
 
 @pytest.mark.parametrize("options", [(), ("--zero-based",)])
@@ -78,6 +81,7 @@ def test_a_box_that_is_cut_is_read_as_before(
     assert "500" not in text
 
 
+WIDTHS = {"wrong side": "<width>-4", "small size": "<width>9"}  # the box does not fit into 9
 ADDED_LINES = {"twice": "a\n", "outside": "../a\n", "no flag": "a 2\n"}
 
 
@@ -100,9 +104,9 @@ def break_voc(root: Path, what: str) -> None:
     elif what in ADDED_LINES:
         with (root / "ImageSets/Main/train.txt").open("a") as file:
             file.write(ADDED_LINES[what])
-    elif what == "wrong side":
+    elif what in WIDTHS:
         path = root / "Annotations/b.xml"
-        path.write_text(path.read_text().replace("<width>100", "<width>-4"))
+        path.write_text(path.read_text().replace("<width>100", WIDTHS[what]))
     elif what == "one image twice":
         (root / "JPEGImages/b.png").unlink()
         path = root / "Annotations/b.xml"
@@ -118,7 +122,8 @@ def break_voc(root: Path, what: str) -> None:
     [
         ("missing image", "the image JPEGImages/b.png is missing", 1),
         ("cut image", "the image is cut off after 2000 bytes", 1),
-        ("other size", "the picture is 150x120 (width x height) but", 2),
+        ("other size", "the picture is 150x120 (width x height) but", 1),
+        ("small size", "the picture is 100x80 (width x height) but", 2),
         ("smaller", "the picture is 12x10 (width x height) but", 1),
         ("broken xml", "is not valid XML", 1),
         ("bomb", "declares a DTD or entities", 1),
@@ -138,7 +143,9 @@ def test_a_wrong_file_of_voc_is_named_and_repaired(
     root = write_voc(tmp_path / "voc", images, {"train": ["a", "b"]})
     break_voc(root, what)
     problems, copy = check_and_repair(root, capsys)
-    assert any(problem in each["problem"] and each["severity"] == "error" for each in problems)
+    (found,) = [each for each in problems if problem in each["problem"]]
+    assert found["severity"] == "error"
+    assert not [each for each in problems if "does not give the size" in each["problem"]]
     assert len(load_voc(copy, ["train"])) == left
 
 
@@ -240,7 +247,8 @@ def test_only_trainval_and_its_own_parts_may_share_images_in_voc(
     lists = ["train", "val", "trainval", "trainval_b", "val_b", "fit", "check"]
     members = {name: ["a"] if name == "val" else ["b"] for name in lists}
     members["trainval"] = ["a", "b"]
-    root = write_voc(tmp_path / "voc", {"a": [], "b": []}, members)
+    objects = [voc_object("dog", GOOD)]
+    root = write_voc(tmp_path / "voc", {"a": objects, "b": objects}, members)
     _, problems = validate(root, capsys, "--splits", *lists)
     assert {each["file"] for each in problems} == {
         "train and trainval_b", "train and val_b", "train and fit", "train and check",

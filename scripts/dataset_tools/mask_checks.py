@@ -1,0 +1,100 @@
+"""Segmentations of COCO objects against their boxes, their image and those of other objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from data.errors import InputError
+from data.segmentations import SegmentationColumns
+from scripts.dataset_tools.box_checks import Box
+from scripts.dataset_tools.problems import Problem, problem_of
+
+Entry = Mapping[str, Any]
+Size = tuple[int, int]
+
+_LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
+
+
+def whole_parts(outline: list[Any]) -> list[Any]:
+    """The polygons of a segmentation that have the three points of an area."""
+    return [part for part in outline if len(part) >= 6]
+
+
+def check_parts(file: str, item: str, row: int, entry: Entry) -> Iterator[Problem]:
+    """Polygons without area, which are passed over here."""
+    outline = entry.get("segmentation")
+    if isinstance(outline, list) and len(whole_parts(outline)) < len(outline):
+        problem = "its segmentation has parts of fewer than three points, which have no area"
+        cure = "take them out: other programs fail at them"
+        yield Problem(file, item, problem, cure, "warning", "drop_parts", row)
+
+
+def check_bare(file: str, entries: Mapping[str, Entry]) -> Iterator[Problem]:
+    """One warning for all objects without a mask where others have one.
+
+    ``entries`` are the objects of the file by what messages call them.
+    """
+    bare = [item for item, entry in entries.items() if not _has_outline(entry)]
+    if bare and len(bare) < len(entries):
+        problem = (
+            f"{len(bare)} of {len(entries)} objects have no segmentation, the first: {bare[0]}; "
+            "Mask R-CNN takes their boxes for their masks"
+        )
+        cure = "outline them, or remove them if masks are to be trained"
+        yield Problem(file, "", problem, cure, "warning", "none")
+
+
+def check_mask(
+    file: str, item: str, row: int, entry: Entry, box: Box, size: Size
+) -> Problem | None:
+    """What is wrong with a segmentation that can be read, in an image of a known size."""
+    columns = SegmentationColumns()
+    columns.add(entry.get("segmentation"))
+    try:
+        store = columns.finish(np.array([size], np.int32), lambda _: "annotation")
+    except InputError as error:
+        return problem_of(error, "annotation", file, item, "drop_object", row)
+    if store is None or entry.get("iscrowd"):
+        return None
+    around = _box_around(store.polygons_of(0), store.rle_of(0), size)
+    if _overlap(_cut(around, size), _cut(box, size)) >= _LEAST_AGREEMENT:
+        return None
+    problem = f"the box {_rounded(box)} is not that of its mask, {_rounded(around)}"
+    return Problem(file, item, problem, "draw one of them again", "warning", "none", row)
+
+
+def _has_outline(entry: Entry) -> bool:
+    outline = entry.get("segmentation")
+    return bool(whole_parts(outline) if isinstance(outline, list) else outline)
+
+
+def _box_around(polygons: list[Any], rle: bytes, size: Size) -> Box:
+    if rle:
+        x, y, w, h = coco_mask.toBbox({"size": list(size), "counts": rle}).tolist()
+        return x, y, x + w, y + h
+    points = np.concatenate(polygons).reshape(-1, 2)
+    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return x1, y1, x2, y2
+
+
+def _cut(box: Box, size: Size) -> Box:
+    """The part of a box that is in its image."""
+    height, width = size
+    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def _rounded(box: Box) -> list[float]:
+    return [round(value, 1) for value in box]
