@@ -99,7 +99,7 @@ def label_panel(panel: Axes, title: str, below: str) -> None:
     """Title, axis and grid of a panel."""
     panel.set_title(literal(title), fontsize=9)
     panel.set_xlabel(below)
-    panel.tick_params(labelsize=8)
+    panel.tick_params(which="both", labelsize=8)
     panel.grid(alpha=0.3, linewidth=0.5)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, shown, some_of
 from scripts.studies.definition import Labels, Study
 from scripts.studies.ledger import iterations_of, results_folder
-from scripts.studies.run import Run, read_record, read_scores, stage
+from scripts.studies.run import Run, read_record, read_scores, scores_file, stage
 from scripts.studies.statistics import Paired, Summary, compare, summarize
 
 
@@ -98,11 +99,18 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         cell.trouble[seed] = record["error"]
     if reached != "scored":
         return
-    scores = read_scores(folder, study.score.split)
+    try:
+        scores = read_scores(folder, study.score.split)
+    except InputError as error:
+        cell.trouble[seed] = str(error)
+        return
     for metric, path in study.score.metrics.items():
         value = score_at(scores, path)
-        if value is not None:
+        if isinstance(value, int | float) and math.isfinite(value):
             cell.scores[metric][seed] = value
+        elif value is not None:
+            file = scores_file(folder, study.score.split)
+            cell.trouble[seed] = f"{file}: {path} is {shown(value)}, no score; score it again"
     interval = run.config.loss.weighting.interval
     iterations = record.get("iterations") or iterations_of(folder)
     cell.cost.append({**record, "interval": interval, "iterations": iterations})
@@ -129,10 +137,21 @@ def _published(
 
 
 def score_at(scores: Mapping[str, Any], path: str) -> float | None:
-    """The number at a dotted path of ``metrics.json``, None where there is none."""
+    """The number at a dotted path of ``metrics.json``, None where it has null.
+
+    Raises InputError where the path leads to no number.
+    """
     value: Any = scores
     for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping) or name not in value:
+            raise InputError(
+                f"score.metrics: {shown(path)} leads to no score: {shown(name)} is not among "
+                f"{some_of(list(value)) if isinstance(value, Mapping) else 'a number'}; correct it"
+            )
+        value = value[name]
+    if isinstance(value, Mapping):
+        inside = some_of(list(value))
+        raise InputError(f"score.metrics: {shown(path)} holds {inside}; name one of them")
     return value
 
 

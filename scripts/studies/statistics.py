@@ -96,8 +96,13 @@ def student_t_mass(t: float, freedom: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
-def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float:
-    """Spearman's: Pearson's correlation of the ranks, equal values sharing their mean rank."""
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Spearman's: Pearson's correlation of the ranks, equal values sharing their mean rank.
+
+    None where all values of one kind are equal, so that nothing is correlated.
+    """
+    if min(len(set(values)), len(set(others))) < 2:
+        return None
     return float(np.corrcoef(_ranks(values), _ranks(others))[0, 1])
 
 

@@ -23,12 +23,14 @@ def markdown(results: Results) -> str:
     study = results.study
     scored = f"`{study.score.split}`" if study.score.split != "val" else "the validation split"
     seeds = _seeds(len(study.seeds))
+    changes = paired_changes(results)
+    against = f"; in brackets the change against {_name(study.against)} in points"
     parts = [
-        f"**{study.title}.** Mean ± standard deviation over {seeds}; in brackets the change "
-        f"against {_name(study.against)} in points. `last.pt` scored on {scored}.",
+        f"**{study.title}.** Mean ± standard deviation over {seeds}"
+        f"{against if len(changes) > 1 or study.paper.cells else ''}. "
+        f"`last.pt` scored on {scored}.",
         _pipes(comparison(results)),
     ]
-    changes = paired_changes(results)
     if len(changes) > 1:
         parts += ["Changes paired over seeds, in points:", _pipes(changes)]
     costs = cost(results)
@@ -197,7 +199,9 @@ def _ours(results: Results, cell: Cell | None, metric: str) -> str:
         return "-"
     own, digits = cell.summary(metric), results.study.score.digits
     if own is None:
-        return "failed" if cell.trouble else NOT_RUN
+        if cell.trouble:
+            return "failed"
+        return "no score" if cell.cost else NOT_RUN  # as for a size of which there are no objects
     text = f"{own.mean:.{digits}f}"
     if own.deviation is not None:
         text += f" ± {own.deviation:.{digits}f}"
@@ -237,7 +241,8 @@ def _name(labels: object) -> str:
 
 
 def _pipes(grid: Grid) -> str:
-    head, *rows = [f"| {' | '.join(row)} |" for row in grid]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in grid]
+    head, *rows = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([head, "|" + "---|" * len(grid[0]), *rows])
 
 
@@ -245,8 +250,17 @@ def _ampersands(row: Sequence[str]) -> str:
     return " & ".join(map(_escaped, row)) + r" \\"
 
 
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
 def _escaped(cell: str) -> str:
     """A cell for LaTeX: a minus is a minus there, a lone hyphen a dash, and < no Spanish mark."""
-    text = re.sub(r"([_%&#])", r"\\\1", cell).replace("±", r"$\pm$")
-    text = re.sub(r"[<>]", r"$\g<0>$", text)
+    text = re.sub(r"[_%&#{}$\\~^±<>]", lambda found: _LATEX.get(found[0], rf"\{found[0]}"), cell)
     return "--" if text == "-" else re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)

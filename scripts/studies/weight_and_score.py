@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from data.errors import InputError
 from engine.config import parse_config
@@ -24,6 +26,8 @@ from scripts.studies.statistics import rank_correlation
 # By the type of the weighting; a rule without a color of its own shares the last.
 COLORS = {"fixed": "tab:gray", "alwa": "tab:red"}
 OTHER = "tab:blue"
+# Of a number, in points from its own one.
+PLACES = [(4, 3), (4, -9), (-10, 3), (-10, -9), (4, 12), (-10, 12), (4, -18), (-10, -18), (12, -3)]
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,19 @@ def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figur
     metric, path = next(iter(scored.metrics.items()))
     weighed = [weigh(run, scored.split, path) for run in runs]
     figure, axes = plt.subplots(figsize=(9, 5.5))
+    axes.set_xscale("log")
     for number, title in enumerate(dict.fromkeys(run.title for run in weighed), start=1):
         _draw_point(axes, number, [run for run in weighed if run.title == title])
-    axes.set_xscale("log")
     title = f"{len(weighed)} runs"
-    if len(weighed) > 2:
-        pairs = zip(*((run.weight, run.score) for run in weighed), strict=True)
-        title += f", rank correlation {rank_correlation(*pairs):.2f}"
+    correlation = rank_correlation([r.weight for r in weighed], [r.score for r in weighed])
+    if len(weighed) > 2 and correlation is not None:
+        title += f", rank correlation {correlation:.2f}"
     label_panel(axes, title, "weight of the classification loss, mean of the second half")
     axes.set_ylabel(metric, fontsize=9)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return finished(figure, heading)
+    finished(figure, heading)
+    part_numbers(axes)
+    return figure
 
 
 def weigh(run: ShownRun, split: str, path: str) -> WeighedRun:
@@ -98,8 +104,26 @@ def _draw_point(axes: Axes, number: int, runs: Sequence[WeighedRun]) -> None:
         label=literal(f"{number}  {runs[0].title}"),
     )
     axes.annotate(
-        str(number), (weights.mean(), scores.mean()), (4, 3), textcoords="offset points", fontsize=7
+        str(number),
+        (weights.mean(), scores.mean()),
+        PLACES[0],
+        textcoords="offset points",
+        fontsize=7,
     )
+
+
+def part_numbers(axes: Axes) -> None:
+    """Move each number to the first place beside its point where no other one and no point is."""
+    numbers = [text for text in axes.texts if isinstance(text, Annotation)]
+    points = [axes.transData.transform(number.xy) for number in numbers]
+    taken: list[Bbox] = []
+    for number in numbers:
+        for place in PLACES:
+            number.set_position(place)
+            box = number.get_window_extent()
+            if not (box.count_overlaps(taken) or any(box.contains(*point) for point in points)):
+                break
+        taken.append(number.get_window_extent())
 
 
 def _deviation(values: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import matplotlib.pyplot as plt
 from tiny_studies import finish, log_of, recorded_run, tiny_study
 
 from data.errors import InputError
@@ -17,6 +18,7 @@ from scripts.studies.definition import Figure
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows, write_figure
 from scripts.studies.plotting import draw, shown_runs
 from scripts.studies.shifting_box import BACKGROUND, FOREGROUND, draw_shift, slide
+from scripts.studies.weight_and_score import part_numbers
 from scripts.study import main
 
 NAMES = {
@@ -107,6 +109,17 @@ def test_scores_stand_over_the_weight_of_the_second_half(tmp_path: Path) -> None
     assert np.ptp(deviations[:, 1]) == pytest.approx(2 * np.std([0.5, 0.7], ddof=1))
     assert axes.get_title() == "4 runs, rank correlation 0.24"
     assert "2  alwa_2, l1" in axes.get_legend().texts[1].get_text()
+
+
+def test_numbers_of_points_at_one_place_lie_apart() -> None:
+    figure, axes = plt.subplots()
+    for number in range(1, 6):
+        axes.plot(0.5, 0.5, "o")
+        axes.annotate(str(number), (0.5, 0.5), (4, 3), textcoords="offset points", fontsize=7)
+    part_numbers(axes)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(box.count_overlaps(boxes[:row]) for row, box in enumerate(boxes))
+    plt.close(figure)
 
 
 def test_scores_over_weights_need_a_scored_run(tmp_path: Path) -> None:

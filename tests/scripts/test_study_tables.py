@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
-from tiny_studies import TINY, finish, tiny_study
+from tiny_studies import TINY, finish, scores_file, tiny_study
 
 from data.errors import InputError
 from scripts.studies.definition import (
@@ -124,6 +124,42 @@ def test_latex_has_minus_signs_and_no_character_that_it_would_misread(
     assert r"R\&D\#1-2$<$3 & " in latex(
         collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {})
     )
+
+
+def test_labels_are_read_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "odd.yaml").write_text(TINY.replace("alwa_2", r"'a|b $5 {c}~d^e\f'"))
+    results = collect(load_study(str(tmp_path / "odd.yaml")), tmp_path, {})
+    assert r"| a\|b $5 {c}~d^e\f | 0.7575 (+0.75) |" in markdown(results)
+    escaped = r"a|b \$5 \{c\}\textasciitilde{}d\textasciicircum{}e\textbackslash{}f & "
+    assert escaped in latex(results)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "trouble"),
+    [
+        ('{"voc": {"area": {"mAP": null}}}', "no score", ""),
+        ('{"voc": {"area": {"mAP": NaN}}}', "failed", "voc.area.mAP is nan, no score"),
+        ('{"voc": {"area": {"mAP": "0.9"}}}', "failed", "voc.area.mAP is '0.9', no score"),
+        ('{"voc": {"area"', "failed", "scores-val.json"),
+    ],
+)
+def test_what_is_no_score_is_not_counted_as_one(
+    text: str, shown: str, trouble: str, tiny: Study, tmp_path: Path
+) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    scores_file(finish(tiny, tmp_path, labels, 0, 0.8), "val").write_text(text)
+    table = markdown(collect(tiny, tmp_path, {}))
+    assert f"| fixed | 0.7500 | {shown} |" in table
+    assert trouble in table
+
+
+def test_a_metric_that_leads_nowhere_is_an_error(tiny: Study, tmp_path: Path) -> None:
+    finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, 0, 0.8)
+    for path, reason in {"voc.mAP": "'mAP' is not among area", "voc": "holds area"}.items():
+        score = tiny.score.model_copy(update={"metrics": {"mAP": path}})
+        with pytest.raises(InputError, match=rf"score\.metrics: '{path}' .*{reason}"):
+            collect(tiny.model_copy(update={"score": score}), tmp_path, {})
 
 
 def test_a_small_p_is_not_shown_as_none(tiny: Study, tmp_path: Path) -> None:
