@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
+from engine.atomic_file import write_atomically
 from engine.config import flatten, split_words
 from engine.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
@@ -134,18 +135,17 @@ def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Nam
     for study in studies:
         results = collect(study, options.runs, extra, options.ledger)
         text = markdown(results)
+        if options.into is None:
+            print(text)
+        else:
+            insert(options.into, study.name, text)
         folder = options.output or options.runs / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
         for kind, content in (
             ("md", text),
             ("tex", latex(results)),
             ("csv", comma_separated(results)),
         ):
-            (folder / f"{study.name}.{kind}").write_text(content, encoding="utf-8")
-        if options.into is None:
-            print(text)
-        else:
-            insert(options.into, study.name, text)
+            write_atomically(folder / f"{study.name}.{kind}", content.encode())
     return 0
 
 

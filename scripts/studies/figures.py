@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 
 from data.errors import InputError
+from engine.atomic_file import write_atomically
 from scripts.curves import pair_of, read_curves
 from scripts.figures import literal
 
@@ -111,13 +113,15 @@ def finished(figure: Figure, heading: str) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write ``<path>.png`` and ``<path>.svg``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``<path>.png`` and ``<path>.svg``; raises InputError where they cannot be written."""
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     options: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
     for file in files:
         # without a date the same figure is the same file
         metadata = {"Date": None} if file.suffix == ".svg" else None
-        figure.savefig(file, dpi=130, metadata=metadata, **options)
+        picture = BytesIO()
+        kind = file.suffix.removeprefix(".")
+        figure.savefig(picture, format=kind, dpi=130, metadata=metadata, **options)
+        write_atomically(file, picture.getbuffer())
     plt.close(figure)
     return files

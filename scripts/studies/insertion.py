@@ -12,13 +12,15 @@ def insert(path: Path, name: str, text: str) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- end of name -->``.
 
     Raises:
-        InputError: the file cannot be read, or lacks the marks.
+        InputError: the file cannot be read, or is no text or lacks the marks.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
         page = path.read_text(encoding="utf-8")
     except OSError as error:
         raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text in UTF-8; save it as such") from None
     before, opened, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not opened or not closed:

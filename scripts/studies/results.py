@@ -98,6 +98,9 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
     if reached == "failed":
         cell.trouble[seed] = record["error"]
     if reached != "scored":
+        file = scores_file(folder, study.score.split)
+        if not record and file.is_file():
+            cell.trouble[seed] = f"{file}: is not counted, as no study.json beside it says whose"
         return
     try:
         scores = read_scores(folder, study.score.split)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from data.errors import InputError, unreadable
+from data.errors import InputError, shown, unreadable
 from engine.atomic_file import write_atomically
 from engine.checkpoint import RESUMED
 from engine.config import Config, load_config, parse_config
@@ -151,7 +151,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = folder / RECORD
-    return _read_json(path) if path.is_file() else {}
+    record = _read_json(path) if path.is_file() else {}
+    for key in ("seconds", "cpu_seconds", "iterations"):
+        value = record.get(key)
+        if not (value is None or type(value) in (int, float)):
+            raise InputError(
+                f"{path}: its {key} is {shown(value)}, no number; correct or delete it"
+            )
+    return record
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

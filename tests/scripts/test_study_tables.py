@@ -193,3 +193,22 @@ def test_a_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> N
     assert page.read_text() == "above\n<!-- one -->\nnewer\n<!-- end of one -->\nbelow\n"
     with pytest.raises(InputError, match="two"):
         insert(page, "two", "new")
+    page.write_bytes("\xe4".encode("latin-1"))
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        insert(page, "one", "new")
+
+
+def test_results_of_which_nothing_says_whose_they_are_are_named_and_not_counted(
+    tiny: Study, tmp_path: Path
+) -> None:
+    folders = [
+        finish(tiny, tmp_path, {"weights": "fixed", "box loss": "l1"}, seed, 0.8)
+        for seed in tiny.seeds
+    ]
+    (folders[0] / "study.json").unlink()
+    write_record(folders[1], {"trained": True, "seconds": "abc"})
+    text = markdown(collect(tiny, tmp_path, {}))
+    assert "0.8000, 1 of 3 seeds" in text
+    assert "seed 0: " in text
+    assert "is not counted, as no study.json beside it says whose" in text
+    assert "its seconds is 'abc', no number" in text
