@@ -16,22 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
 from data.annotations import Annotations
 from data.errors import InputError
 from data.target import Batch, pad_targets
-from detector.build import build_detector
 from detector.cuda_graphs import FIRST_RECORDED
+from engine.build import build_state
 from engine.config import Config
-from engine.ema import AveragedWeights
+from engine.distributed import Ranks
 from engine.exit_status import is_out_of_memory
-from engine.optimization import build_optimizer
-from engine.precision import autocast
+from engine.train_step import TrainStep
 
 GIB = 2**30
 REPEATS = 2  # timed iterations, after those that warm up
+LONG_EPOCH = 10**6  # batches: nothing is to be said of trials that end before a warm-up does
 
 
 @dataclass(frozen=True)
@@ -112,30 +112,28 @@ def full_batch(config: Config, annotations: Annotations, size: int) -> Batch:
     return Batch(tuple(images), targets, tuple(range(size)))
 
 
-def train_on(config: Config, batch: Batch, classes: int, device: torch.device) -> float:
-    """Some iterations on a batch; images a second."""
-    detector = build_detector(config.detector, config.loss, classes).to(device)
-    train = config.train
-    optimizer = build_optimizer(
-        train.optimizer, detector.parameters(), 1e-8, train.momentum, train.weight_decay
-    )
-    average = None if train.ema is None else AveragedWeights(detector, train.ema)
-    batch = batch.to(device)
+def train_on(config: Config, batch: Batch, classes: tuple[str, ...], device: torch.device) -> float:
+    """Some iterations on a batch, as training makes them; images a second."""
+    config = _for_trial(config)
+    ranks = Ranks(rank=0, world_size=1, device=device)
+    state = build_state(config, classes, LONG_EPOCH, ranks)
+    files = np.array(["a picture of noise"] * len(batch))
+    train_step = TrainStep(state, state.detector, config.train, ranks, files)
     start, before = 0.0, warm_ups(device)
     for iteration in range(before + REPEATS):
         if iteration == before:
             _wait(device)
             start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(device, train.amp):
-            losses: dict[str, Tensor] = detector(batch.images, batch.targets)
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
-        optimizer.step()
-        if average is not None:
-            average.follow(detector, iteration)
+        train_step([batch])
     _wait(device)
     return REPEATS * len(batch) / (time.perf_counter() - start)
+
+
+def _for_trial(config: Config) -> Config:
+    """The same, learning nothing from noise and by all that may ever learn."""
+    train = config.train.model_copy(update={"lr": 1e-8, "freeze": {}})
+    detector = config.detector.model_copy(update={"weights": "none"})
+    return config.model_copy(update={"train": train, "detector": detector})
 
 
 def warm_ups(device: torch.device) -> int:
@@ -164,7 +162,7 @@ def attempt_on_gpu(
         torch.cuda.reset_peak_memory_stats(device)
         try:
             batch = full_batch(config, annotations, size)
-            speed = train_on(config, batch, len(annotations.classes), device)
+            speed = train_on(config, batch, annotations.classes, device)
         except Exception as error:
             if is_out_of_memory(error):
                 return Trial(size, None, None)
@@ -199,7 +197,7 @@ def _child(sender: Any, config: Config, annotations: Annotations, size: int) -> 
     """Send the memory and the speed, None where memory is short, else what went wrong."""
     try:
         batch = full_batch(config, annotations, size)
-        speed = train_on(config, batch, len(annotations.classes), torch.device("cpu"))
+        speed = train_on(config, batch, annotations.classes, torch.device("cpu"))
         sender.send((peak_gib(), speed))
     except Exception as error:
         sender.send(None if is_out_of_memory(error) else str(error))

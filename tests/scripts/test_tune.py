@@ -8,6 +8,7 @@ import multiprocessing
 import resource
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from engine.config import load_config, parse_config
 from engine.distributed import Ranks
 from engine.ema import AveragedWeights
 from engine.state import TrainState
+from losses.gradnorm import GradNorm
 from scripts.tune import main
 from scripts.tuning.batch_size import (
     GIB,
@@ -265,8 +267,30 @@ def test_a_trial_averages_weights_where_training_does(
     _, annotations = random_case(0)
     for overrides, expected in (([], []), (["train.ema=0.9"], [0, 1, 2])):
         config = load_config(config_file(tmp_path), overrides)
-        train_on(config, full_batch(config, annotations, 1), 3, torch.device("cpu"))
+        batch = full_batch(config, annotations, 1)
+        train_on(config, batch, annotations.classes, torch.device("cpu"))
         assert followed == expected
+
+
+def test_a_trial_makes_the_iterations_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """GradNorm takes further gradients, which take memory; a file of weights is not needed."""
+    called: list[Sequence[torch.Tensor]] = []
+    observe = GradNorm.observe
+
+    def follow(weighting: GradNorm, losses: Sequence[torch.Tensor]) -> None:
+        called.append(losses)
+        observe(weighting, losses)
+
+    monkeypatch.setattr(GradNorm, "observe", follow)
+    _, annotations = random_case(0)
+    words = ["loss.weighting.type=gradnorm", "detector.weights=/not/here.pth"]
+    config = load_config(config_file(tmp_path), words)
+    batch = full_batch(config, annotations, 1)
+    assert train_on(config, batch, annotations.classes, torch.device("cpu")) > 0
+    assert len(called) == 3
+    assert not caplog.records
 
 
 @pytest.mark.slow
