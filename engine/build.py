@@ -22,6 +22,7 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import AveragedWeights
 from engine.optimization import build_optimization
+from engine.precision import tell_precision
 from engine.state import TrainState
 from losses.config import build_weighting
 from losses.weighting import LossWeighting
@@ -79,6 +80,7 @@ def build_state(
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
     _tell_windows(config, config.train.epochs * iterations)
+    tell_precision(config.train.amp, ranks.device)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-Amp = Literal["none", "bf16", "fp16"]
+Amp = Literal["none", "bf16", "fp16", "auto"]
 AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_INFO = Path("/proc/cpuinfo")
+# Of x86 and of Arm; without them a CPU makes float32 of every number and back.
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+log = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, amp: Amp) -> torch.autocast:
     """The context in which a detector runs; ``none`` switches it off."""
-    return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "none")
+    name = precision_of(amp, device)
+    return torch.autocast(device.type, AMP_DTYPES[name], enabled=name != "none")
+
+
+def precision_of(amp: Amp, device: torch.device) -> Literal["none", "bf16", "fp16"]:
+    """What ``train.amp`` means on a device: ``auto`` is bf16 where that computes in it."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "none"
+    return "bf16" if cpu_has_bf16() else "none"
+
+
+def tell_precision(amp: Amp, device: torch.device) -> None:
+    """Say what ``auto`` is here, and warn of bf16 on a CPU that has no instructions for it."""
+    if amp == "auto":
+        log.info("train.amp: auto is %s here", precision_of(amp, device))
+    if amp == "bf16" and device.type == "cpu" and cpu_has_bf16() is False:
+        log.warning(
+            "train.amp: bf16 on a CPU without bf16 instructions is many times slower than none; "
+            "say train.amp=auto, or none"
+        )
+
+
+@cache
+def cpu_has_bf16() -> bool | None:
+    """Whether the CPU computes in bf16; None where the system does not say."""
+    try:
+        text = CPU_INFO.read_text()
+    except OSError:
+        return None
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return None if flags is None else bool(BF16_FLAGS & set(flags[1].split()))

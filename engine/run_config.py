@@ -78,7 +78,10 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default=None,
         description="Epochs without a better score after which training ends; null: never.",
     )
-    amp: Amp = Field(default="none", description="Automatic mixed precision.")
+    amp: Amp = Field(
+        default="none",
+        description="Automatic mixed precision; auto: bf16 on devices that compute in it.",
+    )
     seed: int = Field(
         default=0,
         ge=0,

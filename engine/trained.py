@@ -14,6 +14,7 @@ from detector.build import Detector, build_detector
 from engine.checkpoint import load_checkpoint
 from engine.config import Config, override_config
 from engine.distributed import choose_device
+from engine.precision import tell_precision
 from engine.resume import check_classes
 
 
@@ -55,6 +56,7 @@ def load_trained(
     detector = build_detector(config.detector, config.loss, len(saved["classes"]))
     load_weights(detector, saved["detector"], path)
     device = choose_device(config.train.device) if device is None else device
+    tell_precision(config.train.amp, device)
     return Trained(config, tuple(saved["classes"]), detector.to(device).eval(), device)
 
 
