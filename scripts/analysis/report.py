@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import cv2
-
-from engine.drawing import Pixels
-from scripts.analysis.charts import Series, bars, line_chart, matrix, table
+from scripts.analysis.charts import Series, bars, line_chart, table
+from scripts.analysis.confusion_section import confusion_section
+from scripts.analysis.worst_section import BadImage, worst_section
 
 STYLE = Path(__file__).with_name("report.css")
 FIRST_CHARTS = 9  # precision-recall curves before the fold
-MOST_CLASSES = 40  # of a confusion matrix that is printed whole
-JPEG_QUALITY = 82
 
 ERRORS = {
     "Cls": ("Class", "right place, wrong class"),
@@ -29,19 +24,6 @@ ERRORS = {
 }
 
 
-@dataclass(frozen=True)
-class BadImage:
-    """One of the worst images.
-
-    Attributes:
-        name: of the image.
-        pictures: of each run, ``(H, W, 3)`` RGB.
-    """
-
-    name: str
-    pictures: list[Pixels]
-
-
 def build_report(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
     """The HTML of an analysis in the form of ``analyze.py --json``."""
     runs = result["runs"]
@@ -49,12 +31,12 @@ def build_report(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
         ("scores", "Scores", _scores(result)),
         ("errors", "Where precision is lost", _errors(runs)),
         ("curves", "Precision and recall", _curves(runs)),
-        ("confusion", "Confusion", _confusion(result)),
+        ("confusion", "Confusion", confusion_section(result)),
         ("sizes", "By size", _sizes(runs)),
         ("calibration", "Calibration", _calibration(runs)),
     ]
     if worst:
-        sections.append(("worst", "Worst images", _worst(result, worst)))
+        sections.append(("worst", "Worst images", worst_section(result, worst)))
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
     body = "".join(
         f'<section id="{anchor}"><h2>{title}</h2>{content}</section>'
@@ -175,37 +157,6 @@ def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
     )
 
 
-def _confusion(result: dict[str, Any]) -> str:
-    names, runs = result["classes"], result["runs"]
-    parts = []
-    for run in runs:
-        title = f"<h3>{escape(run['name'])}</h3>" if len(runs) > 1 else ""
-        if len(names) <= MOST_CLASSES:
-            content = matrix(names, run["confusion"], ("background", "missed"))
-        else:
-            content = _most_confused(names, run["confusion"])
-        parts.append(f"<div>{title}{content}</div>")
-    return (
-        f"<p>Detections with a score from {result['score_threshold']:g} on, at IoU "
-        f'{result["iou"]:g}. Rows: what is there; columns: what was said.</p><div class="two">'
-        f"{''.join(parts)}</div>"
-    )
-
-
-def _most_confused(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    pairs = sorted(
-        (
-            (count, names[there], names[said])
-            for there, row in enumerate(counts[:-1])
-            for said, count in enumerate(row[:-1])
-            if there != said and count
-        ),
-        reverse=True,
-    )
-    rows = [[there, said, str(count)] for count, there, said in pairs[:25]]
-    return table(["there is", "said", "times"], rows, words=2)
-
-
 def _sizes(runs: Sequence[dict[str, Any]]) -> str:
     header = ["AP in percent", "small", "objects", "medium", "objects", "large", "objects"]
     rows = []
@@ -242,34 +193,6 @@ def _calibration(runs: Sequence[dict[str, Any]]) -> str:
         f"{line_chart(series, 'score', 'share that is right')}</div><div>{table(header, rows)}"
         "</div></div>"
     )
-
-
-def _worst(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
-    names = [run["name"] for run in result["runs"]]
-    figures = []
-    for image in worst:
-        pictures = "".join(
-            f'<figure><img loading="lazy" alt="{escape(image.name)}" src="{_jpeg(picture)}">'
-            "</figure>"
-            for picture in image.pictures
-        )
-        if len(names) > 1:
-            pictures = f'<div class="two">{pictures}</div>'
-        style = ' class="pair"' if len(names) > 1 else ""
-        figures.append(f"<div{style}><h3>{escape(image.name)}</h3>{pictures}</div>")
-    order = f"First {names[0]}, then {names[1]}. " if len(names) > 1 else ""
-    return (
-        f"<p>Most faults first, at a score from {result['score_threshold']:g} on. {escape(order)}"
-        '<br><span class="key right">right</span><span class="key wrong">wrong</span>'
-        '<span class="key missed">missed</span></p>'
-        f'<div class="worst">{"".join(figures)}</div>'
-    )
-
-
-def _jpeg(picture: Pixels) -> str:
-    colors = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", colors, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 
 
 def percent(value: float | None) -> str:
