@@ -88,23 +88,24 @@ def bars(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """An HTML table; the first ``words`` columns are text, the others numbers."""
-    head = "".join(
-        f"<th{'' if number < words else ' class=number'}>{escape(cell)}</th>"
-        for number, cell in enumerate(header)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{'' if number < words else ' class=number'}>{escape(cell)}</td>"
-            for number, cell in enumerate(row)
+    kinds = ["name" if number < words else "number" for number in range(len(header))]
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag} class={kind}>{breakable(cell)}</{tag}>"
+            for kind, cell in zip(kinds, row, strict=True)
         )
-        + "</tr>"
-        for row in rows
-    )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table><thead><tr>{cells("th", header)}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def breakable(name: str) -> str:
+    """HTML of a name that is broken behind its underscores before it is broken elsewhere."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[str, str]) -> str:
@@ -115,7 +116,7 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[st
         counts: ``(K + 1, K + 1)``, rows what is there.
         last: the names of the last row and of the last column.
     """
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in (*names, last[1]))
+    head = "".join(f"<th><span>{breakable(name)}</span></th>" for name in (*names, last[1]))
     rows = []
     for number, (name, row) in enumerate(zip((*names, last[0]), counts, strict=True)):
         total = sum(row) or 1
@@ -128,7 +129,7 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[st
                 f'<td class="{good}" style="--share:{100 * share:.0f}%" title="{escape(title)}">'
                 f"{count or '<i>·</i>'}</td>"
             )
-        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th><span>{breakable(name)}</span></th>{''.join(cells)}</tr>")
     return (
         '<div class="scroll"><table class="matrix"><thead><tr><th class="corner">there ↓ said →'
         f"</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

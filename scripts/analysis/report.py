@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scripts.analysis.charts import Series, bars, line_chart, table
+from scripts.analysis.charts import Series, bars, breakable, line_chart, table
 from scripts.analysis.confusion_section import confusion_section
 from scripts.analysis.worst_section import BadImage, worst_section
 
@@ -151,7 +151,7 @@ def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
     scores = " / ".join(percent(run["AP"]) for run in runs if run is not None)
     note = " · ".join(notes)
     return (
-        f'<figure><h3>{escape(name)} <span class="soft">AP {scores}</span></h3>'
+        f'<figure><h3>{breakable(name)} <span class="soft">AP {scores}</span></h3>'
         f"{line_chart(series, 'recall', 'precision')}"
         f'<div class="soft"><small>{escape(note)}</small></div></figure>'
     )

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.analysis.charts import matrix, table
 from scripts.analysis.confusion_section import confusion_section
+from scripts.analysis.report import STYLE
 
 
 def words(page: str) -> str:
@@ -63,3 +65,16 @@ def test_a_matrix_that_is_printed_whole_is_not_cut(classes: int) -> None:
     section = confusion_section(confused(np.ones((classes + 1, classes + 1), dtype=int)))
     assert section.count("<td") == (classes + 1) ** 2
     assert "Rows: what is there; columns: what was said." in section
+
+
+def test_long_names_are_broken_behind_underscores_and_headers_have_a_width() -> None:
+    name = "heavy_equipment<b>"
+    broken = "heavy_<wbr>equipment&lt;b&gt;"
+    whole = matrix([name], [[1, 2], [3, 4]], ("background", "missed"))
+    assert whole.count(f"<th><span>{broken}</span></th>") == 2
+    assert f"<th class=name>{broken}</th>" in table([name, name], [])
+    assert f"<td class=name>{broken}</td>" in table(["a", "b"], [[name, "1"]])
+    assert table(["a", "b", "c"], [], words=2).count("class=name") == 2
+    style = STYLE.read_text()
+    assert re.search(r"\.matrix span {[^}]*max-width", style)
+    assert re.search(r"\.name,[^}]*max-width", style)
