@@ -20,9 +20,10 @@ def confusion_section(result: dict[str, Any]) -> str:
     for run in runs:
         title = f"<h3>{escape(run['name'])}</h3>" if len(runs) > 1 else ""
         if whole:
-            content = matrix(names, run["confusion"], ("background", "missed"))
+            box = f"Confusion matrix of {run['name']}"
+            content = matrix(box, names, run["confusion"], ("background", "missed"))
         else:
-            content = _most_confused(names, run["confusion"])
+            content = _most_confused(run["name"], names, run["confusion"])
         parts.append(f"<div>{title}{content}</div>")
     if whole:
         reading = "Rows: what is there; columns: what was said."
@@ -37,7 +38,7 @@ def confusion_section(result: dict[str, Any]) -> str:
     )
 
 
-def _most_confused(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+def _most_confused(run: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     pairs = [
         (names[there], names[said], count)
         for there, row in enumerate(counts[:-1])
@@ -49,14 +50,14 @@ def _most_confused(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str
     said = zip(names, counts[-1][:-1], strict=True)
     background = [(name, count) for name, count in said if count]
     return (
-        _largest("pairs of classes", ["there is", "said", "times"], pairs, words=2)
-        + _largest("classes with missed objects", ["class", "missed", "objects"], missed)
-        + _largest("classes detected on background", ["class", "times"], background)
+        _largest(run, "pairs of classes", ["there is", "said", "times"], pairs, words=2)
+        + _largest(run, "classes with missed objects", ["class", "missed", "objects"], missed)
+        + _largest(run, "classes detected on background", ["class", "times"], background)
     )
 
 
 def _largest(
-    what: str, header: Sequence[str], rows: Sequence[tuple[Any, ...]], words: int = 1
+    run: str, what: str, header: Sequence[str], rows: Sequence[tuple[Any, ...]], words: int = 1
 ) -> str:
     """How many rows there are, and a table of those with most in the first column of numbers."""
     shown = sorted(rows, key=lambda row: -row[words])[:MOST_ROWS]
@@ -66,4 +67,4 @@ def _largest(
     if not rows:
         return title
     cells = [[*row[:words], *(f"{count:,}" for count in row[words:])] for row in shown]
-    return title + table(header, cells, words)
+    return title + table(f"{run}: {some} {what}", header, cells, words)

@@ -87,7 +87,7 @@ def _scores(result: dict[str, Any]) -> str:
         for name, values in rows.items()
     ]
     header = ["in percent", *(run["name"] for run in runs), "difference"]
-    return table(header, lines) + _difference(result["comparison"])
+    return table("Scores", header, lines) + _difference(result["comparison"])
 
 
 def _difference(comparison: dict[str, Any]) -> str:
@@ -125,7 +125,8 @@ def _errors(runs: Sequence[dict[str, Any]]) -> str:
 
 def _curves(runs: Sequence[dict[str, Any]]) -> str:
     names = sorted(runs[0]["classes"], key=lambda name: -(runs[0]["classes"][name]["AP"] or 0))
-    charts = [_curve(name, [run["classes"].get(name) for run in runs]) for name in names]
+    whose = " and ".join(run["name"] for run in runs)
+    charts = [_curve(name, whose, [run["classes"].get(name) for run in runs]) for name in names]
     shown = f'<div class="grid-of-charts">{"".join(charts[:FIRST_CHARTS])}</div>'
     if len(charts) > FIRST_CHARTS:
         rest = "".join(charts[FIRST_CHARTS:])
@@ -139,7 +140,7 @@ def _curves(runs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
+def _curve(name: str, whose: str, runs: Sequence[dict[str, Any] | None]) -> str:
     series, notes = [], []
     for run, style in zip(runs, ("first", "second"), strict=False):
         if run is None:
@@ -149,10 +150,11 @@ def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
         if run["best_f1"] is not None:
             notes.append(f"F1 {percent(run['best_f1'])} from {run['best_threshold']:.2f}")
     scores = " / ".join(percent(run["AP"]) for run in runs if run is not None)
+    title = f"Precision over recall of {name}, {whose}: AP {scores}"
     note = " · ".join(notes)
     return (
         f'<figure><h3>{breakable(name)} <span class="soft">AP {scores}</span></h3>'
-        f"{line_chart(series, 'recall', 'precision')}"
+        f"{line_chart(series, 'recall', 'precision', title)}"
         f'<div class="soft"><small>{escape(note)}</small></div></figure>'
     )
 
@@ -168,7 +170,7 @@ def _sizes(runs: Sequence[dict[str, Any]]) -> str:
         rows.append(row)
     return (
         "<p>COCO's AP: small is below 32 &times; 32 pixels, large above 96 &times; 96.</p>"
-        + table(header, rows)
+        + table("AP by size", header, rows)
     )
 
 
@@ -179,6 +181,7 @@ def _calibration(runs: Sequence[dict[str, Any]]) -> str:
         x, y = [each["score"] for each in filled], [each["precision"] for each in filled]
         series.append(Series(x, y, style, dots=True))
     errors = ", ".join(f"{run['name']}: {percent(run['calibration']['error'])}" for run in runs)
+    title = f"Share of detections that is right over score, calibration error {errors}"
     rows = []
     for number, each in enumerate(runs[0]["calibration"]["bins"]):
         same = [run["calibration"]["bins"][number] for run in runs]
@@ -190,8 +193,8 @@ def _calibration(runs: Sequence[dict[str, Any]]) -> str:
         "<p>Does a score of 0.8 mean that 80 % of such detections are right? On the dotted line it "
         f"does; below it the detector is too sure. Expected calibration error in percent: "
         f'{escape(errors)}.</p><div class="two"><div>'
-        f"{line_chart(series, 'score', 'share that is right')}</div><div>{table(header, rows)}"
-        "</div></div>"
+        f"{line_chart(series, 'score', 'share that is right', title)}</div><div>"
+        f"{table('Calibration', header, rows)}</div></div>"
     )
 
 

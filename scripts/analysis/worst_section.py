@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 
 from engine.drawing import Pixels
+from scripts.analysis.worst import DrawnFaults
 
 JPEG_QUALITY = 82
 
@@ -21,11 +22,11 @@ class BadImage:
 
     Attributes:
         name: of the image.
-        pictures: of each run, ``(H, W, 3)`` RGB.
+        pictures: of each run.
     """
 
     name: str
-    pictures: list[Pixels]
+    pictures: list[DrawnFaults]
 
 
 def worst_section(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
@@ -34,9 +35,9 @@ def worst_section(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
     figures = []
     for image in worst:
         pictures = "".join(
-            f'<figure><img loading="lazy" alt="{escape(image.name)}" src="{_jpeg(picture)}">'
-            "</figure>"
-            for picture in image.pictures
+            f'<figure><img loading="lazy" alt="{escape(f"{image.name}, {name}: {drawn.counts}")}" '
+            f'src="{_jpeg(drawn.pixels)}"></figure>'
+            for name, drawn in zip(names, image.pictures, strict=True)
         )
         if len(names) > 1:
             pictures = f'<div class="two">{pictures}</div>'

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_runs import write_data
 
 from scripts.analysis.charts import matrix, table
 from scripts.analysis.confusion_section import confusion_section
 from scripts.analysis.report import STYLE
+from scripts.analyze import main
 
 
 def words(page: str) -> str:
@@ -70,11 +73,58 @@ def test_a_matrix_that_is_printed_whole_is_not_cut(classes: int) -> None:
 def test_long_names_are_broken_behind_underscores_and_headers_have_a_width() -> None:
     name = "heavy_equipment<b>"
     broken = "heavy_<wbr>equipment&lt;b&gt;"
-    whole = matrix([name], [[1, 2], [3, 4]], ("background", "missed"))
+    whole = matrix("box", [name], [[1, 2], [3, 4]], ("background", "missed"))
     assert whole.count(f"<th><span>{broken}</span></th>") == 2
-    assert f"<th class=name>{broken}</th>" in table([name, name], [])
-    assert f"<td class=name>{broken}</td>" in table(["a", "b"], [[name, "1"]])
-    assert table(["a", "b", "c"], [], words=2).count("class=name") == 2
+    assert f"<th class=name>{broken}</th>" in table("box", [name, name], [])
+    assert f"<td class=name>{broken}</td>" in table("box", ["a", "b"], [[name, "1"]])
+    assert table("box", ["a", "b", "c"], [], words=2).count("class=name") == 2
     style = STYLE.read_text()
     assert re.search(r"\.matrix span {[^}]*max-width", style)
     assert re.search(r"\.name,[^}]*max-width", style)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of two runs, of which the second finds one object of the first of two images."""
+    folder = tmp_path_factory.mktemp("report")
+    config = folder / "config.yaml"
+    config.write_text(f"data: {{format: voc, root: {write_data(folder)}, classes: [cat, dog, ox]}}")
+    ox = {"image_id": 1, "category_id": 3, "bbox": [5, 5, 37, 45], "score": 0.9}
+    for name, found in (('"bad"', [{**ox, "category_id": 2}]), ("good", [ox])):
+        (folder / f"{name}.json").write_text(json.dumps(found))
+    files = [str(folder / '"bad".json'), str(folder / "good.json")]
+    output = folder / "page.html"
+    command = ["--config", str(config), *files, "--output", str(output), "--resamples", "5"]
+    assert main(command) == 0
+    return output.read_text()
+
+
+def attributes(page: str, pattern: str, name: str) -> list[str]:
+    """What an attribute says in each tag that matches; empty where a tag lacks it."""
+    found = [re.search(f'{name}="([^"]*)"', tag) for tag in re.findall(pattern, page)]
+    return [html.unescape(each[1]) if each else "" for each in found]
+
+
+def test_every_chart_has_a_name_that_says_what_it_shows(page: str) -> None:
+    names = attributes(page, "<svg[^>]*>", "aria-label")
+    assert len(names) == len(set(names)) == 4
+    assert 'Precision over recall of ox, "bad" and good: AP 0.0 / 100.0' in names
+    assert names[-1].startswith("Share of detections that is right over score, calibration error")
+
+
+def test_every_picture_says_its_image_its_run_and_its_counts(page: str) -> None:
+    assert attributes(page, "<img[^>]*>", "alt") == [
+        'i2, "bad": 0 right, 1 wrong, 2 missed',
+        "i2, good: 1 right, 0 wrong, 1 missed",
+        'i3, "bad": 0 right, 0 wrong, 2 missed',
+        "i3, good: 0 right, 0 wrong, 2 missed",
+    ]
+
+
+def test_every_box_that_scrolls_can_be_moved_without_a_pointer(page: str) -> None:
+    boxes = '<div class="scroll"[^>]*>'
+    names = attributes(page, boxes, "aria-label")
+    assert attributes(page, boxes, "tabindex") == ["0"] * len(names)
+    assert attributes(page, boxes, "role") == ["region"] * len(names)
+    assert len(set(names)) == len(names) == page.count("<table")
+    assert {'Confusion matrix of "bad"', "Confusion matrix of good", "AP by size"} <= set(names)
