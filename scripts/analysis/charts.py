@@ -143,6 +143,7 @@ def matrix(
         rows.append(f"<tr><th><span>{breakable(name)}</span></th>{''.join(cells)}</tr>")
     return _scrollable(
         title,
-        '<table class="matrix"><thead><tr><th class="corner">there ↓ said →</th>'
+        f'<table class="matrix" style="--columns:{len(names) + 1}"><thead><tr>'
+        '<th class="corner">there ↓ said →</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
     )

@@ -128,3 +128,14 @@ def test_every_box_that_scrolls_can_be_moved_without_a_pointer(page: str) -> Non
     assert attributes(page, boxes, "role") == ["region"] * len(names)
     assert len(set(names)) == len(names) == page.count("<table")
     assert {'Confusion matrix of "bad"', "Confusion matrix of good", "AP by size"} <= set(names)
+
+
+def test_on_paper_nothing_is_cut_off_folded_or_dark(page: str) -> None:
+    screen, paper = page.split("@media print {")
+    paper = paper.split("</style>")[0]
+    assert ".scroll { overflow: visible; }" in paper
+    assert "details::details-content { content-visibility: visible; }" in paper
+    assert re.search(r"[^}]*\bfigure\b[^}]*{ break-inside: avoid; }", paper)
+    assert re.search(r"h2, h3[^}]*{ break-after: avoid; }", paper)
+    assert screen.count("@media") == screen.count("@media screen and ") == 2
+    assert page.count('class="matrix" style="--columns:4"') == 2
