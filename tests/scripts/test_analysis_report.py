@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets_on_disk import coco_object, write_coco
 from tiny_runs import write_data
 
 from scripts.analysis.charts import matrix, table
@@ -83,20 +85,25 @@ def test_long_names_are_broken_behind_underscores_and_headers_have_a_width() -> 
     assert re.search(r"\.name,[^}]*max-width", style)
 
 
+def report(folder: Path, data: str, runs: dict[str, list[Any]]) -> str:
+    """The page of detections in the form of COCO's results, by the name of their run."""
+    config, output = folder / "config.yaml", folder / "page.html"
+    config.write_text(f"data: {data}")
+    files = [folder / f"{name}.json" for name in runs]
+    for file, found in zip(files, runs.values(), strict=True):
+        file.write_text(json.dumps(found))
+    command = ["--config", config, *files, "--output", output, "--resamples", "5"]
+    assert main([str(word) for word in command]) == 0
+    return output.read_text()
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report of two runs, of which the second finds one object of the first of two images."""
     folder = tmp_path_factory.mktemp("report")
-    config = folder / "config.yaml"
-    config.write_text(f"data: {{format: voc, root: {write_data(folder)}, classes: [cat, dog, ox]}}")
     ox = {"image_id": 1, "category_id": 3, "bbox": [5, 5, 37, 45], "score": 0.9}
-    for name, found in (('"bad"', [{**ox, "category_id": 2}]), ("good", [ox])):
-        (folder / f"{name}.json").write_text(json.dumps(found))
-    files = [str(folder / '"bad".json'), str(folder / "good.json")]
-    output = folder / "page.html"
-    command = ["--config", str(config), *files, "--output", str(output), "--resamples", "5"]
-    assert main(command) == 0
-    return output.read_text()
+    data = f"{{format: voc, root: {write_data(folder)}, classes: [cat, dog, ox]}}"
+    return report(folder, data, {'"bad"': [{**ox, "category_id": 2}], "good": [ox]})
 
 
 def attributes(page: str, pattern: str, name: str) -> list[str]:
@@ -139,3 +146,21 @@ def test_on_paper_nothing_is_cut_off_folded_or_dark(page: str) -> None:
     assert re.search(r"h2, h3[^}]*{ break-after: avoid; }", paper)
     assert screen.count("@media") == screen.count("@media screen and ") == 2
     assert page.count('class="matrix" style="--columns:4"') == 2
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_a_difference_that_is_not_that_of_the_table_says_that_crowds_are_why(
+    tmp_path: Path, crowd: bool
+) -> None:
+    """One run has a detection in a crowd, which is wrong to VOC's rule alone."""
+    one, other = [5, 5, 20, 20], [30, 5, 60, 60]
+    objects = [coco_object(1, 1, one), coco_object(2, 1, other, iscrowd=int(crowd))]
+    for split in ("train", "val"):
+        root = write_coco(tmp_path / "coco", objects, split=split)
+    right = {"image_id": 1, "category_id": 3, "bbox": one, "score": 0.5}
+    inside = {**right, "bbox": [40, 20, 10, 10], "score": 0.9}
+    data = f"{{format: coco, root: {root}, train: train, val: val}}"
+    text = words(report(tmp_path, data, {"first": [inside, right], "second": [right]}))
+    assert "mAP at IoU 0.5: " + ("+0.0 points" if crowd else "+25.0 points") in text
+    assert ("VOC mAP 50.0 100.0 +50.0" in text) == crowd
+    assert ("Crowds are left out here, but are difficult boxes to the VOC mAP" in text) == crowd
