@@ -51,10 +51,11 @@ from engine.trained import Trained, load_trained
 from scripts.analysis.bootstrap import compare
 from scripts.analysis.confusion import confusion_matrix
 from scripts.analysis.precision import calibration, class_curves
-from scripts.analysis.report import BadImage, build_report, percent
+from scripts.analysis.report import build_report, percent
 from scripts.analysis.sizes import ap_by_size
 from scripts.analysis.tide import TYPES, judge_errors, tide
 from scripts.analysis.worst import count_faults, draw_faults
+from scripts.analysis.worst_section import BadImage
 from scripts.number_types import at_least, score_threshold
 from scripts.tables import format_table
 

@@ -27,9 +27,11 @@ class Series:
     dots: bool = False
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Lines over a unit square."""
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="chart">']
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, name: str) -> str:
+    """Lines over a unit square; ``name`` is for those who cannot see them."""
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}" class="chart">'
+    ]
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x, y = _place(tick, tick)
         bottom, right = _place(0, 0)[1], _place(1, 1)[0]
@@ -86,36 +88,46 @@ def bars(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]]) -> str:
     return "".join([*parts, "</div>"])
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """An HTML table; the first ``words`` columns are text, the others numbers."""
-    head = "".join(
-        f"<th{'' if number < words else ' class=number'}>{escape(cell)}</th>"
-        for number, cell in enumerate(header)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{'' if number < words else ' class=number'}>{escape(cell)}</td>"
-            for number, cell in enumerate(row)
+    kinds = ["name" if number < words else "number" for number in range(len(header))]
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag} class={kind}>{breakable(cell)}</{tag}>"
+            for kind, cell in zip(kinds, row, strict=True)
         )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return _scrollable(
+        name,
+        f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>",
     )
 
 
-def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[str, str]) -> str:
+def _scrollable(name: str, content: str) -> str:
+    """A box with a name that arrow keys move, as a pointer does."""
+    label = escape(name)
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{content}</div>'
+
+
+def breakable(name: str) -> str:
+    """HTML of a name that is broken behind its underscores before it is broken elsewhere."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def matrix(
+    title: str, names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[str, str]
+) -> str:
     """A confusion matrix, each row shaded by its shares.
 
     Args:
+        title: of its box.
         names: of the classes.
         counts: ``(K + 1, K + 1)``, rows what is there.
         last: the names of the last row and of the last column.
     """
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in (*names, last[1]))
+    head = "".join(f"<th><span>{breakable(name)}</span></th>" for name in (*names, last[1]))
     rows = []
     for number, (name, row) in enumerate(zip((*names, last[0]), counts, strict=True)):
         total = sum(row) or 1
@@ -123,13 +135,15 @@ def matrix(names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[st
         for column, count in enumerate(row):
             share = count / total
             good = "good" if number == column else "bad"
-            title = f"{name}: {count} of {sum(row)} ({share:.0%})"
+            told = f"{name}: {count} of {sum(row)} ({share:.0%})"
             cells.append(
-                f'<td class="{good}" style="--share:{100 * share:.0f}%" title="{escape(title)}">'
+                f'<td class="{good}" style="--share:{100 * share:.0f}%" title="{escape(told)}">'
                 f"{count or '<i>·</i>'}</td>"
             )
-        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    return (
-        '<div class="scroll"><table class="matrix"><thead><tr><th class="corner">there ↓ said →'
-        f"</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        rows.append(f"<tr><th><span>{breakable(name)}</span></th>{''.join(cells)}</tr>")
+    return _scrollable(
+        title,
+        f'<table class="matrix" style="--columns:{len(names) + 1}"><thead><tr>'
+        '<th class="corner">there ↓ said →</th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
     )

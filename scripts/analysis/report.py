@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
+from math import isclose
 from pathlib import Path
 from typing import Any
 
-import cv2
-
-from engine.drawing import Pixels
-from scripts.analysis.charts import Series, bars, line_chart, matrix, table
+from scripts.analysis.charts import Series, bars, breakable, line_chart, table
+from scripts.analysis.confusion_section import confusion_section
+from scripts.analysis.worst_section import BadImage, worst_section
 
 STYLE = Path(__file__).with_name("report.css")
 FIRST_CHARTS = 9  # precision-recall curves before the fold
-MOST_CLASSES = 40  # of a confusion matrix that is printed whole
-JPEG_QUALITY = 82
 
 ERRORS = {
     "Cls": ("Class", "right place, wrong class"),
@@ -29,19 +25,6 @@ ERRORS = {
 }
 
 
-@dataclass(frozen=True)
-class BadImage:
-    """One of the worst images.
-
-    Attributes:
-        name: of the image.
-        pictures: of each run, ``(H, W, 3)`` RGB.
-    """
-
-    name: str
-    pictures: list[Pixels]
-
-
 def build_report(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
     """The HTML of an analysis in the form of ``analyze.py --json``."""
     runs = result["runs"]
@@ -49,12 +32,12 @@ def build_report(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
         ("scores", "Scores", _scores(result)),
         ("errors", "Where precision is lost", _errors(runs)),
         ("curves", "Precision and recall", _curves(runs)),
-        ("confusion", "Confusion", _confusion(result)),
+        ("confusion", "Confusion", confusion_section(result)),
         ("sizes", "By size", _sizes(runs)),
         ("calibration", "Calibration", _calibration(runs)),
     ]
     if worst:
-        sections.append(("worst", "Worst images", _worst(result, worst)))
+        sections.append(("worst", "Worst images", worst_section(result, worst)))
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in sections)
     body = "".join(
         f'<section id="{anchor}"><h2>{title}</h2>{content}</section>'
@@ -105,10 +88,11 @@ def _scores(result: dict[str, Any]) -> str:
         for name, values in rows.items()
     ]
     header = ["in percent", *(run["name"] for run in runs), "difference"]
-    return table(header, lines) + _difference(result["comparison"])
+    return table("Scores", header, lines) + _difference(result)
 
 
-def _difference(comparison: dict[str, Any]) -> str:
+def _difference(result: dict[str, Any]) -> str:
+    comparison = result["comparison"]
     sentences = []
     for name, title in (("mAP50", "mAP at IoU 0.5"), ("mAP50_95", "mAP over IoU 0.5 to 0.95")):
         each = comparison[name]
@@ -122,8 +106,19 @@ def _difference(comparison: dict[str, Any]) -> str:
     return (
         f'<p class="verdict">{"<br>".join(sentences)}</p><p class="soft">Paired bootstrap: both '
         f"runs scored on the same {comparison['resamples']} random draws of the images (VOC's "
-        "rule, area under the curve).</p>"
+        f"rule, area under the curve).{_why_not_voc_map(result)}</p>"
     )
+
+
+def _why_not_voc_map(result: dict[str, Any]) -> str:
+    """Nothing where the bootstrap's mAP is that of the table: crowds alone part them."""
+    bootstrap = result["comparison"]["mAP50"]
+    if all(
+        isclose(run["scores"]["voc"]["area"]["mAP"] or 0.0, bootstrap[which], abs_tol=1e-9)
+        for run, which in zip(result["runs"], ("first", "second"), strict=True)
+    ):
+        return ""
+    return " Crowds are left out here, but are difficult boxes to the VOC mAP of the table."
 
 
 def _errors(runs: Sequence[dict[str, Any]]) -> str:
@@ -143,7 +138,8 @@ def _errors(runs: Sequence[dict[str, Any]]) -> str:
 
 def _curves(runs: Sequence[dict[str, Any]]) -> str:
     names = sorted(runs[0]["classes"], key=lambda name: -(runs[0]["classes"][name]["AP"] or 0))
-    charts = [_curve(name, [run["classes"].get(name) for run in runs]) for name in names]
+    whose = " and ".join(run["name"] for run in runs)
+    charts = [_curve(name, whose, [run["classes"].get(name) for run in runs]) for name in names]
     shown = f'<div class="grid-of-charts">{"".join(charts[:FIRST_CHARTS])}</div>'
     if len(charts) > FIRST_CHARTS:
         rest = "".join(charts[FIRST_CHARTS:])
@@ -157,7 +153,7 @@ def _curves(runs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
+def _curve(name: str, whose: str, runs: Sequence[dict[str, Any] | None]) -> str:
     series, notes = [], []
     for run, style in zip(runs, ("first", "second"), strict=False):
         if run is None:
@@ -167,43 +163,13 @@ def _curve(name: str, runs: Sequence[dict[str, Any] | None]) -> str:
         if run["best_f1"] is not None:
             notes.append(f"F1 {percent(run['best_f1'])} from {run['best_threshold']:.2f}")
     scores = " / ".join(percent(run["AP"]) for run in runs if run is not None)
+    title = f"Precision over recall of {name}, {whose}: AP {scores}"
     note = " · ".join(notes)
     return (
-        f'<figure><h3>{escape(name)} <span class="soft">AP {scores}</span></h3>'
-        f"{line_chart(series, 'recall', 'precision')}"
+        f'<figure><h3>{breakable(name)} <span class="soft">AP {scores}</span></h3>'
+        f"{line_chart(series, 'recall', 'precision', title)}"
         f'<div class="soft"><small>{escape(note)}</small></div></figure>'
     )
-
-
-def _confusion(result: dict[str, Any]) -> str:
-    names, runs = result["classes"], result["runs"]
-    parts = []
-    for run in runs:
-        title = f"<h3>{escape(run['name'])}</h3>" if len(runs) > 1 else ""
-        if len(names) <= MOST_CLASSES:
-            content = matrix(names, run["confusion"], ("background", "missed"))
-        else:
-            content = _most_confused(names, run["confusion"])
-        parts.append(f"<div>{title}{content}</div>")
-    return (
-        f"<p>Detections with a score from {result['score_threshold']:g} on, at IoU "
-        f'{result["iou"]:g}. Rows: what is there; columns: what was said.</p><div class="two">'
-        f"{''.join(parts)}</div>"
-    )
-
-
-def _most_confused(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    pairs = sorted(
-        (
-            (count, names[there], names[said])
-            for there, row in enumerate(counts[:-1])
-            for said, count in enumerate(row[:-1])
-            if there != said and count
-        ),
-        reverse=True,
-    )
-    rows = [[there, said, str(count)] for count, there, said in pairs[:25]]
-    return table(["there is", "said", "times"], rows, words=2)
 
 
 def _sizes(runs: Sequence[dict[str, Any]]) -> str:
@@ -217,7 +183,7 @@ def _sizes(runs: Sequence[dict[str, Any]]) -> str:
         rows.append(row)
     return (
         "<p>COCO's AP: small is below 32 &times; 32 pixels, large above 96 &times; 96.</p>"
-        + table(header, rows)
+        + table("AP by size", header, rows)
     )
 
 
@@ -228,6 +194,7 @@ def _calibration(runs: Sequence[dict[str, Any]]) -> str:
         x, y = [each["score"] for each in filled], [each["precision"] for each in filled]
         series.append(Series(x, y, style, dots=True))
     errors = ", ".join(f"{run['name']}: {percent(run['calibration']['error'])}" for run in runs)
+    title = f"Share of detections that is right over score, calibration error {errors}"
     rows = []
     for number, each in enumerate(runs[0]["calibration"]["bins"]):
         same = [run["calibration"]["bins"][number] for run in runs]
@@ -239,37 +206,9 @@ def _calibration(runs: Sequence[dict[str, Any]]) -> str:
         "<p>Does a score of 0.8 mean that 80 % of such detections are right? On the dotted line it "
         f"does; below it the detector is too sure. Expected calibration error in percent: "
         f'{escape(errors)}.</p><div class="two"><div>'
-        f"{line_chart(series, 'score', 'share that is right')}</div><div>{table(header, rows)}"
-        "</div></div>"
+        f"{line_chart(series, 'score', 'share that is right', title)}</div><div>"
+        f"{table('Calibration', header, rows)}</div></div>"
     )
-
-
-def _worst(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
-    names = [run["name"] for run in result["runs"]]
-    figures = []
-    for image in worst:
-        pictures = "".join(
-            f'<figure><img loading="lazy" alt="{escape(image.name)}" src="{_jpeg(picture)}">'
-            "</figure>"
-            for picture in image.pictures
-        )
-        if len(names) > 1:
-            pictures = f'<div class="two">{pictures}</div>'
-        style = ' class="pair"' if len(names) > 1 else ""
-        figures.append(f"<div{style}><h3>{escape(image.name)}</h3>{pictures}</div>")
-    order = f"First {names[0]}, then {names[1]}. " if len(names) > 1 else ""
-    return (
-        f"<p>Most faults first, at a score from {result['score_threshold']:g} on. {escape(order)}"
-        '<br><span class="key right">right</span><span class="key wrong">wrong</span>'
-        '<span class="key missed">missed</span></p>'
-        f'<div class="worst">{"".join(figures)}</div>'
-    )
-
-
-def _jpeg(picture: Pixels) -> str:
-    colors = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", colors, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 
 
 def percent(value: float | None) -> str:

@@ -22,6 +22,19 @@ WORDS = {LOC: "badly placed", CLS: "wrong class", BOTH: "place and class", DUPE:
 
 
 @dataclass(frozen=True)
+class DrawnFaults:
+    """A picture of one run's faults in one image.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` RGB.
+        counts: how many are right, wrong and missed, in words.
+    """
+
+    pixels: Pixels
+    counts: str
+
+
+@dataclass(frozen=True)
 class Faults:
     """How many detections above a threshold are wrong, and how many objects nobody found.
 
@@ -76,7 +89,7 @@ def draw_faults(
     verdicts: Verdicts,
     threshold: float,
     name: str,
-) -> Pixels:
+) -> DrawnFaults:
     """One image with right detections green, wrong ones red, missed objects yellow."""
     sure = detections.score >= threshold
     chosen = np.flatnonzero(sure & (detections.image == row) & (verdicts.kind != IGNORED))
@@ -97,4 +110,5 @@ def draw_faults(
             DrawnObject(detections.boxes[each], " ".join(filter(None, words)), WRONG_COLOR)
         )
     counts = f"{len(right)} right, {len(wrong)} wrong, {len(lost)} missed"
-    return draw_panel(image, objects, f"{name}: {counts}" if name else counts, "", HEIGHT)
+    caption = f"{name}: {counts}" if name else counts
+    return DrawnFaults(draw_panel(image, objects, caption, "", HEIGHT), counts)
