@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -95,7 +96,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = _read_with_bases(path, ())
     for override in overrides:
         values = _merge(values, _parse_override(override))
-    config = parse_config(values, source=str(path))
+    config = parse_config(values, str(path), overrides)
     if config.train.name is None:
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"name": path.stem})}
@@ -108,7 +109,7 @@ def override_config(values: Mapping[str, Any], overrides: Sequence[str], source:
     merged = dict(values)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
-    return parse_config(merged, source)
+    return parse_config(merged, source, overrides)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -116,12 +117,16 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     The name of a file that exists may hold an equals sign as well.
     """
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]
     return [word for word in words if word not in overrides], overrides
 
 
-def parse_config(values: Mapping[str, Any], source: str) -> Config:
+def parse_config(values: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
     """Validate plain values.
+
+    Args:
+        source: where they are from, for messages.
+        overrides: words of the command line, of which some of them are instead.
 
     Raises:
         InputError: one line for each wrong key or value, with its dotted path and the cure.
@@ -129,14 +134,24 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        lines = [f"{source}: {_describe(problem)}" for problem in error.errors()]
+        problems = [_describe(problem) for problem in error.errors()]
+        lines = [f"{_place_of(each, source, overrides)}: {each}" for each in problems]
         raise InputError("\n".join(dict.fromkeys(lines))) from None
     for key, value, parsed in _leaves(values, config):
         # YAML's true is Python's int 1: `lr: yes` must not train with a learning rate of 1.
         if isinstance(value, bool) and not isinstance(parsed, bool):
             kind = "a whole number" if isinstance(parsed, int) else "a number"
-            raise InputError(f"{source}: {key}: {kind} is needed, not {value}")
+            problem = f"{key}: {kind} is needed, not {value}"
+            raise InputError(f"{_place_of(problem, source, overrides)}: {problem}")
     return config
+
+
+def _place_of(problem: str, source: str, overrides: Sequence[str]) -> str:
+    """Where the key is that a message begins with: on the command line, or in the source."""
+    key = problem.partition(":")[0]
+    written = [override.partition("=")[0] for override in overrides]
+    given = any(key == name or key.startswith(f"{name}.") for name in written)
+    return "command line" if given else source
 
 
 def dump_config(values: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import InputError
+from data.errors import InputError, shown
 from engine.atomic_file import write_atomically
 from engine.config import flatten, split_words
 from engine.standard_output import status_of_tool, tool
@@ -53,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not names:
         raise InputError("name a study, such as table2; see configs/studies")
     studies = [load_study(name, options.preset) for name in names]
+    extra = _overrides(words, studies)
     if options.seeds:
         seeds = tuple(dict.fromkeys(options.seeds))
         studies = [study.model_copy(update={"seeds": seeds}) for study in studies]
     studies = [narrowed(study, options.only) for study in studies]
-    return COMMANDS[options.command](studies, _overrides(words), options)
+    return COMMANDS[options.command](studies, extra, options)
 
 
 def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
@@ -190,23 +191,38 @@ def chosen_figures(study: Study, number: str | None) -> dict[str, Figure]:
     return {number: study.figures[number]}
 
 
-def _overrides(words: Sequence[str]) -> dict[str, Any]:
+def _overrides(words: Sequence[str], studies: Sequence[Study]) -> dict[str, Any]:
     """``key.path=value`` -> value by key.
 
     Raises:
-        InputError: for what the study decides itself.
+        InputError: for what a study decides itself or varies: its labels would tell the untruth.
     """
+    axes = [axis for study in studies for axis in study.axes]
+    varied = {key: axis.name for axis in axes for key in axis.varied_keys()}
     extra = {}
     for word in words:
         key, _, text = word.partition("=")
         value = parse_yaml(text, word, comments=False)
-        if DECIDED & flatten({key: value}).keys():
+        keys = flatten({key: value}).keys()
+        for own in keys:
+            axis = next((name for other, name in varied.items() if _overlap(own, other)), None)
+            if axis is not None:
+                raise InputError(
+                    f"{word}: the study varies it, and its labels would stay; choose some with "
+                    f"--only {shown(axis)[1:-1]}=…, or write a study of your own"
+                )
+        if DECIDED & keys:
             raise InputError(
                 f"{word}: the study decides it; --processes and --gpus share its total batch out, "
                 "--runs says where runs go, --seeds which seeds"
             )
         extra[key] = value
     return extra
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is of a block that the other names."""
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
 def _folder(text: str) -> Path:

@@ -54,6 +54,10 @@ class Axis(BaseModel, extra="forbid", frozen=True):
         prefix = f"{self.key}." if self.key else ""
         return {prefix + key: below for key, below in value.items()}
 
+    def varied_keys(self) -> set[str]:
+        """The dotted config keys that its labels set."""
+        return {key for label in self.values for key in self.overrides(label)}
+
 
 class Score(BaseModel, extra="forbid", frozen=True):
     """How a run's last checkpoint is scored."""

@@ -210,6 +210,7 @@ class Shop:
         launcher = [*launcher, f"--nproc-per-node={processes}"] if processes > 1 else []
         command = [sys.executable, *launcher, str(ROOT / program), *words]
         with (job.folder / LOG).open("ab") as log, self.guard:
+            begin = log.tell()
             if self.signal_number is not None:
                 raise StoppedError
             process = subprocess.Popen(
@@ -230,7 +231,7 @@ class Shop:
         if process.returncode and self.signal_number is not None:
             raise StoppedError
         if process.returncode:
-            raise FailedError(_reason(program, process.returncode, job.folder / LOG))
+            raise FailedError(reason_of(program, process.returncode, job.folder / LOG, begin))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -276,9 +277,14 @@ def _two_owners(one: Job, other: Job) -> str:
     )
 
 
-def _reason(program: str, code: int, log: Path) -> str:
-    """The last words of a program that failed: its error line if there is one."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
+def reason_of(program: str, code: int, log: Path, begin: int) -> str:
+    """The last words of a program that failed: its error line if there is one.
+
+    ``begin``: where its words begin in the log, behind those of earlier attempts, in bytes.
+    """
+    text = log.read_bytes()[begin:].decode(errors="replace")
+    lines = text.splitlines()[-60:]
     errors = [line for line in lines if "error:" in line.lower()]
     said = errors[-1:] or lines[-LAST_LINES:]
-    return f"{program} ended with {code}: {' | '.join(said)} (all of it: {log})"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return f"{program} {how}: {' | '.join(said)} (all of it: {log})"

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from data.errors import InputError
-from engine.config import Config, dump_config, load_config
+from engine.config import Config, dump_config, load_config, split_words
 from engine.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +177,27 @@ def test_true_is_no_number_in_any_block(key: str, tmp_path: Path) -> None:
     }
     with pytest.raises(InputError, match=key.replace(".", r"\.")):
         load_config(write(tmp_path, ""), [f"{key}={numbers.get(key, 'true')}"])
+
+
+def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {lrr: 1}\ndata: {batch_size: 0}\n")
+    with pytest.raises(InputError) as error:
+        load_config(path, ["train.epocks=1", "data.repeat=x"])
+    words = [line.split(": ") for line in str(error.value).splitlines()]
+    places = {key: place for place, key, *_ in words}
+    assert places == {
+        "train.lrr": str(path),
+        "data.batch_size": str(path),
+        "train.epocks": "command line",
+        "data.repeat": "command line",
+    }
+    with pytest.raises(InputError, match=r"^command line: train\.lr: a number is needed, not True"):
+        load_config(write(tmp_path, ""), ["train.lr=true"])
+
+
+def test_a_long_override_is_no_file_name() -> None:
+    word = f"data.root={'x' * 5000}"
+    assert split_words(["a.yaml", word]) == (["a.yaml"], [word])
 
 
 @pytest.mark.parametrize("key", ["data.root", "detector.weights", "train.output"])

@@ -363,6 +363,12 @@ def test_the_command_refuses_what_the_study_decides(capsys: pytest.CaptureFixtur
     for word in ("train.seed=3", "data={batch_size: 8}"):
         assert main(["list", "table1", word]) == 2
         assert "the study decides it" in capsys.readouterr().err
+    # whole blocks, and parts of what a label sets; also of labels that --only leaves out
+    varied = ("loss.weighting.type=gls", "loss={weighting: {type: gls}}", "loss.box.type.x=1")
+    for word in varied:
+        assert main(["list", "table2", "--only", "box loss=giou", "weights=fixed", word]) == 2
+        assert "the study varies it" in capsys.readouterr().err
+    assert main(["list", "table2", "loss.box.beta=0.5", "train.amp=auto"]) == 0
     assert main(["run"]) == 2
     assert main(["table", "nothing"]) == 2
 

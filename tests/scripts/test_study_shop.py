@@ -19,7 +19,7 @@ from scripts.studies.definition import STUDIES, Study, load_study
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, share_out
 from scripts.studies.run import locked, scores_file
-from scripts.studies.running import FailedError, Shop, plan
+from scripts.studies.running import FailedError, Shop, plan, reason_of
 
 SCALES = [
     (path.stem, preset)
@@ -218,3 +218,12 @@ def test_no_two_studies_put_different_runs_into_one_folder() -> None:
     assert not wrong
     voc, coco = (load_study(name).run(FIXED, 0, {}) for name in ("table3", "table4"))
     assert voc.folder(Path("runs")) != coco.folder(Path("runs"))
+
+
+def test_why_a_run_ended_is_told_in_the_words_of_its_last_attempt(tmp_path: Path) -> None:
+    log = tmp_path / "study.log"
+    before = "error: /proc/nowhere: cannot be written; ä\n"
+    log.write_text(f"{before}epoch 1/2\nepoch 2/2\n", encoding="utf-8")
+    killed = reason_of("train.py", -9, log, len(before.encode()))
+    assert killed == f"train.py was ended by SIGKILL: epoch 1/2 | epoch 2/2 (all of it: {log})"
+    assert "ended with 2: error: /proc/nowhere" in reason_of("train.py", 2, log, 0)
