@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ PANELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 SMOOTHED = ("loss/", "weighted_loss/", "images_per_second")
 LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
+HANDLE = 0.8  # inches of a legend's line and what is between it, its name and the next column
 COLORS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#dc2626", "#0891b2", "#64748b")
 
 
@@ -227,7 +229,8 @@ def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
                 continue
             curve = curves[tag]
             values = smooth(curve.values, width) if tag.startswith(SMOOTHED) else curve.values
-            color = COLORS[(number if len(runs) == 1 else position) % len(COLORS)]
+            one = len(runs) == 1
+            color = color_of(number, len(tags)) if one else color_of(position, len(runs))
             axis.plot(
                 curve.steps,
                 values,
@@ -248,17 +251,34 @@ def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _name_the_runs(figure: Any, names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
+def color_of(number: int, count: int) -> Any:
+    """The color of one of so many curves: no two share one."""
+    if count <= len(COLORS):
+        return COLORS[number]
+    from matplotlib import colormaps
 
+    return colormaps["turbo"](number / (count - 1))
+
+
+def _name_the_runs(figure: Any, names: Sequence[str]) -> None:
+    """A legend of as many columns as the longest name leaves room for."""
+    from matplotlib.lines import Line2D
+    from matplotlib.textpath import TextPath
+
+    room = figure.get_figwidth()
+    widths = [TextPath((0, 0), literal(name), size=9).get_extents().width / 72 for name in names]
+    # Drawn on whole pixels, letters are a little wider than their outlines.
+    letter = 1.08 * max(width / len(name) for width, name in zip(widths, names, strict=True))
+    lines = [fill(name, int((room - HANDLE) / letter), break_on_hyphens=False) for name in names]
+    longest = max(len(part) for text in lines for part in text.split("\n"))
     handles = [
-        Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3, label=literal(name))
-        for number, name in enumerate(names)
+        Line2D([], [], color=color_of(number, len(names)), linewidth=3, label=literal(text))
+        for number, text in enumerate(lines)
     ]
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(4, len(names)),
+        ncols=max(1, min(4, len(names), int(room / (HANDLE + letter * longest)))),
         frameon=False,
         fontsize=9,
     )

@@ -107,11 +107,13 @@ def _begun_run(
     study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any], ledger: Path | None
 ) -> ShownRun:
     of_seeds = [study.run(labels, seed, extra) for seed in study.seeds]
-    for run in of_seeds:
+    for seed, run in zip(study.seeds, of_seeds, strict=True):
         folder = results_folder(run, study.score.split, runs, ledger)
         if (folder / "config.yaml").is_file():
             check_config(run, folder)
-            return ShownRun(", ".join(labels.values()), folder)
+            # What stands beside it is of the first seed, as a rule.
+            others = [] if seed == study.seeds[0] else [f"seed {seed}"]
+            return ShownRun(", ".join([*labels.values(), *others]), folder)
     raise InputError(
         f"not run: {', '.join(labels.values())} (would be in {of_seeds[0].folder(runs)})"
     )

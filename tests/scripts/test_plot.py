@@ -11,7 +11,7 @@ from test_curves import write_run
 
 from data.errors import InputError
 from scripts.curves import read_curves
-from scripts.plot import main, panels_of, shortest_names, smooth
+from scripts.plot import draw, main, panels_of, shortest_names, smooth
 
 
 def test_several_runs_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +24,23 @@ def test_several_runs_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     assert "fixed: step 4, classification 0.2500" in told
     assert "alwa: step 4" in told
+
+
+@pytest.mark.parametrize(("runs", "letters"), [(2, 8), (5, 60), (14, 45), (3, 300)])
+@pytest.mark.parametrize("tags", [None, ["loss/*"]])
+def test_the_names_of_runs_fit_into_the_picture(
+    runs: int, letters: int, tags: list[str] | None, tmp_path: Path
+) -> None:
+    to_rgba = pytest.importorskip("matplotlib.colors").to_rgba
+    curves = read_curves(write_run(tmp_path / "run"))
+    named = {f"{number}_{'w' * letters}": curves for number in range(runs)}
+    figure = draw(named, panels_of(named, tags), 1, False)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box, room = legend.get_window_extent(), figure.bbox
+    assert room.x0 <= box.x0 < box.x1 <= room.x1
+    colors = [to_rgba(handle.get_color()) for handle in legend.get_lines()]
+    assert len(set(colors)) == runs
 
 
 def test_dollars_in_the_names_of_runs_begin_no_formula(tmp_path: Path) -> None:
