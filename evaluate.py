@@ -34,6 +34,7 @@ from engine.distributed import leave, start_ranks
 from engine.drawing import draw_grid, write_png
 from engine.evaluator import format_table, read_detections, score, write_metrics
 from engine.exit_status import exit_status
+from engine.precision import tell_precision
 from engine.signals import StopRequest
 from engine.trained import load_trained
 from engine.validation import build_validation
@@ -105,6 +106,8 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
     trained = load_trained(arguments.checkpoint, arguments.overrides, torch.device("cpu"))
     config = trained.config
     with start_ranks(config.train.device) as ranks:
+        if ranks.is_main:
+            tell_precision(config.train.amp, ranks.device)
         split = config.data.split(arguments.split)
         annotations = build_annotations(config.data, split, trained.classes)
         check_results(annotations, arguments)

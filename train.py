@@ -15,8 +15,13 @@ keep_freed_memory()
 # ruff: noqa: E402
 import argparse
 import logging
+import shlex
+import sys
 from contextlib import closing
 from pathlib import Path
+
+import torch
+import torchvision
 
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config, dump_config, load_config
@@ -30,6 +35,7 @@ from engine.loop import Training
 from engine.resume import check_data, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
+from engine.state import Progress
 from engine.tracking import Tracker
 from engine.train_step import TrainStep
 from engine.validation import build_validation
@@ -52,7 +58,7 @@ def main() -> int:
             return
         with start_ranks(config.train.device) as ranks:
             if arguments.dry_run:
-                start_logging(None)
+                start_logging(None, logging.INFO if ranks.is_main else logging.WARNING)
                 report = dry_run(config, ranks)
                 if ranks.is_main:
                     print(report)
@@ -124,8 +130,11 @@ def train_in(
     allow_changed: bool,
 ) -> None:
     """The same, in the folder of the run."""
+    log.info("%s", environment(ranks))
     source, saved = load_shared(path, ranks) if resume else (None, None)
     if saved is not None:
+        at = Progress(**saved["progress"])
+        log.info("--resume: %s: epoch %d, step %d", source, at.epoch + 1, at.step)
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
@@ -177,6 +186,13 @@ def train_in(
             validation=validation,
         ).run()
     log.info("done: %s", path)
+
+
+def environment(ranks: Ranks) -> str:
+    """What a run is started as, and on: told in its log."""
+    number = f"{ranks.world_size} process" + "es" * (ranks.world_size > 1)
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    return f"{shlex.join(sys.argv)}: {number} on {ranks.device.type}, {versions}"
 
 
 if __name__ == "__main__":

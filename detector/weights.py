@@ -250,7 +250,9 @@ def _load_strictly(
         raise InputError(
             f"detector.weights: {source} does not fit detector.type={config.type}, "
             f"backbone={config.backbone}, fpn_channels={config.fpn_channels}: "
-            f"{'; '.join(repr(line.strip()[:250]) for line in problems[:2])}{more}"
+            f"{'; '.join(repr(line.strip()[:250]) for line in problems[:2])}{more}; set detector.* "
+            f"(levels and fpn_channels too) as the file was trained with, or take its backbone "
+            f"alone: a file of the tensors {BODY}*"
         ) from error
     body = [name for name in (*missing, *unused) if name.startswith(BODY)]
     if body and all(name.endswith(STATISTICS) for name in body):

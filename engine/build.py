@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.amp.grad_scaler import GradScaler
 
@@ -40,15 +41,14 @@ def build_splits(
         classes = config.data.classes if saved is None else saved["classes"]
         training = build_annotations(config.data, config.data.train, classes)
         held_out = build_annotations(config.data, config.data.val, training.classes)
-    for line in describe_splits(training, held_out):
-        log.info("%s", line)
+    log.info("%s", training.summary())
+    log.info("%s", held_out.summary())
+    log.info("classes: %s", some_of(training.classes, most=100))
+    trained = np.unique(training.labels[training.trained(config.data.voc.use_difficult)])
+    bare = [name for label, name in enumerate(training.classes) if label not in trained]
+    if bare:
+        log.info("without an object to train on: %s", some_of(bare))
     return training, held_out
-
-
-def describe_splits(training: Annotations, held_out: Annotations) -> list[str]:
-    """What a run learns from and is scored on, and the names that its labels stand for."""
-    classes = some_of(training.classes, most=100)
-    return [training.summary(), held_out.summary(), f"classes: {classes}"]
 
 
 def build_loader(config: Config, training: Annotations, ranks: Ranks) -> TrainLoader:
@@ -80,7 +80,8 @@ def build_state(
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
     _tell_windows(config, config.train.epochs * iterations)
-    tell_precision(config.train.amp, ranks.device)
+    if ranks.is_main:
+        tell_precision(config.train.amp, ranks.device)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),

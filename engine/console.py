@@ -12,11 +12,12 @@ from tqdm import tqdm
 from engine.run_folder import LOG
 
 
-def start_logging(folder: Path | None) -> None:
+def start_logging(folder: Path | None, level: int = logging.WARNING) -> None:
     """Send the program's messages to the console and to ``train.log`` in a folder.
 
     Args:
-        folder: None on ranks that only report warnings and errors, to the console.
+        folder: None on ranks that have none, and report to the console alone.
+        level: from which on these report; with a folder everything is.
     """
     logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
     console = _ConsoleHandler()
@@ -27,7 +28,7 @@ def start_logging(folder: Path | None) -> None:
         file = logging.FileHandler(folder / LOG, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
-    level = logging.WARNING if folder is None else logging.INFO
+        level = logging.INFO
     logging.basicConfig(level=level, handlers=handlers, force=True)
 
 

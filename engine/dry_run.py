@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.target import Batch
 from detector.winograd import plain_convolutions
 from engine.boards import check_boards
-from engine.build import build_loader, build_splits, build_state, describe_splits
+from engine.build import build_loader, build_splits, build_state
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.evaluator import check_best, detect
@@ -49,7 +49,6 @@ def dry_run(config: Config, ranks: Ranks) -> str:
         first = list(islice(evaluation, 1))
         found = detect(state.evaluated, first, held_out, ranks.device, config.train.amp)
     lines = [
-        *describe_splits(training, held_out),
         f"one batch of {len(batch)} images: "
         + ", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()),
         f"evaluation of {sum(map(len, first))} images: {len(found)} detections",

@@ -43,8 +43,8 @@ def load_trained(
     Args:
         path: ``last.pt`` or ``best.pt`` of a run.
         overrides: ``key.path=value`` of its config.
-        device: by default the best that is here, unless an override of ``train.device`` names one;
-            it may have been trained on another machine.
+        device: where to put it, by default the best that is here, unless an override of
+            ``train.device`` names one; it may have been trained on another machine.
 
     Raises:
         InputError: it cannot be read, or an override does not fit it.
@@ -55,8 +55,9 @@ def load_trained(
     check_classes(saved, config)
     detector = build_detector(config.detector, config.loss, len(saved["classes"]))
     load_weights(detector, saved["detector"], path)
-    device = choose_device(config.train.device) if device is None else device
-    tell_precision(config.train.amp, device)
+    if device is None:
+        device = choose_device(config.train.device)
+        tell_precision(config.train.amp, device)
     return Trained(config, tuple(saved["classes"]), detector.to(device).eval(), device)
 
 

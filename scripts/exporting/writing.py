@@ -49,7 +49,8 @@ def write_torchscript(trained: Trained, example: Tensor, path: Path) -> Runner:
     Raises:
         InputError: it cannot be written.
     """
-    model, content = for_one_image(trained.detector), BytesIO()
+    # Its weights are constants of the file: what it gives needs no gradient to become an array.
+    model, content = for_one_image(trained.detector).requires_grad_(False), BytesIO()
     with _no_warnings(), torch.no_grad():
         traced = torch.jit.trace(model, example, check_trace=False)
         torch.jit.save(traced, content, _extra_files=facts(trained))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from contextlib import nullcontext
@@ -23,14 +24,20 @@ from losses.config import LossConfig
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
-def test_a_dry_run_describes_the_model_and_writes_nothing(kind: str, tmp_path: Path) -> None:
-    config = config_of(tiny(tmp_path, kind, train={"ema": 0.9}))
-    text = dry_run(config, ALONE)
+def test_a_dry_run_describes_the_model_and_writes_nothing(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = ["circle", "square", "star", "triangle"]
+    config = config_of(tiny(tmp_path, kind, data={"classes": classes}, train={"ema": 0.9}))
+    with caplog.at_level(logging.INFO):
+        text = dry_run(config, ALONE)
     assert "one batch of 2 images: " in text
     assert "evaluation of 2 images: " in text
     assert f"{kind} on resnet18: " in text
     assert "GFLOP" in text
-    assert "\nclasses: circle, square, triangle\n" in text
+    assert "classes: circle, square, star, triangle" in caplog.messages
+    assert "without an object to train on: star" in caplog.messages
+    assert any(line.startswith("weights: none: 0 tensors") for line in caplog.messages)
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
