@@ -100,7 +100,7 @@ def _annotation_file(root: Path, split: str) -> Path:
     if os.path.isfile(path):
         return path
     present = sorted(file.stem[10:] for file in root.glob("annotations/instances_*.json"))
-    cure = f"the splits there: {some_of(present)}" if present else "check data.root"
+    cure = f"the splits there: {some_of(present)}" if present else "check data.root and data.format"
     raise InputError(f"{path}: there is no such file; {cure}")
 
 

@@ -184,7 +184,11 @@ def read_lines(path: Path, root: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):
         present = splits_present(root)
-        cure = f"the splits there: {some_of(present)}" if present else "check data.root"
+        cure = (
+            f"the splits there: {some_of(present)}"
+            if present
+            else "check data.root and data.format"
+        )
         raise InputError(f"{path}: there is no such split; {cure}") from None
     except OSError as error:
         raise unreadable(path, error) from error

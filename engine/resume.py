@@ -111,7 +111,7 @@ def check_resume(
 
     if saved.get("world_size", world_size) != world_size:
         log.warning(
-            "--resume: on %d processes, and on %d before: the images of a batch are the same, but "
+            "--resume: processes: %d, and %d before: the images of a batch are the same, but "
             "not what is computed of each process's part: sampling, batch norm, normalizer: batch",
             world_size,
             saved["world_size"],

@@ -13,7 +13,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
-    model_validator,
 )
 
 from engine.coco_engines import Engine
@@ -107,11 +106,12 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         description="Trackers beside TensorBoard: mlflow, wandb; each is a package of its own.",
     )
 
-    @model_validator(mode="after")
-    def _milestones_ascend(self) -> TrainConfig:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
-        return self
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_ascend(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"must ascend, got {list(value)}")
+        return value
 
     @field_validator("freeze")
     @classmethod

@@ -73,5 +73,6 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], path: str | Pa
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path}: its weights do not fit the detector of the config ({reason} ...); "
-            "leave overrides of detector and loss out that change the architecture"
+            "it was made by another program or version, or overrides of detector and loss change the "
+            "architecture: leave them out"
         ) from None

@@ -43,9 +43,8 @@ def main() -> None:
         words = [f"data.root={root}", f"data.image_size=[{SIZE}, {SIZE}]", "data.workers=0"]
         words += [f"train.epochs={options.epochs}", "loss.weighting.interval=10"]
         config = load_config(ROOT / "configs/quickstart.yaml", words)
-        print(
-            f"mAP {train(config, draw(root, 'train', options.pictures), draw(root, 'val', 40)):.3f}"
-        )
+        training, held_out = draw(root, "train", options.pictures), draw(root, "val", 40)
+        print(f"mAP {train(config, training, held_out):.3f}")
 
 
 def draw(root: Path, split: str, count: int) -> Annotations:

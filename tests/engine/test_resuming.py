@@ -238,7 +238,7 @@ def test_another_number_of_processes_is_told(
     config = config_of(tiny(tmp_path))
     saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
     check_resume({**saved, "world_size": 2}, config, world_size=1)
-    assert "on 1 processes, and on 2 before" in caplog.text
+    assert "processes: 1, and 2 before" in caplog.text
 
 
 def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path: Path) -> None:
