@@ -73,6 +73,6 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], path: str | Pa
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path}: its weights do not fit the detector of the config ({reason} ...); "
-            "it was made by another program or version, or overrides of detector and loss change the "
-            "architecture: leave them out"
+            "its network is another one, or overrides of detector and loss change the "
+            "architecture: leave those out"
         ) from None
