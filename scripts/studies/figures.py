@@ -117,11 +117,12 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     options: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
     for file in files:
-        # without a date the same figure is the same file
+        # without a date, and with ids that follow from the name, the same figure is the same file
         metadata = {"Date": None} if file.suffix == ".svg" else None
         picture = BytesIO()
         kind = file.suffix.removeprefix(".")
-        figure.savefig(picture, format=kind, dpi=130, metadata=metadata, **options)
+        with mpl.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(picture, format=kind, dpi=130, metadata=metadata, **options)
         write_atomically(file, picture.getbuffer())
     plt.close(figure)
     return files

@@ -82,6 +82,8 @@ def test_a_figure_is_written_as_png_and_svg_and_twice_the_same(tmp_path: Path) -
     first = files[1].read_text()
     assert "<svg" in first
     assert "<dc:date>" not in first
+    again = write_figure(draw_shift(), tmp_path / "again/figure2")
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
 
 
 def test_a_run_without_curves_is_named(tmp_path: Path) -> None:
