@@ -107,7 +107,10 @@ def _masks(
         raise ValueError("segmentations: give one an object, None where there is none")
     of_objects = np.repeat(np.arange(len(files)), counts)
     columns = SegmentationColumns()
-    for each in segmentations:
-        for segmentation in each:
-            columns.add(segmentation)
+    for file, each in zip(files, segmentations, strict=True):
+        for row, segmentation in enumerate(each):
+            try:
+                columns.add(segmentation)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(f"{shown(file)}: object {row}: segmentation {error}") from error
     return columns.finish(sizes_hw, lambda row: str(files[of_objects[row]]))

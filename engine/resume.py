@@ -77,7 +77,7 @@ def check_resume(
     # What an older checkpoint knows nothing of was as it is by default.
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     free = FREE_KEYS | BATCH_KEYS
-    if "training" in saved:
+    if {"training", "validation"} <= saved.keys():
         free |= NAMES_OF_DATA
     if config.train.schedule == "cosine":
         free -= COSINE_KEYS

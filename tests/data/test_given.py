@@ -62,6 +62,10 @@ def test_masks_come_with_their_objects() -> None:
             "has no area",
         ),
         ({"segmentations": [[None], [], [None]]}, "segmentations: give one an object"),
+        (
+            {"segmentations": [[None, [[1, 2, 3]]], [], [None]]},
+            "'a/1.jpg': object 1: segmentation has a part of 3 numbers",
+        ),
     ],
 )
 def test_what_cannot_be_is_named(change: dict[str, Any], message: str) -> None:
