@@ -2,8 +2,8 @@
 
     python scripts/examples/train_from_python.py
 
-Draws light and dark rectangles, trains a small RetinaNet under ALWA on them and scores it: half a
-minute on one core.
+Draws light and dark rectangles, trains a small RetinaNet under ALWA on them and scores it: a minute
+on one core.
 """
 
 from __future__ import annotations
