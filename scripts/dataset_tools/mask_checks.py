@@ -51,7 +51,9 @@ def check_bare(file: str, entries: Mapping[str, Entry]) -> Iterator[Problem]:
 def check_mask(
     file: str, item: str, row: int, entry: Entry, box: Box, size: Size
 ) -> Problem | None:
-    """What is wrong with a segmentation that can be read, in an image of a known size."""
+    """What is wrong with a segmentation that can be read; a size of 0 is not known."""
+    if not all(size):
+        return None
     columns = SegmentationColumns()
     columns.add(entry.get("segmentation"))
     try:

@@ -152,6 +152,22 @@ def test_a_box_that_is_cut_has_the_area_that_is_left(
     assert load_coco(copy, "train").areas.tolist() == [400, 400]
 
 
+def test_a_mask_in_an_image_of_which_nothing_is_known_is_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outline = [[40, 5, 60, 5, 60, 25, 40, 25]]
+    objects = [
+        coco_object(1, 1, [5, 5, 9, 9], segmentation=[[5, 5, 14, 5, 14, 14]]),
+        coco_object(2, 2, [40, 5, 20, 20], segmentation=outline),
+    ]
+    root = write_coco(tmp_path / "coco", objects)
+    change_image(root, "no size")
+    (root / "train/train_2.png").unlink()
+    assert [each["repair"] for each in validate(root, capsys)[1]] == [
+        "leaves the image and its objects out"
+    ]
+
+
 @pytest.mark.parametrize("name", ["train", "train2017"])
 def test_nothing_to_train_on_is_an_error(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
