@@ -70,13 +70,17 @@ def build_state(
     batches_per_epoch: int,
     ranks: Ranks,
     saved: Saved | None = None,
+    pretrained: bool = True,
 ) -> TrainState:
     """All that moves, on the device: as at the start of a run, or as in a checkpoint of it.
+
+    Without ``pretrained`` weights the detector begins at random, whatever ``detector.weights`` is:
+    enough to see what an iteration takes.
 
     Raises:
         InputError: the weights, the weighting or the checkpoint do not fit the config.
     """
-    detector = _build_detector(config, classes, ranks, saved is None)
+    detector = _build_detector(config, classes, ranks, load=pretrained and saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
     _tell_windows(config, config.train.epochs * iterations)

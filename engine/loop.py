@@ -168,10 +168,8 @@ class Training:
             self.tracker.advance(len(group))
             self.lines.follow(iteration)
             self.save_or_stop()
-        self.train_step.guard.check()
         self.tracker.finish_epoch()
-        progress.epoch += 1
-        progress.batch = 0
+        self.train_step.end_epoch()
 
     def save_or_stop(self) -> None:
         """Save where it is due, and after the iteration in which a signal came to any rank."""

@@ -101,6 +101,16 @@ class TrainStep:
         state.progress.step += 1
         return iteration
 
+    def end_epoch(self) -> None:
+        """Count an epoch, once nothing of it is left.
+
+        Raises:
+            DivergenceError: a loss was not finite; no update was made since.
+        """
+        self.guard.check()
+        self.state.progress.epoch += 1
+        self.state.progress.batch = 0
+
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> Iteration:
         """Gradients of the mean loss over batches; ranks exchange them once, with the last."""
         state, device = self.state, self.ranks.device

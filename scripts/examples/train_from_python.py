@@ -75,7 +75,7 @@ def train(config: Config, training: Annotations, held_out: Annotations) -> float
             model.train()
             for batch in loader.epoch(epoch):
                 iteration = train_step([batch])
-            train_step.guard.check()  # a GPU's losses are looked at here
+            train_step.end_epoch()
             losses = {name: f"{loss.item():.3f}" for name, loss in iteration.losses.items()}
             weights = {name: f"{each.item():.3f}" for name, each in iteration.weights.items()}
             print(f"epoch {epoch + 1}: losses {losses}, weights {weights}")

@@ -116,7 +116,7 @@ def train_on(config: Config, batch: Batch, classes: tuple[str, ...], device: tor
     """Some iterations on a batch, as training makes them; images a second."""
     config = _for_trial(config)
     ranks = Ranks(rank=0, world_size=1, device=device)
-    state = build_state(config, classes, LONG_EPOCH, ranks)
+    state = build_state(config, classes, LONG_EPOCH, ranks, pretrained=False)
     files = np.array(["a picture of noise"] * len(batch))
     train_step = TrainStep(state, state.detector, config.train, ranks, files)
     start, before = 0.0, warm_ups(device)
@@ -131,9 +131,9 @@ def train_on(config: Config, batch: Batch, classes: tuple[str, ...], device: tor
 
 def _for_trial(config: Config) -> Config:
     """The same, learning nothing from noise and by all that may ever learn."""
-    train = config.train.model_copy(update={"lr": 1e-8, "freeze": {}})
-    detector = config.detector.model_copy(update={"weights": "none"})
-    return config.model_copy(update={"train": train, "detector": detector})
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"lr": 1e-8, "freeze": {}})}
+    )
 
 
 def warm_ups(device: torch.device) -> int:

@@ -32,6 +32,6 @@ def test_it_trains_and_scores() -> None:
 def test_the_guide_shows_its_loop() -> None:
     guide, text = (ROOT / "docs/howto/python.md").read_text(), EXAMPLE.read_text()
     begin = text.index("    with start_ranks(")
-    loop = [line[4:] for line in text[begin : text.index("  # a GPU's losses")].splitlines()]
+    loop = [line[4:] for line in text[begin : text.index("            losses = {")].splitlines()]
     assert len(loop) > 8
     assert "\n".join(loop) in guide

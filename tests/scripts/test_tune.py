@@ -287,6 +287,7 @@ def test_a_trial_makes_the_iterations_of_training(
     monkeypatch.setattr(GradNorm, "observe", follow)
     _, annotations = random_case(0)
     words = ["loss.weighting.type=gradnorm", "detector.weights=/not/here.pth"]
+    words += ["detector.norm=frozen_stats", "detector.trainable_stages=3"]
     config = load_config(config_file(tmp_path), words)
     batch = full_batch(config, annotations, 1)
     assert train_on(config, batch, annotations.classes, torch.device("cpu")) > 0
