@@ -236,7 +236,14 @@ def _repair_coco(
         count.of_images += len(document["images"])
         count.of_objects += len(document["annotations"])
         document["images"] = images
-        document["annotations"] = _repaired_objects(document["annotations"], images, rows)
+        # A size that is left open all the same says where boxes end.
+        known = [
+            entry
+            if entry.get("height") and entry.get("width")
+            else _sized(layout.root / split, entry)
+            for entry in images
+        ]
+        document["annotations"] = _repaired_objects(document["annotations"], known, rows)
         count.objects += len(document["annotations"])
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -115,15 +115,23 @@ def test_pictures_whose_orientation_no_size_tells_are_counted(
     assert validate(tmp_path, capsys, "--skip-pixels") == (0, [])
 
 
+@pytest.mark.parametrize("layout", ["voc", "coco"])
 def test_a_repair_does_not_say_of_which_pixels_boxes_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
-    path = root / "Annotations/a.xml"
-    path.write_text(re.sub("<size>.*</size>", "", path.read_text(), flags=re.DOTALL))
+    if layout == "voc":
+        root = write_voc(tmp_path / "set", {"a": [voc_object("dog", GOOD)]}, {"train": ["a"]})
+        path, size, picture = root / "Annotations/a.xml", "<size>.*</size>", "JPEGImages/a.png"
+    else:
+        root = write_coco(tmp_path / "set", [coco_object(1, 1, [5, 5, 9, 9])], images=1)
+        path, picture = root / "annotations/instances_train.json", "train/train_1.png"
+        size = ', "height": 80, "width": 100'
+    before = path.read_text()
+    path.write_text(re.sub(size, "", before, flags=re.DOTALL))
+    assert path.read_text() != before
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (100, 80), "red").save(root / "JPEGImages/a.png", exif=exif)
+    Image.new("RGB", (100, 80), "red").save(root / picture, exif=exif)
     problems, copy = check_and_repair(root, capsys)
     assert [each["repair"] for each in problems] == ["", ""]
     assert validate(copy, capsys) == (0, problems)
