@@ -134,7 +134,7 @@ def train_in(
     source, saved = load_shared(path, ranks) if resume else (None, None)
     if saved is not None:
         at = Progress(**saved["progress"])
-        log.info("--resume: %s: epoch %d, step %d", source, at.epoch + 1, at.step)
+        log.info("--resume: %s: after step %d, %d epochs done", source, at.step, at.epoch)
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
