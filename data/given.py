@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def annotations_of(
         split=split,
         classes=tuple(classes),
         category_ids=np.arange(1, len(classes) + 1),
-        names=np.array([str(file).rpartition(".")[0] or file for file in files], dtype=np.str_),
+        names=np.array([posixpath.splitext(file)[0] for file in files], dtype=np.str_),
         files=np.array(files, dtype=np.str_),
         image_ids=np.arange(1, len(files) + 1),
         sizes=sizes,

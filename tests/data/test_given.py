@@ -32,7 +32,8 @@ def test_objects_stand_with_their_images() -> None:
 
 
 def test_nothing_but_images_is_no_error() -> None:
-    annotations = annotations_of([], ["a.jpg"], [(5, 5)], [[]], [[]])
+    annotations = annotations_of([], ["a.v1/b"], [(5, 5)], [[]], [[]])
+    assert annotations.names.tolist() == ["a.v1/b"]
     assert annotations.boxes.shape == (0, 4)
     assert len(annotations_of(["cat"], [], [], [], [])) == 0
 
