@@ -35,7 +35,6 @@ from engine.loop import Training
 from engine.resume import check_data, check_resume, scores_alike
 from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
 from engine.signals import StopRequest
-from engine.state import Progress
 from engine.tracking import Tracker
 from engine.train_step import TrainStep
 from engine.validation import build_validation
@@ -133,8 +132,8 @@ def train_in(
     log.info("%s", environment(ranks))
     source, saved = load_shared(path, ranks) if resume else (None, None)
     if saved is not None:
-        at = Progress(**saved["progress"])
-        log.info("--resume: %s: after step %d, %d epochs done", source, at.step, at.epoch)
+        done = (saved["progress"].get(key, 0) for key in ("step", "epoch"))
+        log.info("--resume: %s: after step %d, %d epochs done", source, *done)
         check_resume(saved, config, ranks.world_size, allow_changed)
 
     training, held_out = build_splits(config, ranks, saved)
