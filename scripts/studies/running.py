@@ -286,5 +286,7 @@ def reason_of(program: str, code: int, log: Path, begin: int) -> str:
     lines = text.splitlines()[-60:]
     errors = [line for line in lines if "error:" in line.lower()]
     said = errors[-1:] or lines[-LAST_LINES:]
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    names = {each.value: each.name for each in signal.Signals}
+    ended = names.get(-code, f"signal {-code}")
+    how = f"was ended by {ended}" if code < 0 else f"ended with {code}"
     return f"{program} {how}: {' | '.join(said)} (all of it: {log})"
