@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from engine.precision import cpu_has_bf16
+
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "opencv-python-headless")
 
 
@@ -17,7 +19,7 @@ def describe_machine(device: torch.device, packages: tuple[str, ...] = PACKAGES)
     described = {
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores usable",
         "threads": str(torch.get_num_threads()),
-        "bf16 instructions": "yes" if _has_bf16() else "no",
+        "bf16 instructions": "yes" if cpu_has_bf16() else "no",
         "Python": platform.python_version(),
     }
     if device.type == "cuda":
@@ -40,11 +42,6 @@ def _cpu_information() -> dict[str, str]:
 
 def _processor() -> str:
     return _cpu_information().get("model name", platform.processor() or platform.machine())
-
-
-def _has_bf16() -> bool:
-    flags = _cpu_information().get("flags", "").split()
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def _version(package: str) -> str:
