@@ -18,6 +18,7 @@ Exit codes: 0 all is done, 1 runs failed, 2 the input cannot be used, 128 + n st
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import InputError, shown
+from data.errors import InputError
 from engine.atomic_file import write_atomically
 from engine.config import flatten, split_words
 from engine.standard_output import status_of_tool, tool
@@ -204,13 +205,15 @@ def _overrides(words: Sequence[str], studies: Sequence[Study]) -> dict[str, Any]
         key, _, text = word.partition("=")
         value = parse_yaml(text, word, comments=False)
         keys = flatten({key: value}).keys()
-        for own in keys:
-            axis = next((name for other, name in varied.items() if _overlap(own, other)), None)
-            if axis is not None:
-                raise InputError(
-                    f"{word}: the study varies it, and its labels would stay; choose some with "
-                    f"--only {shown(axis)[1:-1]}=…, or write a study of your own"
-                )
+        axis = next(
+            (varied[other] for own in keys for other in varied if _overlap(own, other)), None
+        )
+        if axis is not None:
+            chosen = shlex.quote(f"{axis}=…")
+            raise InputError(
+                f"{word}: the study varies it, and its labels would stay; choose some with "
+                f"--only {chosen}, or write a study of your own"
+            )
         if DECIDED & keys:
             raise InputError(
                 f"{word}: the study decides it; --processes and --gpus share its total batch out, "

@@ -94,11 +94,10 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
     except InputError as error:
         cell.trouble[seed] = str(error)
         return
-    record = read_record(folder)
+    record, file = read_record(folder), scores_file(folder, study.score.split)
     if reached == "failed":
         cell.trouble[seed] = record["error"]
     if reached != "scored":
-        file = scores_file(folder, study.score.split)
         if not record and file.is_file():
             cell.trouble[seed] = f"{file}: is not counted, as no study.json beside it says whose"
         return
@@ -112,7 +111,6 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         if isinstance(value, int | float) and math.isfinite(value):
             cell.scores[metric][seed] = value
         elif value is not None:
-            file = scores_file(folder, study.score.split)
             cell.trouble[seed] = f"{file}: {path} is {shown(value)}, no score; score it again"
     interval = run.config.loss.weighting.interval
     iterations = record.get("iterations") or iterations_of(folder)
