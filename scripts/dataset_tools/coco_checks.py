@@ -20,7 +20,14 @@ from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, Size, is_size_of
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.mask_checks import check_bare, check_mask, check_parts
-from scripts.dataset_tools.problems import OPTIONAL_KEYS, Action, Problem, problem_of, says_no
+from scripts.dataset_tools.problems import (
+    BY_SIZE,
+    OPTIONAL_KEYS,
+    Action,
+    Problem,
+    problem_of,
+    says_no,
+)
 
 _SLACK = 1.0  # pixels that COCO's own boxes stick out
 
@@ -238,7 +245,7 @@ class _Split:
         problems = [*told, *problems]
         boxes = [box for _, box in image.boxes]
         if not is_size_of(boxes, size, image.size_hw):
-            problems = [_as_drop(each) if each.action == "set_size" else each for each in problems]
+            problems = [_as_drop(each) if each.action in BY_SIZE else each for each in problems]
         yield from problems
         if all(size) and not any(each.action == "drop_image" for each in problems):
             self._kept += [(box, size) for box in boxes]

@@ -87,7 +87,7 @@ class ImageChecks:
             problem = f"does not give the size of {image}, so that every start opens the image"
             cure = f"write width {found[1]} and height {found[0]}"
             # A size would say that boxes are of the upright picture.
-            action: Action = "set_size" if is_settled else "none"
+            action: Action = "set_size" if is_settled else "leave_size"
             problems.append(Problem(file, entry, problem, cure, "warning", action, row))
         return found, problems
 

@@ -14,7 +14,7 @@ Severity = Literal["error", "warning"]
 Action = Literal[
     "drop_object", "drop_area", "drop_iscrowd", "drop_difficult", "drop_segmentation", "drop_parts",
     "clip_box", "clear_difficult", "drop_image", "set_size", "drop_line", "renumber", "complete",
-    "allow_link", "none",
+    "allow_link", "leave_size", "none",
 ]  # fmt: skip
 
 # What --fix does, by the action.
@@ -33,8 +33,12 @@ REPAIRS: dict[Action, str] = {
     "renumber": "gives it a new id",
     "complete": "fills in what is missing",
     "allow_link": "copies what it points to, with --follow-links",
+    "leave_size": "",
     "none": "",
 }
+
+# What keeps an image by the size of its file: it is left out where its boxes are of another one.
+BY_SIZE = ("set_size", "leave_size")
 
 # The keys of a COCO object that it can do without, and the action that takes them out.
 OPTIONAL_KEYS: dict[str, Action] = {

@@ -28,7 +28,7 @@ from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, is_size_of, share_by_design
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.problems import Action, Problem, problem_of, says_no
+from scripts.dataset_tools.problems import BY_SIZE, Action, Problem, problem_of, says_no
 
 
 def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
@@ -265,4 +265,4 @@ def _read_object(element: Element, item: str) -> tuple[VocObject | None, InputEr
 
 def _not_by_size(problem: Problem) -> Problem:
     """Boxes that may be of another picture than the file's: it cannot be kept."""
-    return replace(problem, action="drop_image") if problem.action == "set_size" else problem
+    return replace(problem, action="drop_image") if problem.action in BY_SIZE else problem
