@@ -237,3 +237,19 @@ def test_problems_are_printed_errors_first_and_limited(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == ["error"] * 3 + ["warning"]
     assert lines[4:] == ["... and 2 more; --most 0 shows all of them", "3 errors, 3 warnings"]
+
+
+def test_an_image_whose_size_is_left_open_goes_where_its_boxes_do_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Upright it is 80 pixels wide."""
+    images = {"a": [voc_object("dog", GOOD)], "b": [voc_object("dog", (50, 5, 95, 60))]}
+    root = write_voc(tmp_path / "voc", images, {"train": ["a", "b"]})
+    path = root / "Annotations/b.xml"
+    path.write_text(re.sub("<size>.*</size>", "", path.read_text(), flags=re.DOTALL))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 80), "red").save(root / "JPEGImages/b.png", exif=exif)
+    problems, copy = check_and_repair(root, capsys)
+    assert "leaves the image and its objects out" in [each["repair"] for each in problems]
+    assert [path.name for path in (copy / "Annotations").iterdir()] == ["a.xml"]
