@@ -48,7 +48,7 @@ def annotations_of(
             f"{len(labels)} with labels: give one of each an image"
         )
     of_images = [np.asarray(each, np.float64).reshape(-1, 4) for each in boxes_xyxy]
-    kinds = [np.asarray(each, np.int64).reshape(-1) for each in labels]
+    kinds = [np.asarray(each).reshape(-1) for each in labels]
     for file, size, boxes, own in zip(files, sizes_hw, of_images, kinds, strict=True):
         _check(file, size, boxes, own, len(classes))
     counts = [len(each) for each in of_images]
@@ -89,7 +89,7 @@ def _check(
             f"{shown(file)}: box {row}, {boxes[row].tolist()}, has no area inside its image of "
             f"{width} x {height}; boxes are x1, y1, x2, y2"
         )
-    for row in np.flatnonzero((labels < 0) | (labels >= kinds))[:1]:
+    for row in np.flatnonzero(~np.isin(labels, np.arange(kinds)))[:1]:
         raise ValueError(
             f"{shown(file)}: object {row} has the label {labels[row]}; labels are 0 to {kinds - 1}"
         )

@@ -79,6 +79,8 @@ def read_runs(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, d
     """
     if names is not None and len(names) != len(paths):
         raise InputError(f"--names: {len(names)} names for {len(paths)} runs; give each its own")
+    if names is not None and not all(names):
+        raise InputError("--names: a name is empty; give each run one")
     labels = list(names or shortest_names(paths))
     if len(set(labels)) < len(labels):
         raise InputError("a run is named twice; name each once, or tell them apart with --names")

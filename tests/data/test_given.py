@@ -55,6 +55,7 @@ def test_masks_come_with_their_objects() -> None:
         ({"labels": [[0, 1], []]}, "3 files, 3 sizes, 3 images with boxes and 2 with labels"),
         ({"labels": [[0], [], [1]]}, "'a/1.jpg': 2 boxes and 1 labels"),
         ({"labels": [[0, 1], [], [2]]}, "'3.png': object 0 has the label 2; labels are 0 to 1"),
+        ({"labels": [[0, 0.9], [], [1]]}, "'a/1.jpg': object 1 has the label 0.9"),
         ({"labels": [[0, -1], [], [1]]}, "'a/1.jpg': object 1 has the label -1"),
         ({"boxes_xyxy": [[[1, 2, 11, 12], [9, 9, 5, 5]], [], [[5, 5, 6, 8]]]}, "box 1, .* no area"),
         ({"boxes_xyxy": [[[1, 2, 11, 12], [30, 2, 40, 9]], [], [[5, 5, 6, 8]]]}, "of 30 x 20"),

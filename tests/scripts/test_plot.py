@@ -136,3 +136,11 @@ def test_runs_of_the_same_name_are_told_apart(
     assert (
         "no curve is called 'nothing/*'; there are loss/classification" in capsys.readouterr().err
     )
+
+
+def test_a_run_without_a_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(write_run(tmp_path / name)) for name in "ab"]
+    assert main([*runs, "--names", "", "b"]) == 2
+    assert "--names: a name is empty" in capsys.readouterr().err
