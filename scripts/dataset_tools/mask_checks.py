@@ -11,10 +11,10 @@ from pycocotools import mask as coco_mask
 from data.errors import InputError
 from data.segmentations import SegmentationColumns
 from scripts.dataset_tools.box_checks import Box
+from scripts.dataset_tools.image_checks import Size
 from scripts.dataset_tools.problems import Problem, problem_of
 
 Entry = Mapping[str, Any]
-Size = tuple[int, int]
 
 _LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 

@@ -107,7 +107,10 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         cell.trouble[seed] = str(error)
         return
     for metric, path in study.score.metrics.items():
-        value = score_at(scores, path)
+        try:
+            value = score_at(scores, path)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
         if isinstance(value, int | float) and math.isfinite(value):
             cell.scores[metric][seed] = value
         elif value is not None:
