@@ -88,3 +88,13 @@ def fingerprint(root: Path) -> dict[str, str]:
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
+
+
+def a_voc(folder: Path) -> Path:
+    """Two dogs, one of them difficult, a cat and an image without objects."""
+    images = {
+        "a": [voc_object("dog", (1, 1, 40, 20)), voc_object("cat", (11, 11, 20, 30))],
+        "b": [voc_object("dog", (1, 1, 10, 10), "<difficult>1</difficult>")],
+        "c": [],
+    }
+    return write_voc(folder / "voc", images, {"train": ["a", "b"], "trainval": ["a", "b", "c"]})
