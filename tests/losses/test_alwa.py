@@ -183,6 +183,14 @@ def test_degenerate_windows_leave_the_weight_alone(update: str, variant: int) ->
     assert alwa.windows_completed == 7
 
 
+@pytest.mark.parametrize("update", ["replace", "multiplicative", "unweighted"])
+def test_losses_below_zero_leave_the_weight_alone(update: str) -> None:
+    alwa = ALWA(PAIR, variant=1, interval=2, initial=(0.5, 1.0), update=update)
+    # mean + deviation: -2 and -3, whose ratio of 1.5 says nothing
+    assert run_window(alwa, (-4.0, -4.0), (-3.0, -3.0)) == 0.5
+    assert run_window(alwa, (2.0, 3.0), (-9.0, -9.0)) == 0.5
+
+
 def test_a_weight_never_sinks_to_zero() -> None:
     alwa = ALWA(PAIR, interval=2, update="multiplicative")
     for power in range(0, 60, 4):
@@ -240,6 +248,11 @@ def test_alwa_trains_a_plain_model_in_a_plain_loop() -> None:
 def test_unknown_rules_are_refused_with_the_choices(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ALWA(PAIR, **options)
+
+
+def test_by_default_it_is_the_papers_advice_for_one_stage() -> None:
+    alwa = ALWA(PAIR)
+    assert (alwa.variant, alwa.interval, alwa.initial, alwa.update) == (2, 100, [1, 1], "replace")
 
 
 def test_the_rule_can_be_read_from_the_printed_module() -> None:

@@ -90,6 +90,13 @@ def test_focal_loss_by_hand() -> None:
     torch.testing.assert_close(sigmoid_focal_loss(logits, targets), torch.tensor(by_hand))
 
 
+def test_focal_loss_of_sure_predictions_keeps_its_digits() -> None:
+    # Far from the boundary p is about exp(logit): the loss of a negative is 0.75 p**3.
+    logits = torch.tensor([-12.0, -20.0], dtype=torch.float64)
+    losses = sigmoid_focal_loss(logits, torch.zeros_like(logits))
+    torch.testing.assert_close(losses, 0.75 * (3 * logits).exp(), rtol=1e-4, atol=0)
+
+
 def test_cross_entropies_by_hand() -> None:
     logit = torch.tensor([math.log(3.0)])
     hard = binary_cross_entropy_with_logits(logit, torch.ones(1))
