@@ -136,15 +136,15 @@ class Annotations:
         """``(N,)``: the objects that count in scores, which are neither difficult nor crowds."""
         return ~(self.difficult | self.crowd)
 
-    def trained(self, use_difficult: bool) -> npt.NDArray[np.bool_]:
+    def trained(self, use_difficult: bool, rows: slice = slice(None)) -> npt.NDArray[np.bool_]:
         """``(N,)``: the objects to train on: no crowds, and difficult ones on request."""
-        return ~self.crowd if use_difficult else self.counted
+        left_out = self.crowd[rows]
+        return ~(left_out if use_difficult else left_out | self.difficult[rows])
 
     def training_objects(self, image: int, use_difficult: bool = False) -> Rows:
         """The object rows of one image to train on, as ``trained`` has them."""
         rows = self.objects_of(image)
-        left_out = self.crowd[rows] if use_difficult else self.crowd[rows] | self.difficult[rows]
-        return np.flatnonzero(~left_out) + rows.start
+        return np.flatnonzero(self.trained(use_difficult, rows)) + rows.start
 
     def training_counts(self, use_difficult: bool) -> Rows:
         """``(I,)``: the number of ``training_objects`` of every image."""

@@ -22,7 +22,7 @@ from data.errors import InputError
 from data.sampling import stream_seed
 from data.transforms import build_transforms, import_albumentations, moves_boxes, one_line
 
-# A shorter side is no object to learn, but what a crop left of one; in pixels.
+# In pixels. Boxes with a shorter side are what a crop left of an object: they are dropped.
 MIN_BOX_SIDE = 1.0
 
 

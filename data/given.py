@@ -47,13 +47,13 @@ def annotations_of(
             f"{len(files)} files, {len(sizes_hw)} sizes, {len(boxes_xyxy)} images with boxes and "
             f"{len(labels)} with labels: give one of each an image"
         )
-    of_images = [np.asarray(each, np.float64).reshape(-1, 4) for each in boxes_xyxy]
-    kinds = [np.asarray(each).reshape(-1) for each in labels]
-    for file, size, boxes, own in zip(files, sizes_hw, of_images, kinds, strict=True):
-        _check(file, size, boxes, own, len(classes))
-    counts = [len(each) for each in of_images]
+    boxes_of_images = [np.asarray(each, np.float64).reshape(-1, 4) for each in boxes_xyxy]
+    labels_of_images = [np.asarray(each).reshape(-1) for each in labels]
+    for each in zip(files, sizes_hw, boxes_of_images, labels_of_images, strict=True):
+        _check(*each, len(classes))
+    counts = [len(each) for each in boxes_of_images]
     sizes = np.array(sizes_hw, np.int32).reshape(-1, 2)
-    boxes = np.concatenate([np.zeros((0, 4)), *of_images])
+    boxes = np.concatenate([np.zeros((0, 4)), *boxes_of_images])
     return Annotations(
         source=f"the {split} split",
         split=split,
@@ -65,7 +65,7 @@ def annotations_of(
         sizes=sizes,
         offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
         boxes=boxes,
-        labels=np.concatenate([np.zeros(0, np.int64), *kinds]).astype(np.int32),
+        labels=np.concatenate([np.zeros(0, np.int64), *labels_of_images]).astype(np.int32),
         areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
         difficult=np.zeros(len(boxes), np.bool_),
         crowd=np.zeros(len(boxes), np.bool_),
@@ -78,10 +78,12 @@ def _check(
     size_hw: tuple[int, int],
     boxes: npt.NDArray[Any],
     labels: npt.NDArray[Any],
-    kinds: int,
+    num_classes: int,
 ) -> None:
     if len(boxes) != len(labels):
-        raise ValueError(f"{shown(file)}: {len(boxes)} boxes and {len(labels)} labels")
+        raise ValueError(
+            f"{shown(file)}: {len(boxes)} boxes and {len(labels)} labels: give one a box"
+        )
     height, width = size_hw
     low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], [width, height])
     for row in np.flatnonzero(~(high > low).all(axis=1))[:1]:
@@ -89,9 +91,10 @@ def _check(
             f"{shown(file)}: box {row}, {boxes[row].tolist()}, has no area inside its image of "
             f"{width} x {height}; boxes are x1, y1, x2, y2"
         )
-    for row in np.flatnonzero(~np.isin(labels, np.arange(kinds)))[:1]:
+    for row in np.flatnonzero(~np.isin(labels, np.arange(num_classes)))[:1]:
         raise ValueError(
-            f"{shown(file)}: object {row} has the label {labels[row]}; labels are 0 to {kinds - 1}"
+            f"{shown(file)}: object {row} has the label {labels[row]}; labels are 0 to "
+            f"{num_classes - 1}"
         )
 
 

@@ -271,8 +271,8 @@ def resize_image(image: Pixels, size_hw: tuple[int, int]) -> Pixels:
 def resize_masks(masks: Pixels, size_hw: tuple[int, int]) -> Pixels:
     """``(N, H, W)`` of 0 and 1 -> ``(N, *size_hw)``: the nearest pixel, by pixel centers.
 
-    Of an object between the centers its fullest pixel is kept: its box is still learned from, which
-    an empty mask would contradict.
+    Of an object in which no pixel center falls, the pixel that it covers most is kept: its box is
+    still learned from, which an empty mask would contradict.
     """
     height, width = size_hw
     if masks.shape[1:] == size_hw:

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.sampling import random_bits
 
-_PURPOSE = 6  # of random bits; 0 to 5 are for the order of an epoch
+_PURPOSE = 6  # of random bits; data.sampling has the others
 
 
 @dataclass(frozen=True)

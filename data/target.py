@@ -67,12 +67,6 @@ class Targets:
             masks,
         )
 
-    def pin_memory(self) -> Targets:
-        masks = self.masks
-        if masks is not None:
-            masks = tuple(mask.pin_memory() for mask in masks)
-        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts, masks)
-
 
 def pad_targets(
     boxes: Sequence[Tensor], labels: Sequence[Tensor], masks: Sequence[Tensor] | None = None
@@ -111,7 +105,3 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         images = tuple(image.to(device, non_blocking=non_blocking) for image in self.images)
         return replace(self, images=images, targets=self.targets.to(device, non_blocking))
-
-    def pin_memory(self) -> Batch:
-        images = tuple(image.pin_memory() for image in self.images)
-        return replace(self, images=images, targets=self.targets.pin_memory())

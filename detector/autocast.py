@@ -1,4 +1,4 @@
-"""What autocast keeps, and where it must not."""
+"""Autocast without its cache of cast weights."""
 
 from __future__ import annotations
 

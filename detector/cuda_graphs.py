@@ -173,11 +173,7 @@ class CUDAGraphs:
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         """A copied or stored module records nothing: graphs hold the memory of this one."""
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    return None
+        return type(None), ()
 
 
 def _living(value: Kept | None) -> Kept:

@@ -1,8 +1,9 @@
 """Non-maximum suppression that stops once enough boxes are kept.
 
-The greedy rule looks at boxes from the best on, and what comes later changes nothing of what is
-kept: the first ``most`` survivors are those of as long a head of the list as has so many. Plain
-suppression compares every pair, about the square of the list, to keep its first thousands.
+Greedy suppression visits boxes by descending score, and a later box never changes what was decided
+earlier: the first ``most`` survivors of the list are those of any of its beginnings that has so
+many. Plain suppression compares every pair, about the square of the list, to keep its first
+thousands.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def first_survivors(
     """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
         return batched_nms(boxes, scores, groups, threshold)[:most]  # a program has no such loop
-    falling = scores.argsort(descending=True, stable=True)
-    kept, seen = falling[:0], 0
-    while len(kept) < most and seen < len(falling):
+    ranking = scores.argsort(descending=True, stable=True)
+    kept, seen = ranking[:0], 0
+    while len(kept) < most and seen < len(ranking):
         # Half as many again as are wanted was enough for trained detectors (docs/performance.md).
         end = max(2 * seen, most + most // 2)
-        head = torch.cat([kept, falling[seen:end]])
+        head = torch.cat([kept, ranking[seen:end]])
         survivors = batched_nms(boxes[head], scores[head], groups[head], threshold)
         kept, seen = head[survivors.sort().values], end
     return kept[:most]

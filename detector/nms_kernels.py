@@ -1,4 +1,4 @@
-"""Non-maximum suppression for a GPU, of many lists of boxes at once and without awaiting it.
+"""Non-maximum suppression for a GPU, of many lists of boxes at once, without a synchronization.
 
 torchvision suppresses one list after another and the host reads the length of each result. Here the
 first kernel writes, as bits, which boxes overlap too much; the second goes down every list at the
@@ -19,11 +19,12 @@ ROWS = 64  # boxes of a program of the first kernel
 
 
 def keep_best(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Which boxes of each list no better, kept box overlaps by more than ``threshold`` (IoU).
+    """Greedy suppression: a box stays unless a better one that stays overlaps it by more.
 
     Args:
         boxes: ``(L, N, 4)`` float32 xyxy, the best first.
         valid: ``(L, N)`` bool; the others are not kept and suppress nothing.
+        threshold: IoU above which the worse box goes.
 
     Returns:
         ``(L, N)`` bool.

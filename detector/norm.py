@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,15 +77,15 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         return super().forward(x)
 
 
-def group_norm(channels: int, eps: float = DEFAULT_EPS) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm with 32 groups, or the most that divide both 32 and the channels.
 
     As published networks have it, whatever the width of a layer.
     """
-    return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels, eps=eps)
+    return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels)
 
 
-def group_norm_of_coarse_maps(channels: int, eps: float = DEFAULT_EPS) -> nn.GroupNorm:
+def group_norm_of_coarse_maps(channels: int) -> nn.GroupNorm:
     """``group_norm`` with half as many groups as often as one would hold fewer than 8 channels.
 
     A map of the pyramid may be one pixel: of one channel alone nothing would be left there, of two
@@ -95,7 +94,7 @@ def group_norm_of_coarse_maps(channels: int, eps: float = DEFAULT_EPS) -> nn.Gro
     groups = math.gcd(channels, MOST_GROUPS)
     while groups > 1 and channels // groups < LEAST_IN_GROUP:
         groups //= 2
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return nn.GroupNorm(groups, channels)
 
 
 NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
@@ -109,7 +108,7 @@ NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
 
 def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
     """The constructor of a normalization layer, given its channels; None for ``none``."""
-    return None if name == "none" else partial(NORM_LAYERS[name], eps=DEFAULT_EPS)
+    return None if name == "none" else NORM_LAYERS[name]
 
 
 def pyramid_norm_layer(name: str) -> Callable[[int], nn.Module] | None:

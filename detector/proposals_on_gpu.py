@@ -1,7 +1,7 @@
 """The RPN's choice among its candidates on a GPU: all levels of all images at once.
 
-The same proposals as image by image in ``detector.rpn``, where the host awaits each image; here it
-never waits: how many an image has is known to the GPU alone.
+The same proposals as image by image in ``detector.rpn``, where the host synchronizes with the GPU
+for each image; here it never does: how many an image has is known to the GPU alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def suppress_on_gpu(
 
     Args:
         boxes: ``(B, k_l, 4)`` xyxy of each level.
-        scores: ``(B, k_l)`` of each level, falling, not negative.
+        scores: ``(B, k_l)`` of each level, descending, not negative.
         corners: ``(B, 2)``: width and height of each image.
         smallest_side: pixels; what has a shorter one is tiny.
         score_threshold: what scores less is bad.

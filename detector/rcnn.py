@@ -18,7 +18,7 @@ from detector.box_head import BoxHead
 from detector.config import DetectorConfig, MaskConfig
 from detector.cuda_graphs import CUDAGraphs
 from detector.preprocessing import Preprocessing
-from detector.roi_heads import RoIHeads, SampledRoIs
+from detector.roi_heads import RoIHeads
 from detector.roi_pooling import RoIPooler, to_rois
 from detector.rpn import RegionProposalNetwork, RPNHead
 from losses.config import LossConfig
@@ -106,7 +106,7 @@ class FasterRCNN(GeneralizedRCNN):
     def _forward_in_slots(
         self, images: Tensor, sizes_hw: Sequence[tuple[int, int]], targets: Targets | None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """``forward`` on a GPU, which the host does not await before it selects detections."""
+        """``forward`` on a GPU, which the host does not wait for before it selects detections."""
         # Masks are read from the maps, and a graph would keep those of its shape for ever.
         records = self.training or not self.roi_heads.has_mask()
         run = self.graphs if self.graphs is not None and records else self._pass_in_slots
@@ -132,7 +132,8 @@ class FasterRCNN(GeneralizedRCNN):
         boxes: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """All of a batch as a function of tensors: of shapes alone, whatever they hold.
+        """All of a batch as a function of tensors, without control flow that depends on values: it
+        can be recorded as a CUDA graph.
 
         Returns:
             Given boxes and labels the losses by ``FasterRCNN.loss_names`` and what the mask branch
@@ -162,10 +163,10 @@ class FasterRCNN(GeneralizedRCNN):
 
     def _mask_loss_in_slots(self, inputs: Sequence[Tensor], targets: Targets) -> Tensor:
         """Masks are of as many sizes as images: they are cropped between two recorded passes."""
-        pooled, rois = inputs[0], SampledRoIs(*inputs[1:])
+        pooled, boxes, objects, classes, positive = inputs
         run = self.mask_graphs or self._mask_pass
-        crops = self.roi_heads.mask_targets(rois, targets)
-        (loss,) = run(pooled, rois.classes.flatten(), rois.positive.flatten(), crops)
+        crops = self.roi_heads.mask_targets(boxes, objects, targets)
+        (loss,) = run(pooled, classes.flatten(), positive.flatten(), crops)
         return loss.clone()
 
     def _mask_pass(

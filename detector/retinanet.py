@@ -85,16 +85,21 @@ class RetinaNet(retinanet.RetinaNet):
 
         Returns:
             In training mode the losses by name, scalars. In evaluation mode for each image
-            ``boxes (D, 4)`` float32 xyxy, ``scores (D,)`` float32, falling, ``labels (D,)`` int64.
+            ``boxes (D, 4)`` float32 xyxy, ``scores (D,)`` float32, descending, ``labels (D,)``
+            int64.
+
+        Raises:
+            ValueError: training without targets.
         """
+        if self.training and targets is None:
+            raise ValueError("a detector in training mode needs targets")
+        targets = targets if self.training else None
         batch = self.transform(images)
         graphs = self.graphs if has_kernels(batch.tensors.device) else None
         run = graphs or self._pass
-        if not self.training:
+        if targets is None:
             boxes, scores, labels = run(batch.tensors)
             return self._select(boxes, scores, labels, batch.image_sizes)
-        if targets is None:
-            raise ValueError("targets are needed in training mode")
         if graphs is None:
             return self.training_losses(*self._maps_and_anchors(batch.tensors), targets)
         targets = targets.with_few_shapes()
@@ -114,14 +119,15 @@ class RetinaNet(retinanet.RetinaNet):
     def _pass(
         self, images: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """All of a batch as a function of tensors: of shapes alone, whatever they hold.
+        """All of a batch as a function of tensors, without control flow that depends on values: it
+        can be recorded as a CUDA graph.
 
         Returns:
             Given boxes and labels the losses by ``loss_names``, else ``_candidates``.
         """
         maps, anchors = self._maps_and_anchors(images)
         if boxes is None or labels is None:
-            return self._candidates(self.head(maps), anchors)
+            return self._candidates(maps, anchors)
         targets = Targets(boxes, labels, (labels.shape[1],) * len(labels))
         losses = self.training_losses(maps, anchors, targets)
         return tuple(losses[name] for name in self.loss_names)
@@ -137,8 +143,9 @@ class RetinaNet(retinanet.RetinaNet):
             targets: of ``B`` images.
         """
         config = self.config
+        all_anchors = torch.cat(list(anchors))
         matches = match_anchors(
-            torch.cat(list(anchors)),
+            all_anchors,
             targets,
             config.foreground_iou,
             config.background_iou,
@@ -147,7 +154,7 @@ class RetinaNet(retinanet.RetinaNet):
         positives = (matches >= 0).sum(dim=1)
         sums = {
             "classification": self._focal_sums(maps, matches, targets),
-            "bbox_regression": self._box_sums(maps, torch.cat(list(anchors)), matches, targets),
+            "bbox_regression": self._box_sums(maps, all_anchors, matches, targets),
         }
         return {
             name: _normalize(image_sums, positives, self.normalizer)
@@ -171,7 +178,7 @@ class RetinaNet(retinanet.RetinaNet):
         self, maps: Sequence[Tensor], anchors: Tensor, matches: Tensor, targets: Targets
     ) -> Tensor:
         """``(B, A)`` matches -> ``(B,)``: the box loss of each image's positive anchors."""
-        # A fast path that looks at values, for which another device would have to be awaited.
+        # A fast path that looks at values: on another device the host would have to wait for them.
         if matches.device.type == "cpu" and self.head.looks_locally:
             return self._box_sums_of_positives(maps, anchors, matches, targets)
         deltas = torch.cat(self.head.regress(maps), dim=1)
@@ -197,12 +204,10 @@ class RetinaNet(retinanet.RetinaNet):
         return losses.new_zeros(len(matches)).index_add(0, images, losses)
 
     def _candidates(
-        self, head_outputs: Mapping[str, Tensor], anchors: Sequence[Tensor]
+        self, maps: Sequence[Tensor], anchors: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best of each level: boxes ``(B, k, 4)``, scores and labels ``(B, k)``."""
-        counts = [len(level) for level in anchors]
-        logits = head_outputs["cls_logits"].split(counts, dim=1)
-        deltas = head_outputs["bbox_regression"].split(counts, dim=1)
+        logits, deltas = self.head.classify(maps), self.head.regress(maps)
         levels = [
             self._best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)
         ]

@@ -1,6 +1,6 @@
 """RoIAlign over a pyramid for a GPU: every map in turn, without asking which RoIs read it.
 
-torchvision's kernel takes the RoIs of one map, so that the host has to await their number, and
+torchvision's kernel takes the RoIs of one map, so that the host has to wait for their number, and
 wants channels in planes, so that a channels-last map is copied. Here a program is a bin of a RoI:
 it returns at once where the RoI reads another map, and takes all channels of a point as one vector.
 Shapes are static, so that a recorded launch serves every batch. The sums are torchvision's
@@ -42,19 +42,20 @@ def roi_align_on_gpu(
     Returns:
         ``(R, C, size, size)`` in channels-last memory order and the maps' dtype.
     """
-    options = (tuple(scales), map_of_roi, rois, size, sampling_ratio)
-    pooled: Tensor = _RoIAlign.apply(options, *maps)
+    pooled: Tensor = _RoIAlign.apply(tuple(scales), map_of_roi, rois, size, sampling_ratio, *maps)
     return pooled
 
 
 class _RoIAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, options: Any, *maps: Tensor) -> Tensor:
-        _, map_of_roi, rois, size, _ = options
+    def forward(
+        ctx: Any, scales: tuple[float, ...], map_of_roi: Tensor, rois: Tensor, size: int,
+        sampling_ratio: int, *maps: Tensor,
+    ) -> Tensor:  # fmt: skip
         maps = tuple(each.contiguous(memory_format=torch.channels_last) for each in maps)
         ctx.save_for_backward(map_of_roi, rois)
-        ctx.options, ctx.dtypes = options, [each.dtype for each in maps]
-        ctx.shapes = [each.shape for each in maps]
+        ctx.scales, ctx.sampling_ratio = scales, sampling_ratio
+        ctx.maps = [(each.shape, each.dtype) for each in maps]
         pooled = torch.empty(
             (len(rois), maps[0].shape[1], size, size),
             dtype=maps[0].dtype,
@@ -62,36 +63,36 @@ class _RoIAlign(torch.autograd.Function):
             memory_format=torch.channels_last,
         )
         for level, source in enumerate(maps):
-            _launch(_pool, level, source, pooled, options)
+            _launch(_pool, source, pooled, rois, map_of_roi, level, scales[level], sampling_ratio)
         return pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         map_of_roi, rois = ctx.saved_tensors
-        scales, _, _, size, sampling_ratio = ctx.options
-        options = (scales, map_of_roi, rois, size, sampling_ratio)
         slope = slope.contiguous(memory_format=torch.channels_last)
         gradients = []
-        for level, (shape, dtype) in enumerate(zip(ctx.shapes, ctx.dtypes, strict=True)):
-            batch, channels, height, width = shape
+        for level, ((batch, channels, height, width), dtype) in enumerate(ctx.maps):
             # sums of many terms: in float32, whatever the map is in
             gradient = slope.new_zeros((batch, height, width, channels), dtype=torch.float32)
             gradient = gradient.permute(0, 3, 1, 2)
-            _launch(_spread, level, gradient, slope, options)
+            scale = ctx.scales[level]
+            _launch(_spread, gradient, slope, rois, map_of_roi, level, scale, ctx.sampling_ratio)
             gradients.append(gradient.to(dtype))
-        return (None, *gradients)
+        return (None, None, None, None, None, *gradients)
 
 
-def _launch(kernel: Any, level: int, of_map: Tensor, of_rois: Tensor, options: Any) -> None:
-    scales, map_of_roi, rois, size, sampling_ratio = options
-    count, channels = of_rois.shape[:2]
-    block = min(CHANNELS, triton.next_power_of_2(channels))
-    grid = (count * size * size, triton.cdiv(channels, block))
+def _launch(
+    kernel: Any, of_map: Tensor, of_rois: Tensor, rois: Tensor, map_of_roi: Tensor,
+    level: int, scale: float, sampling_ratio: int,
+) -> None:  # fmt: skip
+    count, channels, size, _ = of_rois.shape
     if count == 0:
         return
+    block = min(CHANNELS, triton.next_power_of_2(channels))
+    grid = (count * size * size, triton.cdiv(channels, block))
     kernel[grid](
-        of_map, of_rois, rois, map_of_roi, level, scales[level], *of_map.shape[2:],
+        of_map, of_rois, rois, map_of_roi, level, scale, *of_map.shape[2:],
         channels=channels, size=size, points=sampling_ratio, block=block,
         num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip

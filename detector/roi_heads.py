@@ -6,7 +6,7 @@ Inside, class 0 is the background, as in torchvision; labels that come in and go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -179,15 +179,17 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         """Pooled features ``(R, C, M / 2, M / 2)`` of as many slots as can hold positives, and
         these slots, field by field."""
         most = int(self.config.batch_size_per_image * self.config.positive_fraction)
-        slots = [getattr(rois, field.name)[:, :most] for field in fields(rois)]
-        return self.mask_roi_pool(features, to_rois(slots[0].unbind())), *slots
+        boxes, objects, classes, positive = (
+            values[:, :most] for values in (rois.boxes, rois.objects, rois.classes, rois.positive)
+        )
+        pooled = self.mask_roi_pool(features, to_rois(boxes.unbind()))
+        return pooled, boxes, objects, classes, positive
 
     @torch.no_grad()
-    def mask_targets(self, rois: SampledRoIs, targets: Targets) -> Tensor:
+    def mask_targets(self, boxes: Tensor, objects: Tensor, targets: Targets) -> Tensor:
         """``(R, M, M)``: what the masks of all slots should be."""
-        boxes, objects = rois.boxes.unbind(), rois.objects.unbind()
         size = 2 * self.mask_roi_pool.output_size[0]
-        return crop_masks(_masks_of(targets), boxes, objects, size)
+        return crop_masks(_masks_of(targets), boxes.unbind(), objects.unbind(), size)
 
     def mask_loss_in_slots(
         self, pooled: Tensor, classes: Tensor, positive: Tensor, crops: Tensor
@@ -221,7 +223,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         deltas: Tensor,
         sizes_hw: Sequence[Size],
     ) -> list[Detections]:
-        """What of all classes of all RoIs is detected, and its masks.
+        """Select detections from all classes of all RoIs, and add their masks.
 
         Args:
             features: the pyramid's maps by name.

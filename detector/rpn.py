@@ -258,7 +258,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
     def _best(
         self, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Boxes ``(B, k_l, 4)`` and scores ``(B, k_l)``, falling, of the best of each level."""
+        """Boxes ``(B, k_l, 4)`` and scores ``(B, k_l)``, descending, of the best of each level."""
         boxes, scores = [], []
         for logits, level_deltas, level_anchors in zip(objectness, deltas, anchors, strict=True):
             best = logits.float().topk(min(self.pre_nms_top_n(), logits.shape[1]), dim=1)

@@ -41,9 +41,6 @@ class Wanted:
     def __getitem__(self, rows: Tensor) -> Wanted:
         return Wanted(self.images[rows], self.anchors[rows], self.objects[rows])
 
-    def __len__(self) -> int:
-        return len(self.anchors)
-
 
 def deltas_at(
     head: RetinaNetRegressionHead, maps: Sequence[Tensor], anchors_per_location: int, wanted: Wanted

@@ -73,7 +73,7 @@ def link_atomically(path: Path, other: Path) -> None:
 def remove_unfinished(path: Path) -> None:
     """Remove what killed processes left beside a path, half-written.
 
-    Nobody may be writing the file: what he had written would go too.
+    No other process may be writing the file: its temporary would be removed, too.
 
     Raises:
         InputError: the folder cannot be written.

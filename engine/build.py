@@ -117,7 +117,7 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
         with ranks.main_first():
             report = load_pretrained(detector, config.detector, classes)
             log.info("%s", report)
-        _refuse_random_rest(config, report.random)
+        _refuse_random_frozen(config, report.random)
     return detector.to(ranks.device)
 
 
@@ -137,19 +137,19 @@ def _check_norms(config: DetectorConfig, device: torch.device) -> None:
         )
 
 
-def _refuse_random_rest(config: Config, random: Collection[str]) -> None:
-    """A part that begins at random and rests in every epoch would never be anything else."""
+def _refuse_random_frozen(config: Config, random: Collection[str]) -> None:
+    """A part that begins at random and is frozen in every epoch would never be anything else."""
     epochs, freeze = config.train.epochs, config.train.freeze
-    resting: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
+    frozen: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
     for value in sorted(random):
         names = tuple(name for name in freeze if value.startswith(f"{name}."))
         spans = [freeze[name] for name in names]
         if all(any(start <= epoch < end for start, end in spans) for epoch in range(epochs)):
-            resting.setdefault(names, []).append(value)
-    for names, values in resting.items():
+            frozen.setdefault(names, []).append(value)
+    for names, values in frozen.items():
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""
         raise InputError(
-            f"train.freeze: {' and '.join(map(repr, names))} would rest with random weights "
+            f"train.freeze: {' and '.join(map(repr, names))} would stay at random weights "
             f"({values[0]}{more}) in all {epochs} epochs; detector.weights="
             f"{config.detector.weights} does not hold them: set others, freeze less, or let it "
             "train in some epochs"

@@ -67,7 +67,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise InputError(f"{path}: is {fault}; use another checkpoint")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such checkpoint") from None
+        raise InputError(
+            f"{path}: there is no such checkpoint; name last.pt or best.pt of a run"
+        ) from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; name last.pt or best.pt of a run") from None
     except OSError as error:
@@ -87,7 +89,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if contents["version"] != VERSION:
         raise InputError(
-            f"{path}: written in format {contents['version']}, this program reads {VERSION}"
+            f"{path}: written in format {contents['version']}, this program reads {VERSION}; "
+            "train again, or read it with the program that wrote it"
         )
     _check_parts(path, contents)
     return contents
@@ -97,17 +100,25 @@ def _check_parts(path: Path, contents: Mapping[str, Any]) -> None:
     """Raise InputError for a checkpoint that names no classes, weights or config."""
     classes = contents["classes"]
     if not isinstance(classes, list) or not classes or not all(type(c) is str for c in classes):
-        raise InputError(f"{path}: its classes are {shown(classes)}, no list of names")
+        raise InputError(
+            f"{path}: its classes are {shown(classes)}, no list of names; use another checkpoint"
+        )
     for key in ("detector", "config"):
         if not isinstance(contents[key], dict):
-            raise InputError(f"{path}: its {key} is {shown(contents[key])}, no mapping")
+            raise InputError(
+                f"{path}: its {key} is {shown(contents[key])}, no mapping; use another checkpoint"
+            )
     for key, value in contents["detector"].items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise InputError(f"{path}: its detector holds {shown({key: value})}, no named tensor")
+            raise InputError(
+                f"{path}: its detector holds {shown({key: value})}, no named tensor; "
+                "use another checkpoint"
+            )
     for key, value in contents["config"].items():
         if not (isinstance(key, str) and isinstance(value, dict) and _has_names(value)):
             raise InputError(
-                f"{path}: its config holds {shown({key: value})}, no block of a config"
+                f"{path}: its config holds {shown({key: value})}, no block of a config; "
+                "use another checkpoint"
             )
 
 

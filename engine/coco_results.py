@@ -213,7 +213,7 @@ def _number(value: Any, where: str, largest: float) -> float:
     """A JSON number as a float64; strings, booleans, NaN and numbers beyond are refused."""
     if type(value) in (int, float) and abs(value) <= largest:
         return float(value)
-    raise InputError(f"{where} {shown(value)}: not a finite number up to {largest:g}")
+    raise InputError(f"{where} {shown(value)}: not a finite number up to {largest:g}; write one")
 
 
 def _read_boxes(entries: list[dict[str, Any]], path: str | Path) -> list[list[float]]:
@@ -278,7 +278,7 @@ def _run_lengths(segmentation: Any, size_hw: list[int], where: str) -> bytes:
     if isinstance(counts, str):
         return counts.encode("utf-8", "surrogatepass")
     if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
-        raise InputError(f"{where}: segmentation counts must be whole numbers from 0")
+        raise InputError(f"{where}: segmentation counts must be whole numbers from 0; write COCO's")
     rle: bytes = coco_mask.frPyObjects({"size": size_hw, "counts": counts}, *size_hw)["counts"]
     return rle
 

@@ -165,10 +165,14 @@ def _parse(line: str, rows: Mapping[str, int], where: str) -> tuple[int, list[fl
     try:
         score, *box = (float(number) for number in fields[1:])
     except ValueError:
-        raise InputError(f"{where}: {shown(' '.join(fields[1:]))} are not five numbers") from None
+        raise InputError(
+            f"{where}: {shown(' '.join(fields[1:]))} are not five numbers; "
+            "a line is: image score xmin ymin xmax ymax"
+        ) from None
     if not math.isfinite(score) or not all(abs(value) <= LARGEST_COORDINATE for value in box):
         raise InputError(
-            f"{where}: a number is not finite, or a coordinate beyond {LARGEST_COORDINATE:g}"
+            f"{where}: a number is not finite, or a coordinate beyond "
+            f"{LARGEST_COORDINATE:g}; write pixels of the image"
         )
     # A box without width is written as xmin = xmax + 1, rounded: adding rounds in the same way.
     if box[2] + 1 < box[0] or box[3] + 1 < box[1]:

@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data.config import DataConfig
 from data.errors import InputError, shown
@@ -93,10 +88,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         InputError: the file cannot be read, or a key or value is wrong; every problem is named.
     """
     path = Path(path)
-    values = _read_with_bases(path, ())
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
-    config = parse_config(values, str(path), overrides)
+    config = override_config(_read_with_bases(path, ()), overrides, str(path))
     if config.train.name is None:
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"name": path.stem})}
@@ -174,7 +166,9 @@ def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in parents:
         chain = " -> ".join(parent.name for parent in (*parents, resolved))
-        raise InputError(f"{path}: base: the files name each other in a circle: {chain}")
+        raise InputError(
+            f"{path}: base: the files name each other in a circle: {chain}; leave one out"
+        )
     values = read_yaml(path)
     bases = values.pop("base", [])
     if isinstance(bases, str):

@@ -61,14 +61,6 @@ class Ranks:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over ranks, on every rank."""
-        if self.world_size == 1:
-            return values
-        total = values.clone()
-        dist.all_reduce(total)
-        return total / self.world_size
-
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks, in rank order, on the main rank; None on the others."""
         if self.world_size == 1:

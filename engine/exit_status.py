@@ -29,7 +29,7 @@ FAILED_WRITES = (
     errno.EPERM,
 )
 # Ranks that only miss another one leave after it: torchrun names the first to end as the cause.
-AFTER_THE_FIRST_SECONDS = 2.0
+LOST_RANK_DELAY_SECONDS = 2.0
 
 
 def exit_status(
@@ -95,7 +95,7 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
 def _left_alone(stop: StopRequest) -> int:
     """Another rank is gone: asked to stop, as this one may be, or failed."""
     if stop.signal_number is None:
-        time.sleep(AFTER_THE_FIRST_SECONDS)
+        time.sleep(LOST_RANK_DELAY_SECONDS)
     _report(
         "stopped because another rank ended; its error is the one to read, if it was not stopped "
         "or killed (perhaps for want of memory)"

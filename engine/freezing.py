@@ -1,4 +1,4 @@
-"""Parts of a detector that rest in some epochs."""
+"""Parts of a detector that are frozen in some epochs."""
 
 from __future__ import annotations
 
@@ -34,12 +34,17 @@ class Freezing:
         self._spans = spans
         for name, (start, _) in spans.items():
             if not any(value.requires_grad for value in self._modules[name].parameters()):
-                raise InputError(f"train.freeze: nothing of {name!r} is trained in any epoch")
+                raise InputError(
+                    f"train.freeze: nothing of {name!r} is trained in any epoch; leave it out"
+                )
             if not self._left(start):
-                raise InputError(f"train.freeze: in epoch {start} nothing would be trained")
+                raise InputError(
+                    f"train.freeze: in epoch {start} nothing would be trained; let fewer parts be "
+                    "frozen then"
+                )
 
     def apply(self, epoch: int) -> None:
-        """Freeze what rests in an epoch, train the rest; the detector must be in training mode."""
+        """Freeze for an epoch, and train the rest; the detector must be in training mode."""
         left = self._left(epoch)
         for parameter in self._trained:
             parameter.requires_grad_(id(parameter) in left)

@@ -1,4 +1,4 @@
-"""What of a config compares runs."""
+"""The config keys by which runs are compared."""
 
 from __future__ import annotations
 

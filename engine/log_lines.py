@@ -14,6 +14,7 @@ from engine.run_config import TrainConfig
 from engine.state import TrainState
 from engine.tracking import Tracker
 from engine.train_step import Iteration
+from losses.pairs import mean_over_ranks
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class LogLines:
         """The numbers of a log line, losses as means over the ranks. Waits for the device."""
         names = list(iteration.losses)
         both = [*iteration.losses.values(), *iteration.weighted.values()]
-        values = self.ranks.mean(torch.stack(both)).tolist()
+        values = mean_over_ranks(torch.stack(both)).tolist()
         return {
             "step": self.state.progress.step,
             "epoch": iteration.epoch,

@@ -41,7 +41,7 @@ class Training:
 
     Attributes:
         train_step: moves the state.
-        freezing: what rests in which epochs.
+        freezing: what is frozen in which epochs.
         global_batch: images in one batch of all ranks together.
     """
 

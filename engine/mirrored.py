@@ -33,7 +33,7 @@ class Mirrored(nn.Module):
         self.most = most
 
     def forward(self, images: Sequence[Tensor]) -> list[Detected]:
-        """``(3, H_b, W_b)`` images -> their detections, by falling score."""
+        """``(3, H_b, W_b)`` images -> their detections, by descending score."""
         straight = self.detector(list(images))
         mirrored = self.detector([image.flip(-1) for image in images])
         return [

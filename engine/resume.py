@@ -29,18 +29,18 @@ NEUTRAL_KEYS = frozenset(
         "train.trackers",
     }
 )
-# Under these, too, a run goes on as one that began under them (but for the score of the old last
-# epoch where evaluate.every is above 1).
+# Free to change: a run goes on as if it had begun with the new value (but for the score of the old
+# last epoch where evaluate.every is above 1).
 FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.name", "train.patience"}
-# Free where the checkpoint has digests of the data, by which they are compared instead: one split
-# can be named in several ways, and so can the classes, which are looked at by themselves.
+# Free where the checkpoint has digests of the data, which are compared instead: a split can be
+# named in several ways. Classes are compared by themselves.
 NAMES_OF_DATA = frozenset({"data.classes", "data.root", "data.train", "data.val"})
-# Half a cosine ends with the last epoch: there more epochs are another lr in every iteration.
+# With a cosine schedule, train.epochs changes the lr of every iteration.
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
 BATCH_KEYS = frozenset({"data.batch_size"})
-# A score under other ones of these is no better or worse than one before. What the scored images
-# are is told by the digest of their annotations, data.limit and data.val where there is none yet.
+# Scores under different values of these cannot be compared. Which images are scored is told by the
+# digest of their annotations; by data.limit and data.val in checkpoints without one.
 SCORING_KEYS = frozenset(
     {
         "data.exif",
@@ -108,7 +108,6 @@ def check_resume(
             f"and {config.data.batch_size} x {world_size} processes make {batch}: the order of the "
             "data would not be the same; change data.batch_size or the number of processes"
         )
-
     if saved.get("world_size", world_size) != world_size:
         log.warning(
             "--resume: processes: %d, and %d before: the images of a batch are the same, but "

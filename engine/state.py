@@ -92,7 +92,9 @@ class TrainState:
         ``detector`` is what is evaluated, so that whoever reads a checkpoint needs to know nothing
         of averages; the weights that training goes on with then are ``trained_detector``.
         """
-        trained = {"trained_detector": self.detector.state_dict()} if self.average else {}
+        trained = (
+            {"trained_detector": self.detector.state_dict()} if self.average is not None else {}
+        )
         return {
             "detector": self.evaluated.state_dict(),
             **trained,

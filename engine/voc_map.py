@@ -71,7 +71,7 @@ def _named(classes: tuple[str, ...], values: list[float | None]) -> dict[str, An
 def _true_positives(
     detections: Detections, annotations: Annotations, positives: IntArray, iou: float
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """The detections that claim a box, by class and falling score: label, recall, precision.
+    """The detections that claim a box, by class and descending score: label, recall, precision.
 
     Precision falls between them, so a precision-recall curve is known from them alone.
     """
@@ -91,7 +91,7 @@ def judge(
     """Which detections are right by the devkit's rule.
 
     Returns:
-        ``(D,)`` the detections by class and falling score, and for them, in that order, whether
+        ``(D,)`` the detections by class and descending score, and for them, in that order, whether
         each claims an object, and whether it lies on a difficult one and does not count at all.
     """
     overlap, box = _best_overlaps(detections, annotations)
@@ -114,15 +114,15 @@ def _first_for_each_box(candidates: IntArray, box: IntArray, boxes: int) -> IntA
 
 
 def _by_class_and_score(detections: Detections) -> IntArray:
-    """The order by class, then falling score; equal scores keep their order, as in MATLAB's sort.
+    """The order by class, then descending score; ties keep their order, as in MATLAB's sort.
 
     numpy's stable sort of floats takes three times as long as its fast one. So: rank the scores
     with the fast one, equal scores equally, and sort distinct integers (class, rank, row).
     """
     total = len(detections)
     rows = np.argsort(-detections.score)
-    falling = detections.score[rows]
-    rank = np.concatenate([[0], np.cumsum(falling[1:] != falling[:-1])])[:total]
+    descending = detections.score[rows]
+    rank = np.concatenate([[0], np.cumsum(descending[1:] != descending[:-1])])[:total]
     keys = (detections.label[rows].astype(np.int64) * total + rank) * total + rows
     keys.sort()
     return keys % total

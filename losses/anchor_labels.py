@@ -1,4 +1,4 @@
-"""What an anchor or a proposal is called that answers for no object."""
+"""Labels of anchors and proposals that are matched to no object."""
 
 from __future__ import annotations
 

@@ -86,6 +86,5 @@ def cross_entropy(
             f"Invalid shapes: logits must be (N, classes) and targets (N,), "
             f"got {tuple(input.shape)} and {tuple(target.shape)}"
         )
-    log_probabilities = at_least_float32(input).log_softmax(dim=1)
-    loss = -log_probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
+    loss = F.cross_entropy(at_least_float32(input), target, reduction="none")
     return reduce_loss(loss, reduction)

@@ -25,7 +25,7 @@ IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 
 @dataclass(frozen=True)
 class Ranking:
-    """The detections of one class at one IoU by falling score, without the ignored ones.
+    """The detections of one class at one IoU by descending score, without the ignored ones.
 
     Attributes:
         image: ``(D,)``.

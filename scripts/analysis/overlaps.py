@@ -21,7 +21,7 @@ class ImageOverlaps:
     """One image that has detections.
 
     Attributes:
-        rows: ``(D,)`` its detections by falling score; equal scores keep their order.
+        rows: ``(D,)`` its detections by descending score; equal scores keep their order.
         objects: ``(N,)`` rows of its objects that count.
         iou: ``(D, N)`` with them.
         ignored: ``(D,)`` bool: lies on a difficult object, or in a crowd, of its class.

@@ -184,7 +184,7 @@ def _mean_ap(
 
 
 def _average_precision(right: BoolArray, positives: int) -> float:
-    """COCO's 101 points over detections by falling score."""
+    """COCO's 101 points over detections by descending score."""
     if not positives or not len(right):
         return 0.0
     correct = np.cumsum(right)

@@ -98,7 +98,7 @@ def test_a_part_that_would_stay_random_throughout_is_refused(
         saved = {"version": 1, "detector": detector.state_dict(), "classes": classes}
         torch.save(saved, tmp_path / "file.pth")
     values["detector"]["weights"] = "none" if source == "none" else str(tmp_path / "file.pth")
-    message = rf"'{re.escape(part)}' would rest with random weights \({re.escape(part)}\..* all 3 e"
+    message = rf"'{re.escape(part)}' would stay at random weights \({re.escape(part)}\..* all 3 e"
     with pytest.raises(InputError, match=message) if refused else nullcontext():
         dry_run(config_of(values), ALONE)
 
@@ -108,7 +108,7 @@ def test_names_that_freeze_a_part_by_turns_are_seen_together(
     start: int, refused: bool, tmp_path: Path
 ) -> None:
     freeze = {"backbone": [0, 1], "backbone.body": [start, 3]}
-    message = "'backbone' and 'backbone.body' would rest with random weights"
+    message = "'backbone' and 'backbone.body' would stay at random weights"
     with pytest.raises(InputError, match=message) if refused else nullcontext():
         dry_run(config_of(tiny(tmp_path, train={"epochs": 3, "freeze": freeze})), ALONE)
 
