@@ -216,8 +216,9 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     weights: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default="imagenet",
         min_length=1,
-        description="imagenet (torchvision's IMAGENET1K_V1), none, or a .pth or .safetensors file "
-        "of a backbone or of a whole detector",
+        description="imagenet (the backbone: torchvision's IMAGENET1K_V1), coco (the whole "
+        "detector, on resnet50: torchvision's COCO_V1), none, or a .pth or .safetensors file of a "
+        "backbone or of a whole detector",
     )
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = Field(
         default=3,
@@ -232,8 +233,8 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         default=None,
         description="eps of the backbone's normalization; null: that of the weights or the "
         "checkpoint, 1e-5, or 0 where torchvision's COCO_V1 detectors were trained with 0; 0 is "
-        "for the frozen ones. A ResNet-50 detector that you trained with torchvision, frozen norms "
-        "and 91 rows looks like one of those: 1e-5",
+        "for the frozen ones. A file of your own of torchvision's ResNet-50 detector with frozen "
+        "norms and 91 classes cannot be told from COCO_V1: set 1e-5 for it",
     )
     fpn_channels: Count = Field(
         default=256, description="width of the pyramid and of the heads on it"
@@ -247,8 +248,8 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     anchors: AnchorConfig = Field(default_factory=AnchorConfig, description="the anchors")
     head_init: Literal["torchvision", "width"] = Field(
         default="torchvision",
-        description="first weights of the heads' convolutions: normal with std 0.01 (made for 256 "
-        "channels), or fitted to their width (He)",
+        description="initialization of the heads' convolutions: normal with std 0.01 (made for "
+        "256 channels), or fitted to their width (He)",
     )
     retinanet: RetinaNetConfig = Field(
         default_factory=RetinaNetConfig, description="RetinaNet alone"
@@ -288,6 +289,15 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
             return (3, 4, 5, 6, 7)
         # torchvision's Faster R-CNN on MobileNetV3 reads two maps of stride 32
         return (5, 5, 6) if self.backbone == "mobilenet_v3_large" else (2, 3, 4, 5, 6)
+
+    @model_validator(mode="after")
+    def _coco_weights_are_published(self) -> DetectorConfig:
+        if self.weights == "coco" and self.backbone != "resnet50":
+            raise ValueError(
+                f"weights: coco is on resnet50 alone, not on {self.backbone}; choose backbone: "
+                "resnet50, weights: imagenet, or a file"
+            )
+        return self
 
     @model_validator(mode="after")
     def _eps_fits_norm(self) -> DetectorConfig:

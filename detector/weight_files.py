@@ -51,7 +51,7 @@ def read_weights(path: Path) -> StoredWeights:
     """
     if not path.is_file():
         raise InputError(
-            f"detector.weights: there is no file {path}; choose imagenet, none or a file"
+            f"detector.weights: there is no file {path}; choose imagenet, coco, none or a file"
         )
     return StoredWeights(str(path), *_unwrap(_read(path), path))
 

@@ -13,7 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+)
 
 from data.errors import InputError, shown
 from detector.build import Detector
@@ -21,8 +25,14 @@ from detector.config import FROZEN_NORMS, DetectorConfig
 from detector.norm import DEFAULT_EPS
 from detector.weight_files import StoredWeights, fetch_weights, read_weights
 
-# Rows of torchvision's published detectors: 80 classes, the background and gaps in COCO's ids.
-COCO_ROWS: tuple[str, ...] = tuple(RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+# torchvision's detectors on ResNet-50, trained on COCO.
+COCO_WEIGHTS = {
+    "retinanet": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+    "faster_rcnn": FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "mask_rcnn": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+}
+# Their rows: 80 classes, the background and gaps in COCO's ids.
+COCO_ROWS: tuple[str, ...] = tuple(COCO_WEIGHTS["retinanet"].meta["categories"])
 NAMELESS = frozenset({"N/A"})
 BACKGROUND_ROW = "__background__"
 
@@ -71,7 +81,8 @@ class PretrainedReport:
     unused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"weights: {self.source}: {self.loaded} tensors, norm eps {self.norm_eps:g}"]
+        what = f"{self.loaded} tensors" if self.loaded else "random initialization"
+        parts = [f"weights: {self.source}: {what}, norm eps {self.norm_eps:g}"]
         if self.classes_kept:
             parts.append(f"heads kept for {len(self.classes_kept)} classes")
         if self.reinitialized:
@@ -101,6 +112,8 @@ def load_pretrained(
         return PretrainedReport("none", norm_eps=detector.backbone.norm_eps, random=names)
     if config.weights == "imagenet":
         stored = fetch_weights(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
+    elif config.weights == "coco":
+        stored = fetch_weights(COCO_WEIGHTS[config.type].url)
     else:
         stored = read_weights(Path(config.weights))
     if any(name.startswith("backbone.") for name in stored.state):
@@ -251,8 +264,8 @@ def _load_strictly(
             f"detector.weights: {source} does not fit detector.type={config.type}, "
             f"backbone={config.backbone}, fpn_channels={config.fpn_channels}: "
             f"{'; '.join(repr(line.strip()[:250]) for line in problems[:2])}{more}; set detector.* "
-            f"(levels and fpn_channels too) as the file was trained with, or take its backbone "
-            f"alone: a file of the tensors {BODY}*"
+            f"(levels, fpn_channels and retinanet.p6_from too) as the file was trained with, or "
+            f"take its backbone alone: a file of the tensors {BODY}*"
         ) from error
     body = [name for name in (*missing, *unused) if name.startswith(BODY)]
     if body and all(name.endswith(STATISTICS) for name in body):

@@ -390,7 +390,7 @@ def test_frozen_layers_with_random_weights_are_refused(options: dict[str, object
 
 def test_nothing_frozen_needs_no_weights() -> None:
     _, report = start(weights="none", trainable_stages=5, norm="batch", **SMALL)
-    assert str(report) == "weights: none: 0 tensors, norm eps 1e-05"
+    assert str(report) == "weights: none: random initialization, norm eps 1e-05"
 
 
 class Exploit:
@@ -487,7 +487,7 @@ def test_compressed_weights_which_may_be_a_bomb_are_refused(tmp_path: Path) -> N
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no.pth", Path("imagnet")):
-        with pytest.raises(InputError, match=f"no file {path}; choose imagenet, none"):
+        with pytest.raises(InputError, match=f"no file {path}; choose imagenet, coco, none"):
             start(weights=str(path), **SMALL)
 
 
@@ -567,3 +567,34 @@ def test_imagenet_reads_torchvisions_first_weights_from_its_cache(cache: Path) -
     assert report.source == str(cache / "resnet18-f37072fd.pth")
     assert report.norm_eps == 1e-5
     assert torch.equal(detector.backbone.body["conv1"].weight, network.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("retinanet", "retinanet_resnet50_fpn_coco-eeacb38b.pth"),
+        ("faster_rcnn", "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"),
+        ("mask_rcnn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"),
+    ],
+)
+def test_coco_is_torchvisions_whole_detector(
+    kind: str, file: str, published: Any, cache: Path
+) -> None:
+    path, _ = published[kind]
+    cache.mkdir(parents=True)
+    (cache / file).hardlink_to(path)
+    _, report = start(("cat", "unicorn"), weights="coco", type=kind)
+    assert report.source == str(cache / file)
+    assert report.classes_kept == ("cat",)
+    assert report.reinitialized == ("class unicorn",)
+
+
+def test_coco_has_no_other_backbones() -> None:
+    with pytest.raises(ValueError, match="coco is on resnet50 alone, not on resnet18"):
+        DetectorConfig(weights="coco", backbone="resnet18")
+
+
+def test_a_detector_whose_p6_reads_another_map_names_the_key(published: Any) -> None:
+    path, _ = published["retinanet"]
+    with pytest.raises(InputError, match=r"retinanet\.p6_from"):
+        start(("cat",), weights=str(path), retinanet={"p6_from": "c5"})
