@@ -229,5 +229,5 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(
-            f"train.trackers: {name} is not installed; pip install '.[{name}]', or leave it out"
+            f"train.trackers: {name} is not installed; pip install -e '.[{name}]', or leave it out"
         ) from None

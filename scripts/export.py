@@ -167,7 +167,10 @@ def _verdict(each: dict[str, Any]) -> str:
     if each["holds"]:
         return "equal"
     if each.get("detections") == 0 == each["unmatched"]:
-        return "NOT COMPARED, nothing is found in these images; name others with --images"
+        return (
+            "NOT COMPARED, nothing is found in these images, or nothing but equal scores; name "
+            "others with --images"
+        )
     return "NOT EQUAL, do not use this file"
 
 

@@ -21,7 +21,7 @@ def new_figure(size: tuple[float, float]) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError(
-            "the picture needs matplotlib, which is not installed; run: pip install '.[analysis]'"
+            "the picture needs matplotlib, which is not here; run: pip install -e '.[analysis]'"
         ) from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)

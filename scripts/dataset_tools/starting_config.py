@@ -54,6 +54,8 @@ def write_config(
         f"# Suggested by datasets.py inspect: {images} training images, median box side "
         f"{suggestion.median_side:.0f} px after resizing,\n# anchors that cover "
         f"{suggestion.coverage:.1%} of the boxes.\n#   python train.py --config {path}\n"
+        "# Both loss weights stay at 1. With ALWA: loss.weighting.type=alwa loss.weighting.variant="
+        f"{2 if suggestion.detector == 'retinanet' else 1}\n"
     )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

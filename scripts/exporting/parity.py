@@ -15,15 +15,19 @@ from scripts.exporting.writing import Runner
 
 BOX_TOLERANCE = 0.05  # pixels
 SCORE_TOLERANCE = 1e-3  # of scores and mask probabilities
+SCORE_ROUNDING = 1e-5  # scores that differ by less may change places
 
 
 @dataclass(frozen=True)
 class Parity:
     """The largest differences over several images.
 
+    Where as many are found as ``detector.detections_per_image`` allows, those that score as the
+    last of them are left out: rounding decides which of them come in.
+
     Attributes:
         images: how many.
-        detections: of the detector in all of them.
+        detections: of the detector in all of them, as far as they are compared.
         unmatched: detections of either side that the other one does not have.
         box: pixels.
         score: of the scores.
@@ -61,9 +65,13 @@ def compare(trained: Trained, run: Runner, images: Sequence[Tensor]) -> Parity:
     for image in images:
         found = trained.detector([image.to(trained.device)])[0]
         other = dict(zip(OUTPUTS, run(image.to(trained.device)), strict=False))
-        pairs, unmatched = _pairs(found, other)
-        counts[0] += len(found["scores"])
-        counts[1] += unmatched
+        most = trained.config.detector.detections_per_image
+        sure, other_sure = (_above_the_last(each["scores"].cpu(), most) for each in (found, other))
+        pairs = _pairs(found, other)
+        counts[0] += int(sure.sum())
+        counts[1] += int(sure.sum() - sure[pairs[:, 0]].sum())
+        counts[1] += int(other_sure.sum() - other_sure[pairs[:, 1]].sum())
+        pairs = pairs[sure[pairs[:, 0]]]
         for name in differences:
             if name in found and len(pairs):
                 gap = found[name].cpu()[pairs[:, 0]] - other[name].cpu()[pairs[:, 1]]
@@ -74,8 +82,15 @@ def compare(trained: Trained, run: Runner, images: Sequence[Tensor]) -> Parity:
     )
 
 
-def _pairs(found: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """``(P, 2)`` detections of the same class and place, and how many have no partner.
+def _above_the_last(scores: Tensor, most: int) -> Tensor:
+    """``(D,)``: the detections that score clearly more than the last for which there was room."""
+    if len(scores) < most:
+        return torch.ones_like(scores, dtype=torch.bool)
+    return scores > scores.min() + SCORE_ROUNDING
+
+
+def _pairs(found: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
+    """``(P, 2)``: the detections of the same class and place.
 
     By place and not by order: scores that differ in the last bit change places.
     """
@@ -92,5 +107,4 @@ def _pairs(found: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[Tensor, 
         if gaps[best] <= 1.0:
             pairs.append((row, int(candidates[best])))
             left[candidates[best]] = False
-    unmatched = len(boxes) + len(others) - 2 * len(pairs)
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), unmatched
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)

@@ -76,7 +76,7 @@ def write_onnx(trained: Trained, example: Tensor, path: Path) -> Runner:
         import onnxruntime
     except ImportError as error:
         raise InputError(
-            f"onnx: needs {error.name}, which is not installed; run: pip install '.[export]'"
+            f"onnx: needs {error.name}, which is not installed; run: pip install -e '.[export]'"
         ) from None
     names = OUTPUTS if has_masks(trained) else OUTPUTS[:3]
     model, content = for_one_image(trained.detector), BytesIO()

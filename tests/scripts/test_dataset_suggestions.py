@@ -125,6 +125,7 @@ def test_the_written_anchors_cover_what_the_config_says(
     covered = coverage(sides, np.ones_like(sides), sizes, ratios, SCALES)
     assert numbers["suggestion"]["coverage"] == covered
     assert f"anchors that cover {covered:.1%} of the boxes" in path.read_text()
+    assert f"loss.weighting.variant={2 if options else 1}\n" in path.read_text()
 
 
 def test_the_config_lists_a_class_all_of_whose_boxes_are_flat(tmp_path: Path) -> None:

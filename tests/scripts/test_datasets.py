@@ -179,7 +179,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, module, None)
     assert main(["inspect", str(a_voc(tmp_path)), "--plot", str(tmp_path / "a.png")]) == 2
-    assert "pip install '.[analysis]'" in capsys.readouterr().err
+    assert "pip install -e '.[analysis]'" in capsys.readouterr().err
 
 
 def test_a_linked_dataset_without_sizes_is_inspected_and_divided_on_request(

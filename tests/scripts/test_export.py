@@ -196,3 +196,25 @@ def test_other_weights_are_noticed(tmp_path: Path) -> None:
         other.detector.head.classification_head.cls_logits.bias.add_(0.1)
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     assert not compare(trained, for_one_image(other.detector), [image]).holds
+
+
+def test_which_of_equal_scores_are_found_last_is_no_difference(tmp_path: Path) -> None:
+    trained = load_trained(write_checkpoint(tmp_path), ["detector.detections_per_image=3"])
+    places = torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49], [60, 60, 69, 69]])
+
+    def found(rows: list[int], scores: list[float]) -> tuple[torch.Tensor, ...]:
+        return places[rows], torch.zeros(len(rows), dtype=torch.int64), torch.tensor(scores)
+
+    def parity(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> Parity:
+        trained.detector.forward = lambda images: [  # noqa: ARG005
+            dict(zip(("boxes", "labels", "scores"), ours, strict=True))
+        ]
+        return compare(trained, lambda image: theirs, [torch.zeros(3, 64, 64)])  # noqa: ARG005
+
+    full, tied = found([0, 1, 2], [0.9, 0.5, 0.5]), found([0, 1, 3], [0.9, 0.5, 0.5])
+    assert parity(full, tied).holds
+    assert parity(full, tied).detections == 1
+    assert not parity(full, found([3, 1, 2], [0.9, 0.5, 0.5])).holds  # another one is the best
+    assert not parity(found([0, 1], [0.9, 0.5]), found([0, 3], [0.9, 0.5])).holds  # there was room
+    equal = found([0, 1, 2], [1.0, 1.0, 1.0])
+    assert not parity(equal, equal).holds  # nothing that could be compared
