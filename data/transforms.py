@@ -69,10 +69,21 @@ def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> A
         built = kind(**parameters)
     except Exception as error:  # pydantic's and the transforms' own checks
         raise InputError(f"data.augment: {name}: {one_line(error)}") from None
+    _check_targets(built, str(name))
     _check_border(built, str(name), with_masks)
     if with_masks:
         _check_masks(built, str(name))
     return built
+
+
+def _check_targets(built: Any, name: str) -> None:
+    """A sample is one image and its objects: there is no second image to mix with it."""
+    needed = getattr(built, "targets_as_params", ())
+    if needed:
+        raise InputError(
+            f"data.augment: {name}: it needs {', '.join(needed)} beside each image, which nothing "
+            "here gives it; remove it"
+        )
 
 
 def _check_border(built: Any, name: str, with_masks: bool) -> None:

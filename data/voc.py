@@ -183,6 +183,8 @@ def read_lines(path: Path, root: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):
+        if not root.is_dir():
+            raise InputError(f"{root}: there is no such folder; check data.root") from None
         present = splits_present(root)
         cure = (
             f"the splits there: {some_of(present)}"

@@ -22,7 +22,7 @@ from detector.weights import load_pretrained
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import AveragedWeights
-from engine.optimization import build_optimization
+from engine.optimization import build_optimization, tell_warmup
 from engine.precision import tell_precision
 from engine.state import TrainState
 from losses.config import build_weighting
@@ -83,8 +83,9 @@ def build_state(
     detector = _build_detector(config, classes, ranks, load=pretrained and saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
-    _tell_windows(config, config.train.epochs * iterations)
     if ranks.is_main:
+        _tell_windows(config, config.train.epochs * iterations)
+        tell_warmup(config.train, config.train.epochs * iterations)
         tell_precision(config.train.amp, ranks.device)
     optimizer, schedule = build_optimization(
         config.train,

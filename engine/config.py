@@ -177,7 +177,13 @@ def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: base: a path or a list of paths is needed, got {bases!r}")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, _read_with_bases(path.parent / base, (*parents, resolved)))
+        file = path.parent / base
+        if not file.exists():
+            raise InputError(
+                f"{path}: base: there is no file {file}; it is looked for from the folder of "
+                f"{path.name}"
+            )
+        merged = _merge(merged, _read_with_bases(file, (*parents, resolved)))
     return _merge(merged, values)
 
 

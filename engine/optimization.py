@@ -49,14 +49,6 @@ def build_optimization(
         weighting_parameters,
     )
     iterations = math.ceil(batches_per_epoch / config.accumulate)
-    if config.warmup_iterations >= config.epochs * iterations:
-        log.warning(
-            "train.warmup_iterations: %d, but the run has %d iterations: lr never comes to %g; "
-            "lower it, or train longer",
-            config.warmup_iterations,
-            config.epochs * iterations,
-            lr,
-        )
     schedule = build_schedule(
         optimizer,
         config.schedule,
@@ -67,6 +59,17 @@ def build_optimization(
         warmup_factor=config.warmup_factor,
     )
     return optimizer, schedule
+
+
+def tell_warmup(config: TrainConfig, iterations: int) -> None:
+    """Warn of a run of so many iterations that is over before its lr is reached."""
+    if config.warmup_iterations >= iterations:
+        log.warning(
+            "train.warmup_iterations: %d, but the run has %d iterations: the lr is never reached; "
+            "lower it, or train longer",
+            config.warmup_iterations,
+            iterations,
+        )
 
 
 def applied_lr(config: TrainConfig, lr: float, total_batch: int) -> float:

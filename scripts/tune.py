@@ -122,10 +122,10 @@ def tune_batch(config: Config, options: argparse.Namespace) -> int:
     ]
     print(format_table(["batch", "GiB", "images/s"], rows))
     if largest is None or fastest is None:
-        print(f"not even one image fits into {limit:.1f} GiB: lower data.image_size")
+        print(f"not even one image fits into {limit:.3g} GiB: lower data.image_size")
         return 1
     print(
-        f"\nlargest within {limit:.1f} GiB: data.batch_size={largest}; fastest: {fastest.batch} "
+        f"\nlargest within {limit:.3g} GiB: data.batch_size={largest}; fastest: {fastest.batch} "
         f"({fastest.images_per_second:.1f} images/s)"
     )
     return 0

@@ -285,6 +285,8 @@ def test_no_transforms_change_nothing() -> None:
         ([{"Normalize": {}}], "Normalize: pixels stay uint8 until they are on the device"),
         ([{"ToFloat": {"p": 0.1}}], "ToFloat: pixels stay uint8"),
         ([{"OneOf": {"transforms": [{"Morphological": {}}]}}], "Morphological: .* boxes are wrong"),
+        ([{"Mosaic": {}}], "Mosaic: it needs mosaic_metadata beside each image"),
+        ([{"MaskDropout": {}}], "MaskDropout: it needs mask beside each image"),
         ([{"ConstrainedCoarseDropout": {"bbox_labels": [1]}}], "it cannot tell classes here"),
     ],
 )

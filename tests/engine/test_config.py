@@ -129,7 +129,7 @@ def test_numbers_may_be_written_as_1e_minus_4(tmp_path: Path) -> None:
         ("train: {epochs: 3", ["line"]),
         ("1: 2", ["key 1", "quote"]),
         ("base: 3", ["base"]),
-        ("base: missing.yaml", ["missing.yaml", "no such"]),
+        ("base: missing.yaml", ["missing.yaml", "there is no file"]),
         ("base: run.yaml", ["circle"]),
         ("train: {name: ../escape}", ["name", "../escape"]),
         ("a: " + "[" * 200 + "]" * 200, ["nested deeper"]),
