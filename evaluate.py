@@ -15,9 +15,11 @@ keep_freed_memory()
 
 # ruff: noqa: E402
 import argparse
-import logging
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +41,15 @@ from engine.signals import StopRequest
 from engine.trained import load_trained
 from engine.validation import build_validation
 
-log = logging.getLogger("evaluate")
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that were asked for; None for those that were not."""
+
+    scores: Path | None
+    coco_results: str | None
+    comp4: str | None
+    picture: str | None
 
 
 def main() -> int:
@@ -48,10 +58,14 @@ def main() -> int:
     start_logging(None)
 
     def command(stop: StopRequest) -> None:
+        words = arguments.overrides
+        outputs = Outputs(
+            arguments.output, arguments.coco_results, arguments.comp4, arguments.picture
+        )
         if arguments.detections is not None:
-            score_file(arguments)
+            score_file(arguments.detections, arguments.config, arguments.split, words, outputs)
         else:
-            score_checkpoint(arguments, stop)
+            score_checkpoint(arguments.checkpoint, arguments.split, words, outputs, stop)
 
     return exit_status(command, "data.batch_size or data.image_size")
 
@@ -66,7 +80,9 @@ def parse_arguments() -> argparse.Namespace:
         "--detections", help="a COCO results JSON, or a folder of comp4_det_<set>_<class>.txt"
     )
     parser.add_argument("--split", default="val", help="train, val, or a split of the data")
-    parser.add_argument("--output", help="where the scores go; metrics.json beside the checkpoint")
+    parser.add_argument(
+        "--output", type=Path, help="where the scores go; metrics.json beside the checkpoint"
+    )
     parser.add_argument("--coco-results", help="write the detections as COCO results JSON")
     parser.add_argument("--comp4", help="write the detections into a folder of comp4 files")
     parser.add_argument("--picture", help="write a PNG of detections against ground truth")
@@ -90,27 +106,32 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def score_file(arguments: argparse.Namespace) -> None:
+def score_file(
+    path: str, config_file: str, split: str, overrides: Sequence[str], outputs: Outputs
+) -> None:
     """Score existing detections: needs neither a model nor the image files."""
-    config = load_config(arguments.config, arguments.overrides)
-    split, classes = config.data.split(arguments.split), known_classes(config.data)
-    annotations = build_annotations(config.data, split, classes, check_images=False)
-    check_results(annotations, arguments)
-    detections = read_detections(arguments.detections, annotations)
+    config = load_config(config_file, overrides)
+    classes = known_classes(config.data)
+    annotations = build_annotations(
+        config.data, config.data.split(split), classes, check_images=False
+    )
+    check_outputs_of(annotations, outputs, [path, config_file])
+    detections = read_detections(path, annotations)
     scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
-    report(scores, detections, annotations, arguments, arguments.output)
+    report(scores, detections, annotations, outputs)
 
 
-def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
+def score_checkpoint(
+    checkpoint: str, split: str, overrides: Sequence[str], outputs: Outputs, stop: StopRequest
+) -> None:
     """Run a checkpoint's detector over a split and score it."""
-    trained = load_trained(arguments.checkpoint, arguments.overrides, torch.device("cpu"))
+    trained = load_trained(checkpoint, overrides, torch.device("cpu"))
     config = trained.config
     with start_ranks(config.train.device) as ranks:
         if ranks.is_main:
             tell_precision(config.train.amp, ranks.device)
-        split = config.data.split(arguments.split)
-        annotations = build_annotations(config.data, split, trained.classes)
-        check_results(annotations, arguments)
+        annotations = build_annotations(config.data, config.data.split(split), trained.classes)
+        check_outputs_of(annotations, outputs, [checkpoint])
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
         with closing(validation.loader):
@@ -118,56 +139,45 @@ def score_checkpoint(arguments: argparse.Namespace, stop: StopRequest) -> None:
     if result is None:
         return
     detections, scores = result
-    output = arguments.output or Path(arguments.checkpoint).with_name("metrics.json")
-    report(scores, detections, annotations, arguments, output)
-    if arguments.picture:
+    beside = Path(checkpoint).with_name("metrics.json")
+    report(scores, detections, annotations, replace(outputs, scores=outputs.scores or beside))
+    if outputs.picture:
         rows, images = validation.examples(count=6)
         if not images:
-            raise InputError(f"{arguments.picture}: the images to be drawn are all damaged")
-        write_png(arguments.picture, draw_grid(images, rows, annotations, detections))
-        print(f"picture: {arguments.picture}")
+            raise InputError(f"{outputs.picture}: the images to be drawn are all damaged")
+        write_png(outputs.picture, draw_grid(images, rows, annotations, detections))
+        print(f"picture: {outputs.picture}")
 
 
-def check_results(annotations: Annotations, arguments: argparse.Namespace) -> None:
+def check_outputs_of(annotations: Annotations, outputs: Outputs, inputs: Sequence[str]) -> None:
     """See that the result files can hold the split: now, not when all images were looked at.
 
     And that they replace nothing that is scored, or scored against.
     """
     check_outputs(
-        [arguments.output, arguments.coco_results, arguments.picture],
-        [arguments.checkpoint, arguments.detections, arguments.config, *annotations.coco_files],
+        [outputs.scores, outputs.coco_results, outputs.picture],
+        [*inputs, *annotations.coco_files],
     )
-    if arguments.coco_results:
-        check_ids(arguments.coco_results, annotations)
-    if arguments.comp4:
+    if outputs.coco_results:
+        check_ids(outputs.coco_results, annotations)
+    if outputs.comp4:
         check_comp4(annotations)
 
 
 def report(
-    scores: dict,
-    detections: Detections,
-    annotations: Annotations,
-    arguments: argparse.Namespace,
-    output: str | Path | None,
+    scores: dict[str, Any], detections: Detections, annotations: Annotations, outputs: Outputs
 ) -> None:
     """Print the table; write detections and metrics.json, each also where the other cannot be."""
     print(format_table(scores, annotations))
     try:
-        write_detections(detections, annotations, arguments)
+        if outputs.coco_results:
+            write_coco_json(outputs.coco_results, detections, annotations)
+        if outputs.comp4:
+            write_comp4(outputs.comp4, detections, annotations)
     finally:
-        if output is not None:
-            write_metrics(output, scores)
-            print(f"scores: {output}")
-
-
-def write_detections(
-    detections: Detections, annotations: Annotations, arguments: argparse.Namespace
-) -> None:
-    """Write the result files that were asked for."""
-    if arguments.coco_results:
-        write_coco_json(arguments.coco_results, detections, annotations)
-    if arguments.comp4:
-        write_comp4(arguments.comp4, detections, annotations)
+        if outputs.scores is not None:
+            write_metrics(outputs.scores, scores)
+            print(f"scores: {outputs.scores}")
 
 
 if __name__ == "__main__":

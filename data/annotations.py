@@ -26,6 +26,8 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
+# float32 holds every whole pixel up to here; nothing beyond is a coordinate of an image.
+LARGEST_COORDINATE = float(1 << 24)
 NO_CATEGORY = -(1 << 62)  # category ids up to here stand for none: no file has such
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from data.coco import load_category_ids, load_coco
 from data.coco_columns import ENOUGH_TO_JUDGE
 from data.config import DataConfig
 from data.errors import InputError
+from data.image_sizes import Access
 from data.paths import require_images
 from data.shapes import load_shapes
 from data.voc import load_voc
@@ -85,23 +85,18 @@ def known_classes(config: DataConfig) -> tuple[str, ...] | None:
 
 def _load_voc(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
     zero_based = config.voc.coordinates == "zero_based"
-    return load_voc(config.root, splits, classes, zero_based, **_how_to_open(config))
+    return load_voc(config.root, splits, classes, zero_based, _access(config))
 
 
-def _how_to_open(config: DataConfig) -> dict[str, Any]:
-    """What concerns the images that are opened because their annotation lacks a size."""
-    return {
-        "follow_links": config.follow_links,
-        "ignore_exif": config.exif == "ignore",
-        "max_pixels": config.max_image_pixels,
-    }
+def _access(config: DataConfig) -> Access:
+    return Access(config.follow_links, config.exif == "ignore", config.max_image_pixels)
 
 
 def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> Annotations:
     parts: list[Annotations] = []
     for split in splits:
         shared = parts[0].classes if parts else classes
-        parts.append(load_coco(config.root, split, shared, **_how_to_open(config)))
+        parts.append(load_coco(config.root, split, shared, _access(config)))
     together = concatenate(parts)
     # The file of another split may lack categories, but detections of them need ids, too.
     trained = [config.train] if isinstance(config.train, str) else config.train

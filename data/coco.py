@@ -21,7 +21,7 @@ from data.coco_columns import (
     read_categories,
 )
 from data.errors import InputError, shown, some_of
-from data.image_sizes import MOST_PIXELS, complete_sizes
+from data.image_sizes import OWN_FILES, Access, complete_sizes
 from data.json_stream import stream_members
 from data.masks import object_area
 from data.paths import check_inside, inner_path
@@ -33,9 +33,7 @@ def load_coco(
     root: Path,
     split: str,
     classes: Sequence[str] | None = None,
-    follow_links: bool = False,
-    ignore_exif: bool = False,
-    max_pixels: int = MOST_PIXELS,
+    access: Access = OWN_FILES,
 ) -> Annotations:
     """Read one split of a COCO dataset; its images are only opened where the file lacks sizes.
 
@@ -44,15 +42,13 @@ def load_coco(
         split: such as ``val2017``.
         classes: names in the order of their labels, among them those of all objects; None takes
             the file's categories in their order. Names that are no category are warned of.
-        follow_links: allow an annotation file and images that are links to outside the root.
-        ignore_exif: sizes that are read from images are those of the stored pixels.
-        max_pixels: larger images are not opened.
+        access: how files are opened.
 
     Raises:
         InputError: whatever is wrong with the file; the message names it and the object.
     """
     path = _annotation_file(root, split)
-    if not follow_links:
+    if not access.follow_links:
         check_inside(root, path, str(root))
     images, objects, categories = ImageColumns(path), ObjectColumns(path), None
     found = set()
@@ -76,7 +72,7 @@ def load_coco(
         raise InputError(f"{path}: lists no images; add them under 'images', or name another split")
     files = [f"{split}/{file}" for file in images.files]
     given = np.array(images.sizes).reshape(-1, 2)
-    sizes = complete_sizes(root, files, given, str(path), follow_links, ignore_exif, max_pixels)
+    sizes = complete_sizes(root, files, given, str(path), access)
     annotations = _build(split, path, images, objects, categories, files, sizes)
     return annotations if classes is None else _choose_classes(annotations, path, classes)
 

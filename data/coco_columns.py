@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.annotations import Rows
+from data.annotations import LARGEST_COORDINATE, Rows
 from data.errors import InputError, control_in, shown
 from data.image_sizes import MOST_PIXELS
 from data.paths import inner_path
 from data.segmentations import SegmentationColumns
 
-# float32 holds every whole pixel up to here; nothing beyond is a coordinate of an image.
-LARGEST_COORDINATE = float(1 << 24)
 NO_AREA = -1.0
 _LARGEST_AREA = LARGEST_COORDINATE**2
 ENOUGH_TO_JUDGE = 10  # boxes, from which on most of them tell how all are written

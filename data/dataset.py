@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data.annotations import Annotations
+from data.annotations import Annotations, Rows
 from data.augment import MIN_BOX_SIDE, Augmentation, Picture, only_seen
 from data.errors import InputError
 from data.image_files import ImageFiles
 from data.images import DamagedImageError, resize_image, resize_masks, resized_size
 from data.sampling import stream_seed
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

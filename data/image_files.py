@@ -9,15 +9,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from data.annotations import Annotations
 from data.config import DataConfig
 from data.errors import InputError
-from data.images import read_image
+from data.images import Pixels, read_image
 from data.parent_process import start_method
-
-Pixels = npt.NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 

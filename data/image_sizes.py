@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,30 @@ from data.paths import check_inside
 MOST_PIXELS = 1 << 28
 
 
+@dataclass(frozen=True)
+class Access:
+    """What a loader of annotations may open, and how.
+
+    Attributes:
+        follow_links: lists, annotations and images that are links to outside the root, too.
+        ignore_exif: sizes that are read from images are those of the stored pixels.
+        max_pixels: larger images are not opened.
+    """
+
+    follow_links: bool = False
+    ignore_exif: bool = False
+    max_pixels: int = MOST_PIXELS
+
+
+OWN_FILES = Access()  # those under the root, images turned as EXIF says
+
+
 def complete_sizes(
     root: Path,
     files: Sequence[str],
     sizes_hw: npt.NDArray[np.int64],
     source: str,
-    follow_links: bool = False,
-    ignore_exif: bool = False,
-    max_pixels: int = MOST_PIXELS,
+    access: Access,
 ) -> npt.NDArray[np.int32]:
     """Fill in the sizes that are 0; only those images are opened (and decoded: about 5 ms each).
 
@@ -33,17 +50,15 @@ def complete_sizes(
         files: ``I`` image files, relative to it.
         sizes_hw: ``(I, 2)`` height and width in pixels, 0 where not known.
         source: what messages call the annotations.
-        follow_links: allow images that are links to outside the root.
-        ignore_exif: the sizes of the pictures as they are stored.
-        max_pixels: larger images are not opened.
+        access: how images are opened.
 
     Raises:
         InputError: an image that is needed is missing or damaged, or one has too many pixels.
     """
     sizes = sizes_hw.copy()
     for row in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        image = _image_to_open(root, files[row], source, follow_links)
-        sizes[row] = _read_size(image, max_pixels, ignore_exif)
+        image = _image_to_open(root, files[row], source, access.follow_links)
+        sizes[row] = _read_size(image, access)
     too_large = np.flatnonzero(sizes[:, 0] * sizes[:, 1] > MOST_PIXELS)
     if len(too_large):
         row = int(too_large[0])
@@ -66,13 +81,12 @@ def _image_to_open(root: Path, file: str, source: str, follow_links: bool) -> Pa
     return image
 
 
-def _read_size(image: Path, max_pixels: int, ignore_exif: bool) -> tuple[int, int]:
+def _read_size(image: Path, access: Access) -> tuple[int, int]:
     try:
-        height, width = read_image(image, None, max_pixels, ignore_exif).shape[:2]
+        height, width = read_image(image, None, access.max_pixels, access.ignore_exif).shape[:2]
     except DamagedImageError as error:  # nothing trains on a size that is not known
-        problem = str(error).rpartition("; ")[0]
         raise InputError(
-            f"{problem}, and its annotation gives no height and width to skip it by; replace the "
-            "file, or write its size into the annotation"
+            f"{error.complaint}, and its annotation gives no height and width to skip it by; "
+            "replace the file, or write its size into the annotation"
         ) from None
     return height, width

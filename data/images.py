@@ -54,7 +54,13 @@ _AREA_BELOW_SCALE = 0.5
 
 
 class DamagedImageError(InputError):
-    """A file whose pixels cannot be had: empty, cut off, not an image."""
+    """A file whose pixels cannot be had: empty, cut off, not an image.
+
+    Attributes:
+        complaint: the message without its cure.
+    """
+
+    complaint = ""
 
 
 def read_image(
@@ -120,7 +126,10 @@ def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
 
 
 def _damaged(path: Path, complaint: str, cure: str = "replace the file") -> DamagedImageError:
-    return DamagedImageError(f"{path}: {complaint}; {cure}, or write data.on_damaged: skip")
+    text = f"{path}: {complaint}"
+    error = DamagedImageError(f"{text}; {cure}, or write data.on_damaged: skip")
+    error.complaint = text
+    return error
 
 
 def _read_bytes(path: Path) -> bytes:

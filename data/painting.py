@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import ShapesConfig
+from data.images import Pixels
 
-Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]

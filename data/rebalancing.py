@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data.annotations import Annotations
+from data.annotations import Annotations, Rows
 
 Factors = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 
 def showing_factors(

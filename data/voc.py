@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from data.annotations import Annotations, arrange_objects
 from data.errors import InputError, shown, some_of, unreadable
-from data.image_sizes import MOST_PIXELS, complete_sizes
+from data.image_sizes import OWN_FILES, Access, complete_sizes
 from data.paths import inner_path, is_inside, refuse_links
 from data.voc_xml import VocImage, read_voc_xml
 
@@ -35,9 +35,7 @@ def load_voc(
     splits: Sequence[str],
     classes: Sequence[str] | None = None,
     zero_based: bool = False,
-    follow_links: bool = False,
-    ignore_exif: bool = False,
-    max_pixels: int = MOST_PIXELS,
+    access: Access = OWN_FILES,
 ) -> Annotations:
     """Read one or several splits of a VOC dataset, one after the other.
 
@@ -50,26 +48,24 @@ def load_voc(
             one of them, else the sorted names.
         zero_based: boxes are taken as they are. Otherwise they are the devkit's, pixels counted
             from 1 and both corners included: ``(xmin - 1, ymin - 1, xmax, ymax)`` here.
-        follow_links: allow lists, annotations and images that are links to outside the root.
-        ignore_exif: sizes that are read from images are those of the stored pixels.
-        max_pixels: larger images are not opened.
+        access: how files are opened.
 
     Raises:
         InputError: whatever is wrong with a file; the message names it and the object.
     """
     source = f"{root} ({', '.join(splits)})"
-    if not follow_links:
+    if not access.follow_links:
         refuse_links(root, [_list_file(root, split) for split in splits], source)
     entries = [entry for split in splits for entry in _list_entries(root, split)]
     _check_distinct(entries, source)
-    if not follow_links:
+    if not access.follow_links:
         refuse_links(root, [entry.annotation for entry in entries], source)
     images = [read_voc_xml(root / entry.annotation) for entry in entries]
     if classes is not None:
         _check_classes(root, entries, images, classes)
-    files = _find_files(root, entries, images, follow_links)
+    files = _find_files(root, entries, images, access.follow_links)
     given = np.array([image.size_hw for image in images])
-    sizes = complete_sizes(root, files, given, source, follow_links, ignore_exif, max_pixels)
+    sizes = complete_sizes(root, files, given, source, access)
     annotations = Annotations(
         source=source,
         split="+".join(dict.fromkeys(posixpath.basename(split) for split in splits)),

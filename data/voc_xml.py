@@ -9,10 +9,10 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from data.annotations import LARGEST_COORDINATE
 from data.errors import InputError, control_in, shown, unreadable
 
 _LARGEST_FILE = 1 << 23  # bytes; VOC's own stay below 100 kB
-_LARGEST_COORDINATE = float(1 << 24)  # float32 holds every whole pixel up to here
 VOC_SIDES = ("size/height", "size/width")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FALSE, _TRUE = {"", "0", "false", "no", "unspecified"}, {"1", "true", "yes"}
@@ -87,7 +87,7 @@ def read_voc_side(annotation: Element, tag: str, path: Path) -> int:
     """One of ``VOC_SIDES`` in pixels, 0 where it is not given; raises InputError."""
     text = (annotation.findtext(tag) or "0").strip() or "0"
     value = _number(text)
-    if value is None or not value.is_integer() or not 0 <= value <= _LARGEST_COORDINATE:
+    if value is None or not value.is_integer() or not 0 <= value <= LARGEST_COORDINATE:
         raise InputError(
             f"{path}: <{tag.split('/')[1]}> is {shown(text)}, not a size in pixels; correct it, "
             "or delete <size> to have it read from the image"
@@ -127,7 +127,7 @@ def _read_box(bndbox: Element, where: str) -> tuple[float, float, float, float]:
     box = []
     for corner in _CORNERS:
         value = _number(texts.get(corner, ""))
-        if value is None or not abs(value) <= _LARGEST_COORDINATE:
+        if value is None or not abs(value) <= LARGEST_COORDINATE:
             raise InputError(
                 f"{where}: <{corner}> is {shown(texts.get(corner, 'missing'))}, not a coordinate; "
                 "correct it, or remove the object"

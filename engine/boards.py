@@ -10,21 +10,35 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from data.errors import InputError
+from data.images import Pixels
 from engine.precision_recall import PrecisionRecall
-
-Pixels = npt.NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 
 PARAMETERS_AT_ONCE = 100  # more are refused by MLflow
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is shown of an evaluation.
+
+    Attributes:
+        step: iterations before it.
+        scores: by tag.
+        pictures: ``(H, W, 3)``: detections beside the ground truth.
+        curves: precision and recall of each class.
+    """
+
+    step: int
+    scores: Mapping[str, float]
+    pictures: Sequence[Pixels]
+    curves: Mapping[str, PrecisionRecall]
 
 
 class Board(Protocol):
@@ -33,14 +47,8 @@ class Board(Protocol):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Points of curves."""
 
-    def evaluation(
-        self,
-        step: int,
-        scores: Mapping[str, float],
-        pictures: Sequence[Pixels],
-        curves: Mapping[str, PrecisionRecall],
-    ) -> None:
-        """The scores, pictures ``(H, W, 3)`` and precision-recall curves of an evaluation."""
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """What an evaluation has to show, as far as there is a place for it."""
 
     def close(self, finished: bool) -> None:
         """End the run here; nothing can be shown afterwards.
@@ -104,16 +112,11 @@ class MLflow:
         for tag, value in values.items():
             self._client.log_metric(self._run, tag, value, step=step)
 
-    def evaluation(
-        self,
-        step: int,
-        scores: Mapping[str, float],
-        pictures: Sequence[Pixels],
-        curves: Mapping[str, PrecisionRecall],  # noqa: ARG002
-    ) -> None:
-        self.scalars(scores, step)
-        for number, picture in enumerate(pictures):
-            self._client.log_image(self._run, picture, f"val/detections_{number}/{step:08d}.png")
+    def evaluation(self, evaluation: Evaluation) -> None:
+        self.scalars(evaluation.scores, evaluation.step)
+        for number, picture in enumerate(evaluation.pictures):
+            place = f"val/detections_{number}/{evaluation.step:08d}.png"
+            self._client.log_image(self._run, picture, place)
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._run, "FINISHED" if finished else "FAILED")
@@ -147,15 +150,9 @@ class Wandb:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log({**values, "step": step})
 
-    def evaluation(
-        self,
-        step: int,
-        scores: Mapping[str, float],
-        pictures: Sequence[Pixels],
-        curves: Mapping[str, PrecisionRecall],  # noqa: ARG002
-    ) -> None:
-        images = [self._wandb.Image(picture) for picture in pictures]
-        self._run.log({**scores, "val/detections": images, "step": step})
+    def evaluation(self, evaluation: Evaluation) -> None:
+        images = [self._wandb.Image(picture) for picture in evaluation.pictures]
+        self._run.log({**evaluation.scores, "val/detections": images, "step": evaluation.step})
 
     def close(self, finished: bool) -> None:
         self._run.finish(exit_code=0 if finished else 1)
@@ -192,14 +189,8 @@ class ForgivenBoard:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._tell("scalars", values, step)
 
-    def evaluation(
-        self,
-        step: int,
-        scores: Mapping[str, float],
-        pictures: Sequence[Pixels],
-        curves: Mapping[str, PrecisionRecall],
-    ) -> None:
-        self._tell("evaluation", step, scores, pictures, curves)
+    def evaluation(self, evaluation: Evaluation) -> None:
+        self._tell("evaluation", evaluation)
 
     def close(self, finished: bool) -> None:
         self._tell("close", finished)

@@ -28,7 +28,7 @@ from engine.detections import Detections, make_detections, sides_of
 log = logging.getLogger(__name__)
 
 # Far beyond any image, yet areas and their sums stay finite and comparable.
-LARGEST_COORDINATE = 1e7
+LARGEST_DETECTED = 1e7
 LARGEST_SCORE = sys.float_info.max
 
 
@@ -227,7 +227,7 @@ def _xyxy(bbox: Any, where: str) -> list[float]:
     """A JSON ``[x, y, width, height]`` -> ``[xmin, ymin, xmax, ymax]``."""
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise InputError(f"{where} is {shown(bbox)}; it must be [x, y, width, height]")
-    x, y, width, height = (_number(value, where, LARGEST_COORDINATE) for value in bbox)
+    x, y, width, height = (_number(value, where, LARGEST_DETECTED) for value in bbox)
     if width < 0 or height < 0:
         raise InputError(
             f"{where} is {shown(bbox)}: a negative side; it must be [x, y, width, height]"

@@ -17,7 +17,7 @@ import numpy as np
 from data.annotations import Annotations
 from data.errors import InputError, shown, some_of, unreadable
 from engine.atomic_file import write_atomically
-from engine.coco_results import LARGEST_COORDINATE
+from engine.coco_results import LARGEST_DETECTED
 from engine.detections import Detections, make_detections
 
 TO_DEVKIT = np.array([1.0, 1.0, 0.0, 0.0])
@@ -169,10 +169,10 @@ def _parse(line: str, rows: Mapping[str, int], where: str) -> tuple[int, list[fl
             f"{where}: {shown(' '.join(fields[1:]))} are not five numbers; "
             "a line is: image score xmin ymin xmax ymax"
         ) from None
-    if not math.isfinite(score) or not all(abs(value) <= LARGEST_COORDINATE for value in box):
+    if not math.isfinite(score) or not all(abs(value) <= LARGEST_DETECTED for value in box):
         raise InputError(
             f"{where}: a number is not finite, or a coordinate beyond "
-            f"{LARGEST_COORDINATE:g}; write pixels of the image"
+            f"{LARGEST_DETECTED:g}; write pixels of the image"
         )
     # A box without width is written as xmin = xmax + 1, rounded: adding rounds in the same way.
     if box[2] + 1 < box[0] or box[3] + 1 < box[1]:

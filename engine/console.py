@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.run_folder import LOG
+LOG = "train.log"
 
 
 def start_logging(folder: Path | None, level: int = logging.WARNING) -> None:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from data.annotations import Annotations
+from data.images import Pixels
 from engine.atomic_file import write_atomically
 from engine.detections import Detections
 
-Pixels = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 BACKGROUND: Color = (24, 24, 27)

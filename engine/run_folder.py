@@ -15,12 +15,12 @@ from data.errors import InputError
 from engine.atomic_file import link_atomically, remove_unfinished, write_atomically
 from engine.checkpoint import RESUMED, load_latest, save_checkpoint
 from engine.config import Config, dump_config
+from engine.console import LOG
 from engine.distributed import Ranks
 from engine.evaluator import write_metrics
 from engine.state import TrainState
 
 CHECKPOINTS = (*RESUMED, "best.pt")
-LOG = "train.log"
 LOCK_PAUSES = (0.1, 0.4, 1.0)  # seconds
 
 

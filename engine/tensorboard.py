@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from engine.precision_recall import THRESHOLDS, PrecisionRecall
+from engine.boards import Evaluation
+from engine.precision_recall import THRESHOLDS
 
-Pixels = npt.NDArray[np.uint8]
 Plain = bool | str | float | int
 
 
@@ -48,17 +47,12 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
 
-    def evaluation(
-        self,
-        step: int,
-        scores: Mapping[str, float],
-        pictures: Sequence[Pixels],
-        curves: Mapping[str, PrecisionRecall],
-    ) -> None:
-        """The scores, pictures ``(H, W, 3)`` and precision-recall curves of an evaluation."""
-        for number, picture in enumerate(pictures):
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Scores, pictures and precision-recall curves."""
+        step = evaluation.step
+        for number, picture in enumerate(evaluation.pictures):
             self._writer.add_image(f"val/detections_{number}", picture, step, dataformats="HWC")
-        for name, curve in curves.items():
+        for name, curve in evaluation.curves.items():
             # A detector has no true negatives: the plugin asks for them and draws none.
             self._writer.add_pr_curve_raw(
                 f"precision_recall/{name}",
@@ -71,7 +65,7 @@ class TensorBoard:
                 step,
                 len(THRESHOLDS),
             )
-        self.scalars(scores, step)
+        self.scalars(evaluation.scores, step)
 
     def close(self, finished: bool) -> None:  # noqa: ARG002
         """Flush and close the file."""

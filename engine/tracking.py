@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from engine.boards import Board, ForgivenBoard
+from engine.boards import Board, Evaluation, ForgivenBoard
 from engine.config import Config
 from engine.evaluator import headline_scores, score_tags
 from engine.hyperparameters import hyperparameters
@@ -61,6 +61,9 @@ class Tracker:
         self.images = 0
         self.images_per_batch = 0
         self.images_per_second = 0.0
+        self.metrics: MetricsFile | None = None
+        self.boards: list[Board] = []
+        self.last_window = 0
         if not enabled:
             return
         # A run that begins anew goes over one that ended before its first checkpoint.
@@ -72,7 +75,7 @@ class Tracker:
             folder, pairs, hyperparameters(config), self.score_tags, purge_step
         )
         self.last_window = _last_window(found, before=purge_step)
-        self.boards: list[Board] = [tensorboard]
+        self.boards.append(tensorboard)
         for record in kept:
             if record["kind"] == "train":
                 self.logged = record["step"]
@@ -125,7 +128,7 @@ class Tracker:
                 ``images_per_second``, as measured in its iteration.
             batches_left: batches until the end of the run, for the time left.
         """
-        if not self.enabled:
+        if self.metrics is None:
             return
         self.metrics.write({"kind": "train", **record})
         self.logged = record["step"]
@@ -156,7 +159,7 @@ class Tracker:
         """Write the scores of the validation split, pictures of detections (H, W, 3), and the
         precision and recall of each class.
         """
-        if not self.enabled:
+        if self.metrics is None:
             return
         record = {
             "kind": "evaluation",
@@ -171,14 +174,14 @@ class Tracker:
         text = ", ".join(shown) or "no objects to score against"
         log.info("epoch %d scored: %s", progress.epoch, text)
         for board in self.boards:
-            board.evaluation(progress.step, known, pictures, curves)
+            board.evaluation(Evaluation(progress.step, known, pictures, curves))
 
     def close(self, finished: bool = True) -> None:
         """Flush and close all files; whether the run came to its end."""
         self.finish_epoch()
-        if self.enabled:
-            for board in self.boards:
-                board.close(finished)
+        for board in self.boards:
+            board.close(finished)
+        if self.metrics is not None:
             self.metrics.close()
 
     def __enter__(self) -> Tracker:

@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 from tqdm import tqdm
 
 from data.annotations import Annotations
 from data.image_files import ImageFiles, open_images
-from data.images import DamagedImageError
+from data.images import DamagedImageError, Pixels
 from data.loading import EvalLoader, build_eval_loader
 from data.target import Batch
 from engine.coco_engines import Engine, check_engine
@@ -28,8 +27,6 @@ from engine.precision import Amp
 from engine.precision_recall import PrecisionRecall, precision_recall
 from engine.signals import StopRequest
 from engine.standard_output import is_watched
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.images import DamagedImageError, read_image
+from data.images import DamagedImageError, Pixels, read_image
 from engine.comp4 import check_comp4, write_comp4
 from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
@@ -58,8 +57,6 @@ from scripts.prediction.inputs import (
 from scripts.prediction.looking import Looker, in_batches, unannotated
 from scripts.prediction.pictures import VideoWriter, write_picture
 from scripts.prediction.targets import check_targets, target_of
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass

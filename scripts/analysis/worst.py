@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
+from data.images import Pixels
 from engine.detections import Detections
-from engine.drawing import Color, DrawnObject, Pixels, draw_panel
+from engine.drawing import Color, DrawnObject, draw_panel
 from scripts.analysis.tide import BKG, BOTH, CLS, DUPE, IGNORED, LOC, RIGHT, Verdicts
 
 IntArray = npt.NDArray[np.int64]

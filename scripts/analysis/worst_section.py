@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 
-from engine.drawing import Pixels
+from data.images import Pixels
 from scripts.analysis.worst import DrawnFaults
 
 JPEG_QUALITY = 82

@@ -14,6 +14,7 @@ from typing import Literal
 from data.annotations import Annotations, concatenate
 from data.coco import load_coco
 from data.errors import InputError, shown, some_of, unreadable
+from data.image_sizes import Access
 from data.paths import check_inside, inner_path
 from data.voc import VOC_CLASSES, load_voc, splits_present
 
@@ -66,9 +67,10 @@ class Layout:
 
     def load(self, split: str) -> Annotations:
         """The annotations of one split; raises InputError at the first thing that is wrong."""
+        access = Access(follow_links=self.follow_links)
         if self.format == "voc":
-            return load_voc(self.root, [split], None, self.zero_based, self.follow_links)
-        return load_coco(self.root, split, None, self.follow_links)
+            return load_voc(self.root, [split], None, self.zero_based, access)
+        return load_coco(self.root, split, None, access)
 
     def load_all(self, splits: Sequence[str]) -> Annotations:
         """Several splits as one; an image that is in two of them counts once."""

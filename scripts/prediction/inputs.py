@@ -10,12 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from data.errors import InputError
-from data.images import DamagedImageError
-
-Pixels = npt.NDArray[np.uint8]
+from data.images import DamagedImageError, Pixels
 
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")

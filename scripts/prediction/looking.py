@@ -9,19 +9,16 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from data.annotations import Annotations
-from data.images import resize_image, resized_size
+from data.images import Pixels, resize_image, resized_size
 from data.target import Batch, pad_targets
 from detector.preprocessing import padded
 from engine.detections import Detections
 from engine.evaluator import detect
 from engine.mirrored import with_flip
 from engine.trained import Trained
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass

@@ -6,13 +6,10 @@ from pathlib import Path
 from types import TracebackType
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
 from data.errors import InputError
+from data.images import Pixels
 from engine.atomic_file import write_atomically
-
-Pixels = npt.NDArray[np.uint8]
 
 JPEG_QUALITY = 92
 

@@ -15,9 +15,10 @@ from data.annotations import Annotations
 from data.build import build_annotations, known_classes
 from data.errors import InputError
 from data.image_files import open_images
+from data.images import Pixels
 from engine.config import Config, parse_config
 from engine.detections import Detections
-from engine.drawing import GAP, Pixels, draw_pair
+from engine.drawing import GAP, draw_pair
 from engine.evaluator import read_detections
 from engine.strict_yaml import read_yaml
 from scripts.figures import literal

@@ -13,6 +13,7 @@ import pytest
 
 from data.annotations import Annotations
 from data.errors import InputError
+from data.image_sizes import Access
 from data.voc import VOC_CLASSES, load_voc
 
 SHARED = Path(__file__).parents[2] / "../shared"
@@ -201,7 +202,7 @@ def test_an_image_in_a_linked_folder_is_found_inside_the_root_and_outside_on_req
     assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/sub/a.png"]
     link.unlink()
     link.symlink_to(tmp_path / "outside")
-    trusting = load_voc(root, ["train"], follow_links=True)
+    trusting = load_voc(root, ["train"], access=Access(follow_links=True))
     assert trusting.files.tolist() == ["JPEGImages/sub/a.png"]
     assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/a.png"]
 

@@ -81,7 +81,9 @@ def test_all_runs_have_the_same_columns(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_named() -> None:
-    with pytest.raises(InputError, match=r"no_such_board is not installed; pip install '\.\[no_"):
+    with pytest.raises(
+        InputError, match=r"no_such_board is not installed; pip install -e '\.\[no_"
+    ):
         boards._import("no_such_board")
 
 
