@@ -44,7 +44,7 @@ def test_balanced_classes_are_drawn_equally_often() -> None:
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="needs the real blood cells")
 def test_blood_cells_without_red_ones_only_are_repeated() -> None:
-    annotations = load_voc(BCCD, ["train"], None, False, False)
+    annotations = load_voc(BCCD, ["train"])
     rows = np.arange(len(annotations))
     assert showing_factors(annotations, rows, "uniform", 0.5, False) is None
     factors = showing_factors(annotations, rows, "repeat_factor", 0.9, False)
