@@ -128,8 +128,8 @@ def score_checkpoint(
     trained = load_trained(checkpoint, overrides, torch.device("cpu"))
     config = trained.config
     with start_ranks(config.train.device) as ranks:
-        if ranks.is_main:
-            tell_precision(config.train.amp, ranks.device)
+        start_logging(None, is_main_rank=ranks.is_main)
+        tell_precision(config.train.amp, ranks.device)
         annotations = build_annotations(config.data, config.data.split(split), trained.classes)
         check_outputs_of(annotations, outputs, [checkpoint])
         detector = trained.detector.to(ranks.device)

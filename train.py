@@ -57,7 +57,7 @@ def main() -> int:
             return
         with start_ranks(config.train.device) as ranks:
             if arguments.dry_run:
-                start_logging(None, logging.INFO if ranks.is_main else logging.WARNING)
+                start_logging(None, logging.INFO, ranks.is_main)
                 report = dry_run(config, ranks)
                 if ranks.is_main:
                     print(report)
@@ -114,7 +114,7 @@ def train(
 ) -> None:
     """Build the parts and run the loop."""
     with open_run_folder(config, ranks, resume=resume, requeue=requeue) as path:
-        start_logging(path if ranks.is_main else None)
+        start_logging(path if ranks.is_main else None, is_main_rank=ranks.is_main)
         resume = resume or (requeue and ranks.share(holds_checkpoint(path)))
         train_in(path, config, ranks, stop, resume=resume, allow_changed=allow_changed)
 

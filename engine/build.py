@@ -83,10 +83,9 @@ def build_state(
     detector = _build_detector(config, classes, ranks, load=pretrained and saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
-    if ranks.is_main:
-        _tell_windows(config, config.train.epochs * iterations)
-        tell_warmup(config.train, config.train.epochs * iterations)
-        tell_precision(config.train.amp, ranks.device)
+    _tell_windows(config, config.train.epochs * iterations)
+    tell_warmup(config.train, config.train.epochs * iterations)
+    tell_precision(config.train.amp, ranks.device)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),

@@ -199,4 +199,7 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
         if problems:
             log.warning("%s; going on from %s", problems[0], folder / name)
         return folder / name, contents
-    raise InputError(f"--resume: nothing to go on from: {'; '.join(problems)}")
+    raise InputError(
+        f"--resume: nothing to go on from: {'; '.join(problems)}; begin anew, under another "
+        "train.name"
+    )

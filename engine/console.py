@@ -12,17 +12,25 @@ from tqdm import tqdm
 LOG = "train.log"
 
 
-def start_logging(folder: Path | None, level: int = logging.WARNING) -> None:
+OF_ONE_RANK = ("data.workers",)  # tells of images that no other rank has seen
+
+
+def start_logging(
+    folder: Path | None, level: int = logging.WARNING, is_main_rank: bool = True
+) -> None:
     """Send the program's messages to the console and to ``train.log`` in a folder.
 
     Args:
-        folder: None on ranks that have none, and report to the console alone.
-        level: from which on these report; with a folder everything is.
+        folder: None for the console alone.
+        level: from which on the console alone reports; with a folder everything is.
+        is_main_rank: others tell only what the main one does not know.
     """
     logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
     console = _ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
+    if not is_main_rank:
+        console.addFilter(lambda record: record.name in OF_ONE_RANK)
     handlers: list[logging.Handler] = [console]
     if folder is not None:
         file = logging.FileHandler(folder / LOG, encoding="utf-8")

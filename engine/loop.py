@@ -102,7 +102,7 @@ class Training:
     def begin(self) -> None:
         """Write the config, now that something is trained under it, and warn of its splits."""
         self.folder.write_config()
-        if self.ranks.is_main and not count_objects(self.validation.annotations).any():
+        if not count_objects(self.validation.annotations).any():
             log.warning(
                 "the validation split has no objects that count: best.pt is the newest epoch, "
                 "train.patience never ends the run"
