@@ -187,3 +187,17 @@ def test_a_digest_tells_other_images_and_objects_apart() -> None:
     ]
     digests = {other.digest() for other in [annotations, *others]}
     assert len(digests) == 1 + len(others)
+
+
+def test_the_summary_counts_what_is_special() -> None:
+    annotations = replace(make_annotations(), difficult=np.arange(6) < 3)
+    assert annotations.summary() == (
+        "a: 4 images, 6 objects of 2 classes, 3 difficult, 1 crowds, 1 boxes without area dropped"
+    )
+
+
+def test_an_image_that_stands_in_two_parts_is_named_with_both() -> None:
+    first, second = make_annotations("a"), make_annotations("b")
+    second = replace(second, files=np.array(["b/0.jpg", "a/2.jpg", "b/2.jpg", "b/3.jpg"]))
+    with pytest.raises(InputError, match=r"a \+ b: the image 'a/2.jpg' is in a and b"):
+        concatenate([first, second])

@@ -61,6 +61,22 @@ def test_an_iteration_has_no_more_batches_than_an_epoch(
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_cosine_of_a_run_ends_with_its_last_iteration(accumulate: int) -> None:
+    config = TrainConfig(epochs=3, schedule="cosine", warmup_iterations=0, accumulate=accumulate)
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer, schedule = build_optimization(config, weights, [], 7, global_batch=8)
+    iterations = 3 * (7 if accumulate == 1 else 4)
+    values = []
+    for _ in range(iterations):
+        values.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    half = [0.5 * (1 + math.cos(math.pi * step / iterations)) for step in range(iterations)]
+    assert values == pytest.approx([values[0] * part for part in half])
+    assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
 def test_lr_is_left_under_adamw_and_where_it_shall_be() -> None:
     assert applied_lr(TrainConfig(optimizer="adamw"), 0.01, total_batch=16) == 0.01
     assert applied_lr(TrainConfig(scale_lr=False), 0.01, total_batch=16) == 0.01
