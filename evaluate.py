@@ -34,9 +34,10 @@ from engine.console import start_logging
 from engine.detections import Detections
 from engine.distributed import leave, start_ranks
 from engine.drawing import draw_grid, write_png
-from engine.evaluator import format_table, read_detections, score, write_metrics
+from engine.evaluator import read_detections, score
 from engine.exit_status import exit_status
 from engine.precision import tell_precision
+from engine.scores import format_table, write_metrics
 from engine.signals import StopRequest
 from engine.trained import load_trained
 from engine.validation import build_validation

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,13 @@ from data.annotations import Annotations
 from data.errors import InputError
 from data.target import Batch
 from detector.postprocessing import paste_masks, resize_detections
-from engine.atomic_file import write_atomically
-from engine.coco_ap import NAMES, coco_scores
+from engine.coco_ap import coco_scores
 from engine.coco_engines import Engine
 from engine.coco_results import read_coco_json
 from engine.comp4 import read_comp4
 from engine.detections import Detections, concatenate, make_detections
 from engine.precision import Amp, autocast
-from engine.voc_map import count_objects, voc_scores
+from engine.voc_map import voc_scores
 
 # Masks are pasted into the original image in groups of this many pixels, one byte each.
 PIXELS_AT_ONCE = 1 << 26
@@ -175,79 +172,3 @@ def _check_coverage(detections: Detections, annotations: Annotations) -> None:
             f"{annotations.source}: {len(wrong)} of {len(annotations)} images were not evaluated "
             f"exactly once, the first: row {wrong[0]}, {times[wrong[0]]} times"
         )
-
-
-def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
-    flat = {
-        "voc_mAP": scores["voc"]["area"]["mAP"],
-        "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
-    }
-    for kind, prefix in (("bbox", "coco_"), ("segm", "coco_segm_")):
-        for name, value in scores["coco"].get(kind, {}).items():
-            flat[prefix + name] = value
-    return flat
-
-
-def score_tags(detector_type: str) -> list[str]:
-    """The scores by which runs are compared, as their curves are called."""
-    masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
-    return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
-
-
-def write_metrics(path: str | Path, scores: dict[str, Any]) -> None:
-    """Write scores as strict JSON, whole or not at all; what is no finite number becomes null.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    text = json.dumps(_strict(scores), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def format_table(scores: dict[str, Any], annotations: Annotations | None = None) -> str:
-    """Scores as text: a row for each class, its mean, and COCO's numbers.
-
-    With annotations it says what was scored, and there is a column with the number of objects that
-    count.
-    """
-    area, eleven = scores["voc"]["area"], scores["voc"]["11point"]
-    columns = [["class", *area["AP"], "mean"]]
-    scored = f"{scores['images']} images"
-    if annotations is not None:
-        scored = f"{annotations.source}: {scored}"
-        counts = count_objects(annotations).tolist()
-        columns.append(["objects", *map(str, counts), str(sum(counts))])
-    for title, form in (("AP area", area), ("AP 11-point", eleven)):
-        columns.append([title, *map(_percent, form["AP"].values()), _percent(form["mAP"])])
-    heading = f"{scored}; VOC average precision at IoU {scores['voc_iou']:g} in %"
-    lines = [heading, "", *_aligned(columns)]
-    kinds = scores["coco"]
-    columns = [["COCO, %", *kinds]]
-    for name in NAMES:
-        columns.append([name, *(_percent(numbers[name]) for numbers in kinds.values())])
-    return "\n".join([*lines, "", *_aligned(columns)])
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _aligned(columns: list[list[str]]) -> list[str]:
-    """Columns of equal length -> lines; the first column is flush left, numbers flush right."""
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*columns, strict=True)
-    ]

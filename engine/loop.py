@@ -17,11 +17,12 @@ from engine.detections import Detections
 from engine.distributed import Ranks
 from engine.divergence import DivergenceError
 from engine.drawing import draw_pair
-from engine.evaluator import check_best, headline_scores
+from engine.evaluator import check_best
 from engine.freezing import Freezing
 from engine.log_lines import LogLines
 from engine.run_config import TrainConfig
 from engine.run_folder import RunFolder
+from engine.scores import headline_scores
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tracking import Tracker

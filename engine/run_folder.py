@@ -17,7 +17,7 @@ from engine.checkpoint import RESUMED, load_latest, save_checkpoint
 from engine.config import Config, dump_config
 from engine.console import LOG
 from engine.distributed import Ranks
-from engine.evaluator import write_metrics
+from engine.scores import write_metrics
 from engine.state import TrainState
 
 CHECKPOINTS = (*RESUMED, "best.pt")

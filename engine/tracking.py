@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from engine.boards import Board, Evaluation, ForgivenBoard
 from engine.config import Config
-from engine.evaluator import headline_scores, score_tags
 from engine.hyperparameters import hyperparameters
 from engine.metrics_file import MetricsFile, read_records, records_before
 from engine.precision_recall import PrecisionRecall
+from engine.scores import headline_scores, score_tags
 from engine.standard_output import is_watched
 from engine.state import Progress
 from engine.tensorboard import TensorBoard

@@ -23,7 +23,8 @@ from data.target import Batch, pad_targets
 from engine.coco_results import write_coco_json
 from engine.comp4 import write_comp4
 from engine.detections import concatenate, make_detections
-from engine.evaluator import detect, format_table, read_detections, score, write_metrics
+from engine.evaluator import detect, read_detections, score
+from engine.scores import format_table, write_metrics
 
 CPU = torch.device("cpu")
 REAL_DATA = Path(__file__).parents[2] / "../shared/data"
