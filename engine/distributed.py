@@ -117,27 +117,30 @@ class Ranks:
                 dist.broadcast(buffer, 0)
 
     def wrap(self, module: nn.Module, has_frozen_parts: bool = False) -> nn.Module:
-        """The module with gradients averaged over ranks; the module itself on one rank.
+        """``average_gradients`` of the module; the module itself on one rank."""
+        return module if self.world_size == 1 else average_gradients(module, has_frozen_parts)
 
-        Batch norm's running statistics follow the main rank's, so that a checkpoint, which holds
-        the main rank's, describes them all.
 
-        Args:
-            has_frozen_parts: whether parameters may lose and regain ``requires_grad``: each
-                iteration then looks for those that have none.
-        """
-        if self.world_size == 1:
-            return module
-        running = any(getattr(part, "track_running_stats", False) for part in module.modules())
-        following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
-        wrapped = DistributedDataParallel(
-            module,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=has_frozen_parts,
-            **following,
-        )
-        _settle_buckets(wrapped)
-        return wrapped
+def average_gradients(module: nn.Module, has_frozen_parts: bool = False) -> DistributedDataParallel:
+    """The module with gradients averaged over ranks.
+
+    Batch norm's running statistics follow the main rank's, so that a checkpoint, which holds the
+    main rank's, describes them all.
+
+    Args:
+        has_frozen_parts: whether parameters may lose and regain ``requires_grad``: each iteration
+            then looks for those that have none.
+    """
+    running = any(getattr(part, "track_running_stats", False) for part in module.modules())
+    following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
+    wrapped = DistributedDataParallel(
+        module,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=has_frozen_parts,
+        **following,
+    )
+    _settle_buckets(wrapped)
+    return wrapped
 
 
 def _settle_buckets(wrapped: DistributedDataParallel) -> None:

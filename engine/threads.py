@@ -8,9 +8,9 @@ import os
 # sleeps. Where loader processes share the cores, the thread it waits for is often not running, and
 # every parallel region costs a time slice (docs/results.md: a step 25 times slower beside one
 # busy process). A short spin costs nothing measurable on an idle machine.
-SPIN_COUNT = "5000"
+SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "5000"
 
 
 def limit_spinning() -> None:
     """Ask for a short spin unless the user said otherwise; call it before torch is imported."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)

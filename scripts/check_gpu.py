@@ -22,6 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine.allocator import keep_freed_memory
+from engine.threads import limit_spinning
+
+if __name__ == "__main__":
+    limit_spinning()  # torch reads it when it is imported
+    keep_freed_memory()
+
 import argparse
 import subprocess
 import tempfile
@@ -30,7 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from engine.standard_output import status_of_tool, tool
+from engine.standard_output import INTERRUPTED, status_of_tool, tool
 from scripts import benchmark
 from scripts.benchmarks.machine import describe_machine, in_words
 from scripts.gpu_checks.parity import check_parity
@@ -115,16 +122,20 @@ def _kernels() -> Iterator[str]:
 def _benchmarks() -> Iterator[str]:
     for command in BENCHMARKS:
         yield f"python scripts/benchmark.py {command}"
-        benchmark.main(command.split())
+        status = benchmark.main(command.split())
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status:
+            raise SystemExit(f"it ended with status {status}")
         torch.cuda.empty_cache()
 
 
 def _training(options: argparse.Namespace) -> Iterator[str]:
     """A whole run and its score on either device, as a user types it."""
-    with tempfile.TemporaryDirectory() as folder:
-        for config in options.config:
+    for config in options.config:
+        with tempfile.TemporaryDirectory() as folder:
             overrides = [f"train.output={folder}", "train.name=run", *options.overrides]
-            _python("train.py", "--config", str(config), *overrides)
+            _python("train.py", "--config", str(config.resolve()), *overrides)
             log = Path(folder, "run", "train.log").read_text(encoding="utf-8")
             yield f"{config}: {log.strip().splitlines()[-1]}"
             for device in ("cuda", "cpu"):

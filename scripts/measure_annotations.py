@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=20, help="of each outline")
     parser.add_argument("--pictures", action="store_true", help="decode pictures, too")
     arguments = parser.parse_args()
+    if min(arguments.images, arguments.objects, arguments.points) < 1:
+        parser.error("--images, --objects and --points are whole numbers from 1 on")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if arguments.pictures:

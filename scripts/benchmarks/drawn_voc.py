@@ -12,7 +12,7 @@ CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"
 SIZE_HW = (375, 500)
 OBJECTS = (1, 5)  # fewest and most in a picture
 QUALITY = 92
-GRAIN = 9.0  # standard deviation of the noise: with it a file has about 90 kB, as VOC's have
+GRAIN = 9.0  # standard deviation of the noise: with it a file has about 75 kB
 YEAR, SPLIT = "2007", "trainval"
 
 

@@ -21,7 +21,7 @@ from data.config import DataConfig
 from data.loading import build_eval_loader
 from detector.cuda_graphs import FIRST_RECORDED
 from engine.evaluator import detect
-from engine.precision import autocast
+from engine.precision import Amp, autocast
 from scripts.benchmarks.drawn_voc import SPLIT, YEAR, draw_devkit
 from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.pipelines import LONG, SHORT
@@ -55,14 +55,12 @@ def run_inference(options: argparse.Namespace) -> Report:
     ours.eval(), theirs.eval()
     for batch in options.batches:
         work = make_work(kind, (height, width), [0] * batch, (0.1, 0.5), options.classes, device)
-        calls = {
-            "ours": _caller(ours, work.images, options),
-            "theirs": _caller(theirs, work.floats, options),
-        }
-        if options.amp == "none":
-            with float32_products():
-                check = compare(calls["ours"](), calls["theirs"](), 0 if kind == "retinanet" else 1)
-            report.checks.append(f"batch {batch}: {check}")
+        images = {"ours": (ours, work.images), "theirs": (theirs, work.floats)}
+        with float32_products():
+            found = {side: _caller(*each, "none")() for side, each in images.items()}
+            check = compare(found["ours"], found["theirs"], 0 if kind == "retinanet" else 1)
+        report.checks.append(f"batch {batch}, in float32: {check}")
+        calls = {side: _caller(*each, options.amp) for side, each in images.items()}
         warm_up = FIRST_RECORDED if device.type == "cuda" else 1
         seconds = alternate(calls, options.repeats, device, warm_up=warm_up)
         name = f"one call, {height} x {width}, batch {batch}"
@@ -72,10 +70,10 @@ def run_inference(options: argparse.Namespace) -> Report:
     return report
 
 
-def _caller(model: nn.Module, images: list[Tensor], options: argparse.Namespace) -> Any:
+def _caller(model: nn.Module, images: list[Tensor], amp: Amp) -> Any:
     @torch.no_grad()
     def call() -> Detections:
-        with autocast(images[0].device, options.amp):
+        with autocast(images[0].device, amp):
             detections: Detections = model(images)
         return detections
 
@@ -106,7 +104,8 @@ def _count_matched(mine: dict[str, Tensor], other: dict[str, Tensor], first_labe
 
 def _split(ours: nn.Module, theirs: Any, options: argparse.Namespace) -> Row:
     """Files to boxes in original pixels: the detection of ``evaluate.py`` against the loop of
-    torchvision's references, whose detector resizes by itself."""
+    torchvision's references, whose detector resizes by itself, so that both differ by the filter.
+    """
     device = torch.device(options.device)
     theirs.transform.min_size, theirs.transform.max_size = (SHORT,), LONG
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,7 +124,9 @@ def _split(ours: nn.Module, theirs: Any, options: argparse.Namespace) -> Row:
             seconds = alternate(
                 {
                     "ours": lambda: detect(ours, loader, annotations, device, options.amp),
-                    "theirs": lambda: list(_reference_loop(theirs, their_loader, device)),
+                    "theirs": lambda: list(
+                        _reference_loop(theirs, their_loader, device, options.amp)
+                    ),
                 },
                 options.split_repeats,
                 device,
@@ -148,8 +149,10 @@ def _reference_loader(root: Path, options: argparse.Namespace) -> DataLoader[Any
 
 @torch.inference_mode()
 def _reference_loop(
-    model: nn.Module, loader: DataLoader[Any], device: torch.device
+    model: nn.Module, loader: DataLoader[Any], device: torch.device, amp: Amp
 ) -> Iterator[dict[str, Tensor]]:
     for images, _ in loader:
-        for output in model([image.to(device) for image in images]):
+        with autocast(device, amp):
+            outputs = model([image.to(device) for image in images])
+        for output in outputs:
             yield {name: value.cpu() for name, value in output.items()}

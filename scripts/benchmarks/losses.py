@@ -14,7 +14,7 @@ from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.memory import peak_memory
 from scripts.benchmarks.processes import Alone, memory_note, run_alone
 from scripts.benchmarks.report import Report, Row
-from scripts.benchmarks.timing import alternate
+from scripts.benchmarks.timing import alternate, worst_of
 from scripts.benchmarks.twins import Work, build_ours, build_theirs, make_work
 
 if TYPE_CHECKING:
@@ -47,22 +47,19 @@ def run_losses(options: argparse.Namespace) -> Report | Alone:
     height, width = options.size
     title = f"RetinaNet's matching and losses, {options.classes} classes, {height} x {width}"
     report = Report(title, describe_machine(device))
-    worst = 0.0
+    worst = worst_of(Sides(options, case).difference() for case in cases(options))
+    if not worst <= LARGEST_DIFFERENCE:
+        raise SystemExit(f"losses differ by {worst:.1g} (relative): nothing was timed")
+    report.checks.append(f"same losses and gradients, largest relative difference {worst:.1g}")
     for case in cases(options):
-        sides = Sides(options, case)
-        worst = max(worst, sides.difference())
         name = f"{case.boxes} boxes an image, batch {case.batch}"
         if options.separate:
-            del sides
             alone = run_alone(case.name)
             times = (alone["ours"].seconds, alone["theirs"].seconds)
             report.rows.append(Row(f"{name}, a process each", *times, notes=memory_note(alone)))
         else:
-            seconds = alternate(sides.work(), options.repeats, device)
+            seconds = alternate(Sides(options, case).work(), options.repeats, device)
             report.rows.append(Row(name, seconds["ours"], seconds["theirs"]))
-    if worst > LARGEST_DIFFERENCE:
-        raise SystemExit(f"losses differ by {worst:.1g} (relative): the times mean nothing")
-    report.checks.append(f"same losses and gradients, largest relative difference {worst:.1g}")
     return report
 
 
@@ -142,7 +139,7 @@ class Sides:
         for side, run in self.work().items():
             losses = run()
             results.append([*losses.values(), *(level.grad for level in leaves[side])])
-        return max(
+        return worst_of(
             float((mine - other).norm() / other.norm().clamp(min=1e-12))
             for mine, other in zip(*results, strict=True)
         )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
+
+from engine.threads import SPIN_COUNT, SPIN_VARIABLE
 
 SIDES = ("ours", "theirs")
 ROUNDS = 2  # processes of each side, in turns
@@ -34,7 +37,7 @@ def run_alone(name: str = "") -> dict[str, Alone]:
     for _ in range(ROUNDS):
         for side in SIDES:
             command = [sys.executable, *sys.argv, "--side", side, "--case", name]
-            parts[side].append(_answer_of(command))
+            parts[side].append(_answer_of(command, _environment(side)))
     return {
         side: Alone(
             [second for answer in answers for second in answer.seconds],
@@ -44,8 +47,16 @@ def run_alone(name: str = "") -> dict[str, Alone]:
     }
 
 
-def _answer_of(command: list[str]) -> Alone:
-    answer = subprocess.run(command, check=False, capture_output=True, text=True)
+def _environment(side: str) -> dict[str, str]:
+    """Without the spin count that our programs ask for where theirs runs."""
+    variables = dict(os.environ)
+    if side == "theirs" and variables.get(SPIN_VARIABLE) == SPIN_COUNT:
+        del variables[SPIN_VARIABLE]
+    return variables
+
+
+def _answer_of(command: list[str], environment: dict[str, str]) -> Alone:
+    answer = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     if answer.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{answer.stderr}")
     values: dict[str, Any] = json.loads(answer.stdout)

@@ -16,7 +16,7 @@ from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.memory import peak_memory
 from scripts.benchmarks.processes import SIDES, Alone, memory_note, run_alone
 from scripts.benchmarks.report import Report, Row
-from scripts.benchmarks.timing import alternate
+from scripts.benchmarks.timing import alternate, worst_of
 from scripts.benchmarks.training import (
     Trainee,
     build_trainee,
@@ -91,13 +91,13 @@ def check_losses(ours: Trainee, theirs: Trainee) -> str:
     samplers = {part: getattr(ours.model, part).fg_bg_sampler for part in _sampling_parts(ours)}
     mine = _float32_losses(ours, {part: Reseeded(own) for part, own in samplers.items()})
     peers = _float32_losses(theirs, {part: DrawnLikeOurs(own) for part, own in samplers.items()})
-    differences = {
-        name: abs(mine[name] - peers[name]) / max(abs(peers[name]), 1e-6) for name in peers
-    }
+    complaint = f"losses differ, nothing was timed: ours {mine}, theirs {peers}"
+    if set(mine) != set(peers):
+        raise SystemExit(complaint)
     listed = ", ".join(f"{name} {mine[name]:.6g}" for name in mine)
-    worst = max(differences.values())
-    if not worst <= LARGEST_DIFFERENCE or set(mine) != set(peers):
-        raise SystemExit(f"losses differ, nothing was timed: ours {mine}, theirs {peers}")
+    worst = worst_of(abs(mine[name] - peers[name]) / max(abs(peers[name]), 1e-6) for name in peers)
+    if not worst <= LARGEST_DIFFERENCE:
+        raise SystemExit(complaint)
     return f"same losses in float32 ({listed}; largest relative difference {worst:.1g})"
 
 
@@ -147,7 +147,7 @@ def _anchor_counts(model: Any, maps: list[Tensor]) -> list[int]:
 
 
 def measure_alone(options: argparse.Namespace) -> Alone:
-    """Times and peak memory of one side, in this process: the first steps are the warm-up."""
+    """Times and peak memory of one side in this process; the steps for the memory warm it up."""
     trainee = build_trainee(options.side, options, build_work(options))
     memory = peak_memory(trainee.step, trainee.device)
     seconds = alternate({options.side: trainee.step}, options.repeats, trainee.device, warm_up=0)

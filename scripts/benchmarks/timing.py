@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ def wait_for(device: torch.device) -> None:
     """A GPU works on after the call has returned."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def worst_of(differences: Iterable[float]) -> float:
+    """The largest, or NaN where one is, which Python's ``max`` may pass over."""
+    return float(np.max(list(differences)))
 
 
 def median(seconds: list[float]) -> float:

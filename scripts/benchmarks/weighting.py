@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,14 +17,16 @@ from scripts.benchmarks.training import Trainee, build_trainee, build_work
 
 ITERATIONS = 500  # in one repetition: five windows, so that their statistics are in the mean
 STEPS_IN_A_ROW = 20
+LOSSES = [0.7, 1.3]
 PAIRS = {"head": ("classification", "bbox_regression")}
 
 
 def run_weighting(options: argparse.Namespace) -> Report:
     """Two losses, summed with ALWA and without, forward and backward."""
     device = torch.device(options.device)
+    _check(device)
     weighting = ALWA(PAIRS, interval=100).to(device)
-    values = torch.tensor([0.7, 1.3], device=device, requires_grad=True)
+    values = torch.tensor(LOSSES, device=device, requires_grad=True)
     seconds = alternate(
         {
             "ours": lambda: _iterate(values, weighting),
@@ -37,12 +39,12 @@ def run_weighting(options: argparse.Namespace) -> Report:
     title = "ALWA against a plain sum of the losses, one iteration, forward and backward"
     report = Report(title, describe_machine(device, ("torch",)))
     report.checks.append("weights of 1: the same sum and gradient as the plain sum")
-    _check(values.detach().clone().requires_grad_())
     ours, theirs = ([each / ITERATIONS for each in seconds[side]] for side in ("ours", "theirs"))
     added = median(ours) - median(theirs)
     trainee = build_trainee("ours", options, build_work(options))
-    with_alwa, without = _whole_steps(trainee, options.step_repeats)
-    step = median(without)
+    sides = ("without", "with") if device.type == "cuda" else ("without",)
+    steps = _whole_steps(trainee, options.step_repeats, sides)
+    step = median(steps["without"])
     name = f"{options.detector} {options.size[0]} x {options.size[1]}, batch {options.batch}"
     notes = {
         "ALWA adds": f"{added * 1e6:.1f} µs",
@@ -50,14 +52,16 @@ def run_weighting(options: argparse.Namespace) -> Report:
     }
     report.rows.append(Row("iteration", ours, theirs, notes=notes))
     if device.type == "cuda":  # where the host's part may run beside the GPU's
-        difference = median(with_alwa) - median(without)
+        difference = median(steps["with"]) - step
         notes = {"ALWA adds": f"{difference * 1e6:.1f} µs", "of a step": f"{difference / step:.4%}"}
-        report.rows.append(Row(f"whole steps ({name})", with_alwa, without, notes=notes))
+        report.rows.append(
+            Row(f"whole steps ({name})", steps["with"], steps["without"], notes=notes)
+        )
     return report
 
 
-def _whole_steps(trainee: Trainee, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of a step with ALWA and without, in turns; on a GPU the mean of many in a row."""
+def _whole_steps(trainee: Trainee, repeats: int, sides: Sequence[str]) -> dict[str, list[float]]:
+    """Seconds of a step with ALWA or without, in turns; on a GPU the mean of many in a row."""
     many = STEPS_IN_A_ROW if trainee.device.type == "cuda" else 1
     weighting = trainee.weighting
 
@@ -66,10 +70,9 @@ def _whole_steps(trainee: Trainee, repeats: int) -> tuple[list[float], list[floa
         for _ in range(many):
             trainee.step()
 
-    sides = {"with": lambda: run(weighting), "without": lambda: run(None)}
-    seconds = alternate(sides, repeats, trainee.device)
-    first, second = ([each / many for each in seconds[side]] for side in sides)
-    return first, second
+    work = {"with": lambda: run(weighting), "without": lambda: run(None)}
+    seconds = alternate({side: work[side] for side in sides}, repeats, trainee.device)
+    return {side: [each / many for each in seconds[side]] for side in sides}
 
 
 Weigh = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -87,8 +90,15 @@ def _total(values: Tensor, weigh: Weigh) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def _check(values: Tensor) -> None:
-    total = _total(values, ALWA(PAIRS).to(values.device))
-    plain = _total(values, lambda losses: losses)
-    if not torch.equal(total, plain):
-        raise SystemExit(f"ALWA with weights of 1 gives {total}, the plain sum {plain}")
+def _check(device: torch.device) -> None:
+    results = []
+    for weigh in (ALWA(PAIRS).to(device), lambda losses: losses):
+        values = torch.tensor(LOSSES, device=device, requires_grad=True)
+        total = _total(values, weigh)
+        (gradient,) = torch.autograd.grad(total, values)
+        results.append([total.item(), *gradient.tolist()])
+    if results[0] != results[1]:
+        raise SystemExit(
+            f"sum and gradients: ALWA with weights of 1 gives {results[0]}, the plain sum "
+            f"{results[1]}: nothing was timed"
+        )

@@ -1,6 +1,6 @@
 """A detector on a GPU against itself on the CPU: the same weights, the same batch.
 
-The CPU takes its fast paths and the GPU the plain ones, so this compares both as well.
+Each takes its own fast paths, the GPU its kernels, so this compares these as well.
 """
 
 from __future__ import annotations

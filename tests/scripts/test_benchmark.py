@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from engine.voc_map import voc_scores
 from scripts import benchmark
 from scripts.benchmarks.inference import compare
+from scripts.benchmarks.loading import one_core
 from scripts.benchmarks.random_split import random_annotations, random_detections
 from scripts.benchmarks.report import Report, Row
 from scripts.benchmarks.scaling import Point, Scaling
 from scripts.benchmarks.step import check_losses
-from scripts.benchmarks.timing import alternate, ratio
+from scripts.benchmarks.timing import alternate, ratio, worst_of
 from scripts.benchmarks.training import build_trainee, build_work
 from scripts.benchmarks.twins import build_ours
 from scripts.benchmarks.voc_eval import by_image, voc_eval
@@ -87,10 +92,55 @@ def test_different_losses_are_not_timed() -> None:
     )  # fmt: skip
     work = build_work(options)
     ours, theirs = (build_trainee(side, options, work) for side in ("ours", "theirs"))
-    with torch.no_grad():
-        next(theirs.model.head.parameters()).add_(0.1)
+    parameter = next(theirs.model.head.parameters())
+    for spoilt in (0.1, math.nan):
+        with torch.no_grad():
+            parameter.add_(spoilt)
+        with pytest.raises(SystemExit, match="losses differ, nothing was timed"):
+            check_losses(ours, theirs)
+    theirs.run = lambda: {"classification": torch.tensor(1.0)}
     with pytest.raises(SystemExit, match="losses differ, nothing was timed"):
         check_losses(ours, theirs)
+
+
+def test_a_difference_that_is_no_number_is_the_worst() -> None:
+    assert worst_of([0.5, 2.0, 1.0]) == 2.0
+    for position in range(3):
+        differences = [0.5, 2.0, 1.0]
+        differences[position] = math.nan
+        assert math.isnan(worst_of(differences))
+
+
+def test_on_one_core_no_thread_of_the_process_is_left_on_another() -> None:
+    cv2.resize(np.zeros((600, 800, 3), np.uint8), (300, 300))  # its threads are there from now on
+    cores = os.sched_getaffinity(0)
+    with one_core():
+        for thread in os.listdir("/proc/self/task"):
+            assert os.sched_getaffinity(int(thread)) == {max(cores)}
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, 1)
+    assert os.sched_getaffinity(0) == cores
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["step", "--batch", "0"],
+        ["step", "--threads", "-1"],
+        ["step", "--box-sides", "0", "0.5"],
+        ["losses", "--batches", "x"],
+        ["loading", "--root", "/nonexistent"],
+        ["scaling", "--ranks", "0"],
+    ],
+)
+def test_arguments_that_cannot_be_are_named(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = benchmark.main(arguments)
+    except SystemExit as ended:  # argparse's
+        status = ended.code
+    assert status == 2
+    assert arguments[1] in capsys.readouterr().err
 
 
 def test_detections_are_compared_by_class_box_and_score() -> None:
