@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -141,6 +142,20 @@ def test_a_weight_never_sinks_below_a_thousandth() -> None:
         weights = step(gradnorm, shared, 1e6, 1e-6)
         assert min(weights) >= 0.0005
         assert sum(weights) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("cls", "box"), [(2.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])
+def test_an_iteration_with_one_loss_of_no_use_leaves_no_trace(cls: float, box: float) -> None:
+    shared = torch.tensor(1.0, requires_grad=True)
+    undisturbed, disturbed = GradNorm(PAIR, lr=0.1), GradNorm(PAIR, lr=0.1)
+    for gradnorm in (undisturbed, disturbed):
+        gradnorm.watch([shared])
+        step(gradnorm, shared, 4.0, 1.0)
+    step(disturbed, shared, cls, box)
+    for gradnorm in (undisturbed, disturbed):
+        step(gradnorm, shared, 2.0, 1.5)
+    for name in ("lambdas", "steps", "first_losses", "slope_mean", "slope_square"):
+        assert torch.equal(getattr(disturbed, name), getattr(undisturbed, name)), name
 
 
 def test_the_layer_must_be_known_and_reached() -> None:
