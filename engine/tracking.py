@@ -51,7 +51,6 @@ class Tracker:
         resumed: Progress | None,
         enabled: bool,
     ) -> None:
-        self.enabled = enabled
         self.score_tags = score_tags(config.detector.type)
         self.pairs = pairs
         self.epochs = config.train.epochs
@@ -90,7 +89,7 @@ class Tracker:
         """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
         self.images_per_batch = images_per_batch
         self.since, self.images = time.perf_counter(), 0
-        if self.enabled and is_watched():
+        if self.metrics is not None and is_watched():
             self.bar = tqdm(
                 total=batches,
                 initial=done,

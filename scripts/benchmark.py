@@ -32,10 +32,12 @@ if __name__ == "__main__" and "theirs" not in sys.argv:
 
 import argparse
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 
 from data.errors import InputError
+from detector.config import BackboneName
 from scripts.benchmarks.inference import run_inference
 from scripts.benchmarks.loading import run_loading
 from scripts.benchmarks.losses import run_losses
@@ -44,8 +46,9 @@ from scripts.benchmarks.scaling import run_scaling
 from scripts.benchmarks.scoring import run_coco, run_voc
 from scripts.benchmarks.step import run_step
 from scripts.benchmarks.weighting import run_weighting
+from scripts.number_types import at_least, share_of_image
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BACKBONES = tuple(name for name in get_args(BackboneName) if name.startswith("resnet"))
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
 AMP = ("none", "bf16", "fp16")
 
@@ -64,28 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share of the image, above 0 and up to 1")
-    return share
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -102,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_scaling(commands.add_parser("scaling", help="a step on more and more ranks"))
     for command in commands.choices.values():
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-        command.add_argument("--threads", type=_count, default=0, help="of PyTorch; 0: its default")
+        command.add_argument(
+            "--threads", type=at_least(0), default=0, help="of PyTorch; 0: its default"
+        )
         command.add_argument("--json", action="store_true", help="every single time, as JSON")
     return parser
 
@@ -115,11 +98,11 @@ def _add_model(parser: argparse.ArgumentParser, size: tuple[int, int], classes: 
 
 
 def _add_input(parser: argparse.ArgumentParser, size: tuple[int, int], classes: int) -> None:
-    parser.add_argument("--size", type=_positive, nargs=2, default=size, help="height and width")
-    parser.add_argument("--classes", type=_positive, default=classes)
+    parser.add_argument("--size", type=at_least(1), nargs=2, default=size, help="height and width")
+    parser.add_argument("--classes", type=at_least(1), default=classes)
     parser.add_argument(
         "--box-sides",
-        type=_share,
+        type=share_of_image,
         nargs=2,
         default=(0.08, 0.4),
         help="shortest and longest side of a box, by the image's shorter side",
@@ -127,8 +110,8 @@ def _add_input(parser: argparse.ArgumentParser, size: tuple[int, int], classes: 
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=_positive, default=2)
-    parser.add_argument("--boxes", type=_count, default=7, help="boxes an image")
+    parser.add_argument("--batch", type=at_least(1), default=2)
+    parser.add_argument("--boxes", type=at_least(0), default=7, help="boxes an image")
     parser.add_argument("--peer-amp", choices=AMP, default="none", help="torchvision's precision")
 
 
@@ -142,28 +125,28 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, (400, 400), 91)
     _add_batch(parser)
     _add_separate(parser)
-    parser.add_argument("--repeats", type=_positive, default=7)
+    parser.add_argument("--repeats", type=at_least(1), default=7)
     parser.set_defaults(run=run_step)
 
 
 def _add_losses(parser: argparse.ArgumentParser) -> None:
     _add_input(parser, (800, 800), 91)
     _add_separate(parser)
-    parser.add_argument("--boxes-list", type=_count, nargs="+", default=(8, 50, 100, 300))
-    parser.add_argument("--batches", type=_positive, nargs="+", default=(1, 2, 4, 8, 16))
-    parser.add_argument("--repeats", type=_positive, default=5)
+    parser.add_argument("--boxes-list", type=at_least(0), nargs="+", default=(8, 50, 100, 300))
+    parser.add_argument("--batches", type=at_least(1), nargs="+", default=(1, 2, 4, 8, 16))
+    parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.set_defaults(run=run_losses)
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, help="folder of a VOCdevkit; pictures are drawn")
-    parser.add_argument("--images", type=_positive, default=200, help="pictures to draw")
-    parser.add_argument("--batch", type=_positive, default=2)
-    parser.add_argument("--workers", type=_count, nargs="+", default=(0, 2))
-    parser.add_argument("--repeats", type=_positive, default=5, help="epochs of each side")
+    parser.add_argument("--images", type=at_least(1), default=200, help="pictures to draw")
+    parser.add_argument("--batch", type=at_least(1), default=2)
+    parser.add_argument("--workers", type=at_least(0), nargs="+", default=(0, 2))
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="epochs of each side")
     parser.add_argument("--channels-last", action="store_true", help="as detector.channels_last")
     parser.add_argument(
-        "--growth", type=_positive, nargs=2, metavar=("FEW", "MANY"), help="lengths of the split"
+        "--growth", type=at_least(1), nargs=2, metavar=("FEW", "MANY"), help="lengths of the split"
     )
     parser.set_defaults(run=run_loading)
 
@@ -172,42 +155,42 @@ def _add_scoring(
     parser: argparse.ArgumentParser, run: object, images: int, classes: int, *amounts: int
 ) -> None:
     objects, detections, repeats = amounts
-    parser.add_argument("--images", type=_positive, default=images)
-    parser.add_argument("--classes", type=_positive, default=classes)
-    parser.add_argument("--objects", type=_positive, default=objects)
-    parser.add_argument("--detections", type=_positive, default=detections)
-    parser.add_argument("--repeats", type=_positive, default=repeats)
+    parser.add_argument("--images", type=at_least(1), default=images)
+    parser.add_argument("--classes", type=at_least(1), default=classes)
+    parser.add_argument("--objects", type=at_least(1), default=objects)
+    parser.add_argument("--detections", type=at_least(1), default=detections)
+    parser.add_argument("--repeats", type=at_least(1), default=repeats)
     parser.set_defaults(run=run)
 
 
 def _add_weighting(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, (400, 400), 91)
     _add_batch(parser)
-    parser.add_argument("--repeats", type=_positive, default=21)
-    parser.add_argument("--step-repeats", type=_positive, default=5)
+    parser.add_argument("--repeats", type=at_least(1), default=21)
+    parser.add_argument("--step-repeats", type=at_least(1), default=5)
     parser.set_defaults(run=run_weighting)
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, (600, 800), 91)
-    parser.add_argument("--batches", type=_positive, nargs="+", default=(1, 8))
-    parser.add_argument("--repeats", type=_positive, default=5)
+    parser.add_argument("--batches", type=at_least(1), nargs="+", default=(1, 8))
+    parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument(
-        "--images", type=_count, default=16, help="of a whole split; 0 leaves it out"
+        "--images", type=at_least(0), default=16, help="of a whole split; 0 leaves it out"
     )
-    parser.add_argument("--split-batch", type=_positive, default=2)
-    parser.add_argument("--split-repeats", type=_positive, default=3)
-    parser.add_argument("--workers", type=_count, default=2)
+    parser.add_argument("--split-batch", type=at_least(1), default=2)
+    parser.add_argument("--split-repeats", type=at_least(1), default=3)
+    parser.add_argument("--workers", type=at_least(0), default=2)
     parser.set_defaults(run=run_inference)
 
 
 def _add_scaling(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, (400, 400), 91)
     _add_batch(parser)
-    parser.add_argument("--ranks", type=_positive, nargs="+", default=(1, 2), help="processes")
-    parser.add_argument("--repeats", type=_positive, default=7, help="steps in a round")
+    parser.add_argument("--ranks", type=at_least(1), nargs="+", default=(1, 2), help="processes")
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="steps in a round")
     parser.add_argument(
-        "--rounds", type=_positive, default=2, help="launches of each number of ranks"
+        "--rounds", type=at_least(1), default=2, help="launches of each number of ranks"
     )
     parser.set_defaults(run=run_scaling)
 

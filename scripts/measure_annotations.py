@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.coco import load_coco
 from data.config import DataConfig
 from data.loading import build_train_loader
+from scripts.number_types import at_least
 
 CLASSES = 80
 LINKS = 60_000  # names that a file may have; ext4 allows 65,000
@@ -43,13 +44,11 @@ REPORTS = 5  # times that a worker tells its memory over the epoch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--images", type=int, default=118_000)
-    parser.add_argument("--objects", type=int, default=860_000)
-    parser.add_argument("--points", type=int, default=20, help="of each outline")
+    parser.add_argument("--images", type=at_least(1), default=118_000)
+    parser.add_argument("--objects", type=at_least(1), default=860_000)
+    parser.add_argument("--points", type=at_least(3), default=20, help="of each outline")
     parser.add_argument("--pictures", action="store_true", help="decode pictures, too")
     arguments = parser.parse_args()
-    if min(arguments.images, arguments.objects, arguments.points) < 1:
-        parser.error("--images, --objects and --points are whole numbers from 1 on")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if arguments.pictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
@@ -19,13 +20,26 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def score_threshold(text: str) -> float:
     """A score between 0 and 1, for argparse's ``type``."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value <= 1:
         raise ArgumentTypeError(f"{text!r} is no score between 0 and 1")
     return value
+
+
+def share_of_image(text: str) -> float:
+    """A part of a side, above 0 and up to 1, for argparse's ``type``."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise ArgumentTypeError(f"{text!r} is no share of an image, above 0 and up to 1")
+    return value
+
+
+def _number(text: str) -> float:
+    """NaN, which no range holds, for whatever is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def listed(text: str) -> tuple[int, ...]:

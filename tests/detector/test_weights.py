@@ -1,16 +1,8 @@
-"""Weights: what a file holds ends in the right place, and files from strangers do no harm."""
+"""Weights: what a file holds ends in the right place of a detector."""
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import io
 import json
-import os
-import pickle
-import threading
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +16,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from data.errors import InputError
 from detector.build import Detector, build_detector
 from detector.config import DetectorConfig
-from detector.weight_archive import seal
-from detector.weight_files import fetch_weights, read_weights
 from detector.weights import COCO_ROWS, PretrainedReport, load_pretrained
 from losses.config import LossConfig
 
@@ -226,14 +216,6 @@ def test_an_exported_file_gives_its_classes_by_name_also_91_of_them(tmp_path: Pa
     assert torch.equal(ours[:, [0, 2]], theirs[:, [90, 3]])
 
 
-@pytest.mark.parametrize("classes", ["cat, dog", "[1, 2]", '{"0": "cat"}', "[" * 100_000, ""])
-def test_what_other_programs_call_classes_is_passed_over(classes: str, tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file({"a": torch.ones(2)}, path, {"classes": classes})
-    stored = read_weights(path)
-    assert (stored.classes, list(stored.state)) == (None, ["a"])
-
-
 @pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
 def test_our_own_checkpoint_gives_its_classes_by_name(kind: str, tmp_path: Path) -> None:
     options = {**SMALL, "type": kind, "trainable_stages": 5, "norm": "batch"}
@@ -266,18 +248,6 @@ def test_a_detector_of_unnamed_classes_gives_all_but_the_class_rows(tmp_path: Pa
     assert report.reinitialized == ("head.classification_head.cls_logits", "class a", "class b")
     name = "head.regression_head.bbox_reg.weight"
     assert torch.equal(second.state_dict()[name], first.state_dict()[name])
-
-
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."]
-)
-def test_what_wrapped_the_model_is_no_part_of_its_names(prefix: str, tmp_path: Path) -> None:
-    state = {"backbone.body.weight": torch.ones(2), "head.bias": torch.zeros(1)}
-    torch.save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "x.pth")
-    assert list(read_weights(tmp_path / "x.pth").state) == list(state)
-    partly = {prefix + "head.bias": torch.ones(2), "head.bias": torch.zeros(1)}
-    torch.save(partly, tmp_path / "x.pth")
-    assert list(read_weights(tmp_path / "x.pth").state) == list(partly)
 
 
 def test_no_class_is_called_kept_where_the_heads_are_of_another_kind(tmp_path: Path) -> None:
@@ -391,172 +361,6 @@ def test_frozen_layers_with_random_weights_are_refused(options: dict[str, object
 def test_nothing_frozen_needs_no_weights() -> None:
     _, report = start(weights="none", trainable_stages=5, norm="batch", **SMALL)
     assert str(report) == "weights: none: random initialization, norm eps 1e-05"
-
-
-class Exploit:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, ("exploited",)
-
-
-def write_bad_file(kind: str, path: Path) -> None:
-    if kind == "truncated":
-        torch.save({"conv1.weight": torch.zeros(100, 3)}, path)
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("<html>404</html>")
-    elif kind == "malicious":
-        path.write_bytes(pickle.dumps({"conv1.weight": Exploit()}, protocol=2))
-    elif kind == "malicious zip":
-        torch.save({"conv1.weight": Exploit()}, path)
-    else:
-        content = {
-            "a list": [1, 2],
-            "numbers": {"a": 1},
-            "nothing": {},
-            "a tensor": torch.ones(2),
-        }
-        torch.save(content[kind], path)
-
-
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "truncated",
-        "empty",
-        "text",
-        "malicious",
-        "malicious zip",
-        "a list",
-        "numbers",
-        "nothing",
-        "a tensor",
-    ],
-)
-def test_bad_files_are_named_and_nothing_runs(
-    kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / f"weights.{ending}"
-    write_bad_file(kind, path)
-    with pytest.raises(InputError, match=str(path)) as raised:
-        start(weights=str(path), **SMALL)
-    assert "\n" not in str(raised.value)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save({"conv1.weight": torch.arange(1000)}, path)
-    content = bytearray(path.read_bytes())
-    content[content.index(torch.arange(900, 902).numpy().tobytes())] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged \(checksum of"):
-        start(weights=str(path), **SMALL)
-
-
-def test_our_own_checkpoint_is_checked_by_its_digest(tmp_path: Path) -> None:
-    path = tmp_path / "best.pt"
-    buffer = io.BytesIO()
-    torch.save({"detector": {"conv1.weight": torch.arange(1000)}}, buffer)
-    seal(buffer)
-    path.write_bytes(buffer.getvalue())
-    assert list(read_weights(path).state) == ["conv1.weight"]
-    content = bytearray(buffer.getvalue())
-    content[content.index(b"PK\1\2") + 4] ^= 1  # of the directory, which has no checksum
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"best\.pt is damaged \(its checksum is another"):
-        start(weights=str(path), **SMALL)
-
-
-def test_compressed_weights_which_may_be_a_bomb_are_refused(tmp_path: Path) -> None:
-    path, bomb = tmp_path / "weights.pth", tmp_path / "bomb.pth"
-    torch.save({"conv1.weight": torch.zeros(1000, 1000)}, path)
-    with (
-        zipfile.ZipFile(path) as source,
-        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
-        for entry in source.infolist():
-            packed.writestr(entry.filename, source.read(entry))
-    with pytest.raises(InputError, match=r"bomb\.pth is compressed"):
-        read_weights(bomb)
-
-
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no.pth", Path("imagnet")):
-        with pytest.raises(InputError, match=f"no file {path}; choose imagenet, coco, none"):
-            start(weights=str(path), **SMALL)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A folder served over HTTP, and the address."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, directory=str(folder), **kwargs)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", folder
-        running.shutdown()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch" / "hub" / "checkpoints"
-
-
-def serve(folder: Path, right_hash: bool = True) -> str:
-    torch.save({"conv1.weight": torch.arange(12.0).view(4, 3)}, folder / "file")
-    digest = hashlib.sha256((folder / "file").read_bytes()).hexdigest()
-    name = f"network-{digest[:8] if right_hash else '00000000'}.pth"
-    (folder / "file").rename(folder / name)
-    return name
-
-
-def test_weights_are_fetched_once_and_kept(server: tuple[str, Path], cache: Path) -> None:
-    address, folder = server
-    name = serve(folder)
-    fetched = fetch_weights(f"{address}/{name}")
-    assert fetched.source == str(cache / name)
-    (folder / name).unlink()
-    again = fetch_weights(f"{address}/{name}")
-    assert torch.equal(again.state["conv1.weight"], fetched.state["conv1.weight"])
-
-
-def test_a_download_with_the_wrong_hash_is_refused(server: tuple[str, Path], cache: Path) -> None:
-    address, folder = server
-    name = serve(folder, right_hash=False)
-    with pytest.raises(InputError, match="invalid hash"):
-        fetch_weights(f"{address}/{name}")
-    assert not list(cache.iterdir())
-
-
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
-def test_offline_the_message_says_where_to_put_the_file(address: str, cache: Path) -> None:
-    with pytest.raises(InputError) as raised:
-        fetch_weights(f"{address}/network-01234567.pth")
-    assert f"put the file network-01234567.pth at {cache / 'network-01234567.pth'}" in str(
-        raised.value
-    )
-
-
-def test_a_missing_file_on_the_server_says_where_to_put_it(
-    server: tuple[str, Path], cache: Path
-) -> None:
-    with pytest.raises(InputError, match="404") as raised:
-        fetch_weights(f"{server[0]}/network-01234567.pth")
-    assert str(cache) in str(raised.value)
 
 
 def test_imagenet_reads_torchvisions_first_weights_from_its_cache(cache: Path) -> None:
