@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a terminal shows of one log line: 40 images in four seconds, ten batches of 8 left."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -44,10 +42,7 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         tracker.advance(5)
         tracker.since -= 4
         tracker.train(RECORD | {"images_per_second": tracker.measure()}, batches_left=10)
-    yield terminal.getvalue()
-    for handler in logging.root.handlers[:]:
-        logging.root.removeHandler(handler)
-        handler.close()
+    return terminal.getvalue()
 
 
 def test_what_a_bar_says_fits_into_80_columns(shown: str) -> None:
