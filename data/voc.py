@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations, arrange_objects
-from data.errors import InputError, shown, some_of, unreadable
+from data.errors import InputError, shown, some_of
 from data.image_sizes import OWN_FILES, Access, complete_sizes
-from data.paths import inner_path, is_inside, refuse_links
+from data.paths import refuse_links
+from data.voc_images import find_voc_image, images_by_stem
+from data.voc_splits import listed_name, read_lines, split_file
 from data.voc_xml import VocImage, read_voc_xml
 
 # fmt: off
@@ -26,8 +26,6 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 # fmt: on
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-_NAME_AND_FLAG = re.compile(r"(\S+)\s+(?:-1|0|1)")
 
 
 def load_voc(
@@ -55,7 +53,7 @@ def load_voc(
     """
     source = f"{root} ({', '.join(splits)})"
     if not access.follow_links:
-        refuse_links(root, [_list_file(root, split) for split in splits], source)
+        refuse_links(root, [split_file(root, split) for split in splits], source)
     entries = [entry for split in splits for entry in _list_entries(root, split)]
     _check_distinct(entries, source)
     if not access.follow_links:
@@ -119,15 +117,9 @@ class _Entry:
         return posixpath.join(self.folder, "Annotations", f"{self.name}.xml")
 
 
-def _list_file(root: Path, split: str) -> str:
-    """``ImageSets/Main/<split>.txt``, relative to the root; in a VOCdevkit below the year."""
-    folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {root}"))
-    return posixpath.join(folder, "ImageSets", "Main", f"{name}.txt")
-
-
 def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
     """The lines of the list of a split."""
-    path = root / _list_file(root, split)
+    path = root / split_file(root, split)
     folder = posixpath.dirname(posixpath.normpath(split))
     lines = read_lines(path, root)
     if not any(line.strip() for line in lines):
@@ -136,89 +128,6 @@ def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
         if line.strip():
             annotations, where = root / folder / "Annotations", f"{path}: line {number}"
             yield _Entry(folder, listed_name(line, annotations, where))
-
-
-def listed_name(line: str, annotations: Path, where: str) -> str:
-    """The image that a line of a split names, which is not blank.
-
-    Files of one class (``cat_train.txt``) have a flag behind each name, after spaces or a tab; it
-    is not used: an image without cats belongs to the split, too. Raises InputError for a name that
-    leaves the folder ``annotations``, and for the path of an image or of its annotation.
-    """
-    name = inner_path(line.strip().replace("\t", " "), where)
-    flagged = _NAME_AND_FLAG.fullmatch(name)
-    if flagged and not _is_annotated(annotations, name):
-        name = flagged[1]
-    bare = posixpath.basename(name)
-    if has_image_ending(bare) or bare.endswith(".xml"):
-        bare = posixpath.splitext(bare)[0]
-    is_path = bare != name and not _is_annotated(annotations, name)
-    if is_path and _is_annotated(annotations, bare):
-        raise InputError(
-            f"{where}: {shown(name)}: a line is a name without folder and ending; "
-            f"write {shown(bare)}"
-        )
-    return name
-
-
-def check_listable(name: str, where: str) -> None:
-    """Raise InputError for the name of an image that a line of a split would not give back."""
-    if name != name.strip():
-        raise InputError(
-            f"{where}: the name {shown(name)} begins or ends with a space, which VOC's readers "
-            "cut off; rename the file"
-        )
-
-
-def _is_annotated(annotations: Path, name: str) -> bool:
-    return os.path.isfile(annotations / f"{name}.xml")
-
-
-def read_lines(path: Path, root: Path) -> list[str]:
-    """The lines of a split of the dataset in ``root``; raises InputError."""
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (FileNotFoundError, NotADirectoryError):
-        if not root.is_dir():
-            raise InputError(f"{root}: there is no such folder; check data.root") from None
-        present = splits_present(root)
-        cure = (
-            f"the splits there: {some_of(present)}"
-            if present
-            else "check data.root and data.format"
-        )
-        raise InputError(f"{path}: there is no such split; {cure}") from None
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text ({error.reason}); save it as UTF-8") from error
-
-
-def splits_present(root: Path) -> list[str]:
-    """What ``split`` could be: without the sets of one class, which VOC has by the hundred."""
-    found = []
-    for lists in sorted([*root.glob("ImageSets/Main"), *root.glob("*/ImageSets/Main")]):
-        stems = {path.stem for path in lists.glob("[!.]*.txt")}  # macOS adds ._train.txt
-        folder = lists.parent.parent.relative_to(root)
-        found += [
-            (folder / stem).as_posix()
-            for stem in sorted(stems)
-            if not _of_class(lists, stem, stems)
-        ]
-    return found
-
-
-def _of_class(lists: Path, stem: str, stems: set[str]) -> bool:
-    """Whether a list is of one class: ``cat_train`` beside ``train``, a flag behind each name."""
-    parts = stem.split("_")
-    if not any("_".join(parts[first:]) in stems for first in range(1, len(parts))):
-        return False
-    try:
-        lines = (lists / f"{stem}.txt").read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError):
-        return False
-    filled = [line for line in lines if line.strip()]
-    return bool(filled) and all(_NAME_AND_FLAG.fullmatch(line.strip()) for line in filled)
 
 
 def _check_distinct(entries: Sequence[_Entry], source: str) -> None:
@@ -270,101 +179,8 @@ def _folders(entries: Sequence[_Entry]) -> set[str]:
     return {entry.folder for entry in entries}
 
 
-def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict[str, str]:
-    """The image files in and below a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``.
-
-    Those in a folder inside are ``inner/name`` and ``inner/name.jpg``. Folders that are links to
-    outside the root are only entered on request.
-    """
-    names = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [
-            name for name in folders if _may_enter(os.path.join(place, name), root, follow_links)
-        ]
-        inner = os.path.relpath(place, folder)
-        names += files if inner == "." else [posixpath.join(inner, name) for name in files]
-    return by_stem(names)
-
-
-def by_stem(names: Iterable[str]) -> dict[str, str]:
-    """Those of the files that are images by their endings, as ``images_by_stem`` lists them.
-
-    Of several with one stem it is the one whose ending comes first in ``IMAGE_ENDINGS``: beside
-    ``0001.jpg`` a ``0001.png`` is mostly a label mask.
-    """
-    images = sorted((name for name in names if has_image_ending(name)), key=_by_ending)
-    stems = {posixpath.splitext(name)[0]: name for name in reversed(images)}
-    return stems | {name: name for name in images}
-
-
-def _by_ending(name: str) -> tuple[int, str]:
-    return IMAGE_ENDINGS.index(posixpath.splitext(name)[1].lower()), name
-
-
-def has_image_ending(file: str) -> bool:
-    """Whether a file has the ending of an image; others are not found in JPEGImages."""
-    return posixpath.splitext(file)[1].lower() in IMAGE_ENDINGS
-
-
-def _may_enter(folder: str, root: Path, follow_links: bool) -> bool:
-    """Whether a folder is none that leads back up, nor a link out of the root unasked."""
-    if not os.path.islink(folder):
-        return True
-    real = os.path.realpath(folder)
-    if any(os.path.realpath(above) == real for above in Path(folder).parents):
-        return False
-    return follow_links or is_inside(root, folder)
-
-
 def _file_of(entry: _Entry, image: VocImage, listing: dict[str, str], root: Path) -> str:
     return find_voc_image(entry.name, image.filename, listing, str(root / entry.annotation))
-
-
-def find_voc_image(name: str, filename: str | None, listing: dict[str, str], where: str) -> str:
-    """The image in JPEGImages: by ``name``, else by ``<filename>`` with its or another ending.
-
-    An image with the annotation's own name is its image whatever ``<filename>`` says, which tools
-    that rename files leave as it was; torchvision, detectron2 and mmdetection read no other image.
-    Only where ``<filename>`` is needed must it be a path that stays in the folder.
-
-    Args:
-        name: of the annotation file, without its ending.
-        filename: what the annotation file says, if it does.
-        listing: what ``images_by_stem`` found there.
-        where: what messages call the annotation file.
-    """
-    if filename is None:
-        return listing.get(name, f"{name}.jpg")
-    stem, file = _stem_and_file(filename)
-    if name in listing:
-        return listing.get(file, listing[name]) if stem == name else listing[name]
-    inner_path(filename, f"{where}: <filename>")
-    return listing.get(file) or listing.get(stem) or file
-
-
-def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) -> str:
-    """The image that ``<filename>`` names where ``find_voc_image`` took another; else ""."""
-    if filename is None:
-        return ""
-    stem, file = _stem_and_file(filename)
-    named = listing.get(file) or listing.get(stem) or ""
-    return named if name in listing and stem != name else ""
-
-
-def same_stem(name: str, filename: str | None, listing: dict[str, str]) -> list[str]:
-    """The images of the annotation's own name, where ``<filename>`` chooses none of several."""
-    endings = [*IMAGE_ENDINGS, *(ending.upper() for ending in IMAGE_ENDINGS)]
-    images = [f"{name}{ending}" for ending in endings if f"{name}{ending}" in listing]
-    chosen = filename is not None and posixpath.normpath(filename) in images
-    return [] if chosen or len(images) < 2 else images
-
-
-def _stem_and_file(filename: str) -> tuple[str, str]:
-    """A ``<filename>`` without and with its ending, which is .jpg where it has none."""
-    filename = posixpath.normpath(filename)
-    if has_image_ending(filename):
-        return posixpath.splitext(filename)[0], filename
-    return filename, f"{filename}.jpg"
 
 
 def _to_continuous(

@@ -15,8 +15,9 @@ from data.annotations import Annotations, concatenate
 from data.coco import load_coco
 from data.errors import InputError, shown, some_of, unreadable
 from data.image_sizes import Access
-from data.paths import check_inside, inner_path
-from data.voc import VOC_CLASSES, load_voc, splits_present
+from data.paths import check_inside
+from data.voc import VOC_CLASSES, load_voc
+from data.voc_splits import split_file, splits_present
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class Layout:
 
     def _has_list(self, split: str) -> bool:
         """Whether VOC has a list of that name, which may be one of a single class."""
-        folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {self.root}"))
-        path = self.root / folder / "ImageSets/Main" / f"{name}.txt"
-        return self.format == "voc" and path.is_file()
+        return self.format == "voc" and (self.root / split_file(self.root, split)).is_file()
 
     def load(self, split: str) -> Annotations:
         """The annotations of one split; raises InputError at the first thing that is wrong."""

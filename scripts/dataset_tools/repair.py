@@ -20,7 +20,8 @@ from data.image_sizes import MOST_PIXELS
 from data.images import read_image
 from data.masks import object_area
 from data.segmentations import SegmentationColumns
-from data.voc import find_voc_image, images_by_stem, read_lines
+from data.voc_images import find_voc_image, images_by_stem
+from data.voc_splits import read_lines
 from data.voc_xml import parse_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from data.errors import InputError, shown
 from data.paths import inner_path
-from data.voc import check_listable
+from data.voc_splits import check_listable
 from data.voc_xml import read_voc_xml
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout

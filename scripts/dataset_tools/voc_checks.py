@@ -14,15 +14,9 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from data.errors import InputError, shown, some_of
-from data.voc import (
-    VOC_CLASSES,
-    find_voc_image,
-    images_by_stem,
-    listed_name,
-    other_voc_image,
-    read_lines,
-    same_stem,
-)
+from data.voc import VOC_CLASSES
+from data.voc_images import find_voc_image, images_by_stem, other_voc_image, same_stem
+from data.voc_splits import listed_name, read_lines, split_file
 from data.voc_xml import VOC_SIDES, VocObject, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
@@ -63,8 +57,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
 
 def _check_split(root: Path, split: str) -> tuple[set[str], list[Problem]]:
     """The annotation files of a split, and what is wrong with its lines."""
-    folder, name = posixpath.split(split)
-    file = posixpath.join(folder, "ImageSets/Main", f"{name}.txt")
+    folder, file = posixpath.dirname(split), split_file(root, split)
     try:
         lines = read_lines(root / file, root)
     except InputError as error:

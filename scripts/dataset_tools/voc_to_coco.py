@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from data.coco_columns import read_categories
 from data.errors import InputError, shown
-from data.voc import VOC_CLASSES, find_voc_image, images_by_stem, listed_name, read_lines
+from data.voc import VOC_CLASSES
+from data.voc_images import find_voc_image, images_by_stem
+from data.voc_splits import listed_name, read_lines, split_file
 from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.coco_to_voc import REST
@@ -119,7 +121,7 @@ class VocToCoco:
 
 
 def _listed(root: Path, split: str) -> list[str]:
-    path = root / "ImageSets/Main" / f"{split}.txt"
+    path = root / split_file(root, split)
     names = []
     for number, line in enumerate(read_lines(path, root), start=1):
         if line.strip():

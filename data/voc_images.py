@@ -1,0 +1,105 @@
+"""The images of a VOC dataset: which file in ``JPEGImages`` an annotation belongs to."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable
+from pathlib import Path
+
+from data.paths import inner_path, is_inside
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict[str, str]:
+    """The image files in and below a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``.
+
+    Those in a folder inside are ``inner/name`` and ``inner/name.jpg``. Folders that are links to
+    outside the root are only entered on request.
+    """
+    names = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name for name in folders if _may_enter(os.path.join(place, name), root, follow_links)
+        ]
+        inner = os.path.relpath(place, folder)
+        names += files if inner == "." else [posixpath.join(inner, name) for name in files]
+    return by_stem(names)
+
+
+def by_stem(names: Iterable[str]) -> dict[str, str]:
+    """Those of the files that are images by their endings, as ``images_by_stem`` lists them.
+
+    Of several with one stem it is the one whose ending comes first in ``IMAGE_ENDINGS``: beside
+    ``0001.jpg`` a ``0001.png`` is mostly a label mask.
+    """
+    images = sorted((name for name in names if has_image_ending(name)), key=_by_ending)
+    stems = {posixpath.splitext(name)[0]: name for name in reversed(images)}
+    return stems | {name: name for name in images}
+
+
+def _by_ending(name: str) -> tuple[int, str]:
+    return IMAGE_ENDINGS.index(posixpath.splitext(name)[1].lower()), name
+
+
+def has_image_ending(file: str) -> bool:
+    """Whether a file has the ending of an image; others are not found in JPEGImages."""
+    return posixpath.splitext(file)[1].lower() in IMAGE_ENDINGS
+
+
+def _may_enter(folder: str, root: Path, follow_links: bool) -> bool:
+    """Whether a folder is none that leads back up, nor a link out of the root unasked."""
+    if not os.path.islink(folder):
+        return True
+    real = os.path.realpath(folder)
+    if any(os.path.realpath(above) == real for above in Path(folder).parents):
+        return False
+    return follow_links or is_inside(root, folder)
+
+
+def find_voc_image(name: str, filename: str | None, listing: dict[str, str], where: str) -> str:
+    """The image in JPEGImages: by ``name``, else by ``<filename>`` with its or another ending.
+
+    An image with the annotation's own name is its image whatever ``<filename>`` says, which tools
+    that rename files leave as it was; torchvision, detectron2 and mmdetection read no other image.
+    Only where ``<filename>`` is needed must it be a path that stays in the folder.
+
+    Args:
+        name: of the annotation file, without its ending.
+        filename: what the annotation file says, if it does.
+        listing: what ``images_by_stem`` found there.
+        where: what messages call the annotation file.
+    """
+    if filename is None:
+        return listing.get(name, f"{name}.jpg")
+    stem, file = _stem_and_file(filename)
+    if name in listing:
+        return listing.get(file, listing[name]) if stem == name else listing[name]
+    inner_path(filename, f"{where}: <filename>")
+    return listing.get(file) or listing.get(stem) or file
+
+
+def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) -> str:
+    """The image that ``<filename>`` names where ``find_voc_image`` took another; else ""."""
+    if filename is None:
+        return ""
+    stem, file = _stem_and_file(filename)
+    named = listing.get(file) or listing.get(stem) or ""
+    return named if name in listing and stem != name else ""
+
+
+def same_stem(name: str, filename: str | None, listing: dict[str, str]) -> list[str]:
+    """The images of the annotation's own name, where ``<filename>`` chooses none of several."""
+    endings = [*IMAGE_ENDINGS, *(ending.upper() for ending in IMAGE_ENDINGS)]
+    images = [f"{name}{ending}" for ending in endings if f"{name}{ending}" in listing]
+    chosen = filename is not None and posixpath.normpath(filename) in images
+    return [] if chosen or len(images) < 2 else images
+
+
+def _stem_and_file(filename: str) -> tuple[str, str]:
+    """A ``<filename>`` without and with its ending, which is .jpg where it has none."""
+    filename = posixpath.normpath(filename)
+    if has_image_ending(filename):
+        return posixpath.splitext(filename)[0], filename
+    return filename, f"{filename}.jpg"
