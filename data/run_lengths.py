@@ -1,4 +1,4 @@
-"""COCO's compressed run-length strings: what they add up to, without decoding their pixels.
+"""COCO's compressed run-length strings: made, and added up without decoding their pixels.
 
 pycocotools trusts such strings: one that is cut short is read past its end, and one whose runs do
 not fill the image keeps the score loop going for ever. Strings from outside are therefore checked
@@ -11,12 +11,30 @@ length is the number plus the run length two before it. (Source: the format of t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as coco_mask
 
 IntArray = npt.NDArray[np.int64]
 _CHARACTERS_AT_ONCE = 1 << 16
 _LONGEST_NUMBER = 7  # characters; 35 bits
+
+
+def compress(runs: list[Any], size_hw: list[int]) -> bytes:
+    """Run lengths as a list, of an image of ``height, width`` -> COCO's string of them.
+
+    Raises:
+        ValueError: they are not whole numbers from 0 that add up to the pixels of the image, or
+            these are more than pycocotools can count.
+    """
+    if set(map(type, runs)) != {int} or min(runs) < 0 or sum(runs) != size_hw[0] * size_hw[1]:
+        raise ValueError("has counts that do not add up to its size")
+    if sum(runs) >= 2**31:
+        raise ValueError("has a size of too many pixels")
+    encoded: bytes = coco_mask.frPyObjects({"counts": runs, "size": size_hw}, *size_hw)["counts"]
+    return encoded
 
 
 def described_pixels(rle_bytes: npt.NDArray[np.uint8], spans: IntArray) -> IntArray:

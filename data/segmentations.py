@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from data.errors import InputError, shown
 from data.masks import IntArray, MaskStore
-from data.run_lengths import described_pixels
+from data.run_lengths import compress, described_pixels
 
 _PACK_AT = 1 << 18  # coordinates
 _RUN_LENGTHS = re.compile(r"[0-o]*[0-O]")
@@ -89,13 +88,15 @@ class SegmentationColumns:
         if not (isinstance(size, list) and [type(side) for side in size] == [int, int]):
             raise ValueError("needs size: [height, width] beside its counts")
         if isinstance(counts, list):
-            counts = _compress(counts, size)
-        elif not (isinstance(counts, str) and _RUN_LENGTHS.fullmatch(counts)):
+            characters = compress(counts, size)
+        elif isinstance(counts, str) and _RUN_LENGTHS.fullmatch(counts):
+            characters = counts.encode("ascii")
+        else:
             raise ValueError("has counts that are neither run lengths nor COCO's string of them")
         self._rle_rows.append(len(self._part_counts))
         self._rle_sizes.append(size)
-        self._rle_bytes += counts.encode("ascii")
-        return len(counts)
+        self._rle_bytes += characters
+        return len(characters)
 
     def finish(
         self, sizes_hw: npt.NDArray[np.int32], where: Callable[[int], str]
@@ -140,17 +141,6 @@ class SegmentationColumns:
                     f"{where(row)}: segmentation has run lengths that do not fill its size "
                     f"{size}; export it again"
                 )
-
-
-def _compress(counts: list[Any], size: list[int]) -> str:
-    """Run lengths as a list -> COCO's string of them."""
-    if set(map(type, counts)) != {int} or min(counts) < 0 or sum(counts) != size[0] * size[1]:
-        raise ValueError("has counts that do not add up to its size")
-    if sum(counts) >= 2**31:
-        raise ValueError("has a size of too many pixels")
-    encoded = coco_mask.frPyObjects([{"counts": counts, "size": size}], *size)
-    text: bytes = encoded[0]["counts"]
-    return text.decode("ascii")
 
 
 def _spans(lengths: array[int]) -> IntArray:

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from data.annotations import NO_CATEGORY, Annotations
 from data.coco_columns import ENOUGH_TO_JUDGE, whole_number
 from data.errors import InputError, shown, some_of, unreadable
-from data.run_lengths import described_pixels
+from data.run_lengths import compress, described_pixels
 from engine.atomic_file import write_atomically
 from engine.detections import Detections, make_detections, sides_of
 
@@ -277,10 +277,10 @@ def _run_lengths(segmentation: Any, size_hw: list[int], where: str) -> bytes:
         )
     if isinstance(counts, str):
         return counts.encode("utf-8", "surrogatepass")
-    if any(type(count) is not int or not 0 <= count < 2**31 for count in counts):
-        raise InputError(f"{where}: segmentation counts must be whole numbers from 0; write COCO's")
-    rle: bytes = coco_mask.frPyObjects({"size": size_hw, "counts": counts}, *size_hw)["counts"]
-    return rle
+    try:
+        return compress(counts, size_hw)
+    except ValueError as error:
+        raise InputError(f"{where}: segmentation {error}; write the mask again") from None
 
 
 def _boxes_around(rles: list[bytes], sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
