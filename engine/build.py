@@ -53,7 +53,7 @@ def build_splits(
 
 def build_loader(config: Config, training: Annotations, ranks: Ranks) -> TrainLoader:
     """This rank's share of the training batches."""
-    return build_train_loader(
+    loader = build_train_loader(
         config.data,
         training,
         seed=config.train.seed,
@@ -62,6 +62,15 @@ def build_loader(config: Config, training: Annotations, ranks: Ranks) -> TrainLo
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+    batch = config.global_batch(ranks.world_size)
+    if batch > loader.images:
+        log.warning(
+            "a batch of %d images (data.batch_size times processes) shows some of the %d images of "
+            "data.train several times; a smaller one has more iterations in an epoch",
+            batch,
+            loader.images,
+        )
+    return loader
 
 
 def build_state(

@@ -41,6 +41,20 @@ def test_a_dry_run_describes_the_model_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
+def test_a_batch_larger_than_the_training_data_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(batch_size: int) -> list[str]:
+        caplog.clear()
+        dry_run(config_of(tiny(tmp_path, data={"batch_size": batch_size})), ALONE)
+        return [line for line in caplog.messages if "several times" in line]
+
+    assert warnings(10) == []
+    (warning,) = warnings(11)
+    assert "a batch of 11 images" in warning
+    assert "the 10 images of data.train" in warning
+
+
 def test_a_dry_run_freezes_what_rests_at_first(tmp_path: Path) -> None:
     def trained(freeze: dict[str, list[int]]) -> int:
         text = dry_run(config_of(tiny(tmp_path, train={"freeze": freeze})), ALONE)
