@@ -4,7 +4,8 @@
     python scripts/benchmark.py step --detector faster_rcnn --amp bf16 --separate
     python scripts/benchmark.py losses --boxes-list 8 100 300 --batches 1 4 16
     python scripts/benchmark.py loading --workers 0 2
-    python scripts/benchmark.py {voc,coco,weighting,inference} [--device cuda] [--json]
+    python scripts/benchmark.py {weighting,inference} [--device cuda] [--json]
+    python scripts/benchmark.py {voc,coco} [--json]
     python scripts/benchmark.py scaling --ranks 1 2
 
 Every comparison first checks that both sides give the same losses or scores, with the same weights
@@ -50,6 +51,7 @@ from scripts.number_types import at_least, share_of_image
 
 BACKBONES = tuple(name for name in get_args(BackboneName) if name.startswith("resnet"))
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
+SCORES = ("voc", "coco")  # which have no use for a GPU
 AMP = ("none", "bf16", "fp16")
 
 
@@ -75,14 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_step(commands.add_parser("step", help="a training step"))
     _add_losses(commands.add_parser("losses", help="RetinaNet's matching and losses"))
     _add_loading(commands.add_parser("loading", help="files to normalized batches"))
-    _add_scoring(commands.add_parser("voc", help="VOC mAP"), run_voc, 4952, 20, 14976, 248_000, 5)
+    voc = commands.add_parser("voc", help="VOC mAP")
+    _add_scoring(voc, run_voc, 4952, 20, 14976, 248_000, 5)
     coco = commands.add_parser("coco", help="COCO AP by each engine")
     _add_scoring(coco, run_coco, 5000, 80, 36_000, 500_000, 1)
     _add_weighting(commands.add_parser("weighting", help="ALWA's share of a step"))
     _add_inference(commands.add_parser("inference", help="detection"))
     _add_scaling(commands.add_parser("scaling", help="a step on more and more ranks"))
-    for command in commands.choices.values():
-        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    for name, command in commands.choices.items():
+        if name in SCORES:
+            command.set_defaults(device="cpu")
+        else:
+            command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         command.add_argument(
             "--threads", type=at_least(0), default=0, help="of PyTorch; 0: its default"
         )
