@@ -15,6 +15,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
 from typing import Any
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _LEFT_TO_THE_PARENT = (signal.SIGTERM, signal.SIGINT)
+_END_OF_A_WORKER = 5  # seconds from the end of its connections to its own
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid")
 
 
@@ -115,9 +117,27 @@ class BatchStream:
         try:
             return next(answers, None)
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not says_that_a_worker_died(error):
+            is_other = isinstance(error, RuntimeError) and not says_that_a_worker_died(error)
+            if is_other or not self._loader.num_workers:
                 raise
+            self._take_notice()
             raise worker_death(error) from error
+
+    def _take_notice(self) -> None:
+        """Have PyTorch's SIGCHLD handler say now that a worker died, if it has not yet.
+
+        It raises wherever the main thread is when the signal comes, which may be a moment after the
+        connection broke: in the midst of what the caller does about that.
+        """
+        iterator: Any = self._loader._iterator
+        try:
+            died = wait([worker.sentinel for worker in iterator._workers], _END_OF_A_WORKER)
+            for worker in iterator._workers:
+                if worker.sentinel in died:
+                    worker.join()
+        except RuntimeError as error:
+            if not says_that_a_worker_died(error):
+                raise
 
     def _report(self, damaged: Sequence[str]) -> None:
         for complaint in damaged:

@@ -124,6 +124,25 @@ def test_a_worker_that_is_killed_is_reported_as_dead(dataset: tuple[Path, Annota
             list(batches)
 
 
+@linux
+def test_a_lost_worker_is_reported_once(
+    dataset: tuple[Path, Annotations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_it(_: Any) -> None:
+        os.kill(worker, signal.SIGKILL)
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    before = children_of(os.getpid())
+    with training(dataset, workers=1, repeat=50) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        (worker,) = children_of(os.getpid()) - before
+        monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__next__", lose_it)
+        with pytest.raises(WorkerDiedError, match="reset by peer"):
+            next(batches)
+        time.sleep(0.5)  # PyTorch's SIGCHLD handler would raise here
+
+
 def too_many_files(*_: Any) -> None:
     raise OSError(errno.EMFILE, "Too many open files")
 
