@@ -37,8 +37,8 @@ class ImageColumns:
         identity = whole_number(image.get("id"))
         if identity is None:
             raise InputError(
-                f"{where}: its id is {shown(image.get('id'))}, not a whole number; number the "
-                "images, and write the same numbers as image_id"
+                f"{where}: its id is {shown(image.get('id'))}, no whole number below 2**62; number "
+                "the images, and write the same numbers as image_id"
             )
         where = f"{self._path}: image {identity}"
         self.ids.append(identity)
@@ -126,8 +126,8 @@ class ObjectColumns:
         if image_id is None or category_id is None:
             ids = {key: item.get(key) for key in _REFERENCES}
             raise InputError(
-                f"{self.where(row)}: {shown(ids)} must be whole numbers; write the ids of its "
-                "image and category"
+                f"{self.where(row)}: {shown(ids)} must be whole numbers below 2**62; write the "
+                "ids of its image and category"
             )
         self.image_ids.append(image_id)
         self.category_ids.append(category_id)
@@ -243,7 +243,8 @@ def read_categories(path: Path, categories: Any) -> dict[str, int]:
         identity, name = whole_number(category.get("id")), category.get("name")
         if identity is None:
             raise InputError(
-                f"{where}: its id is {shown(category.get('id'))}; give it a whole number"
+                f"{where}: its id is {shown(category.get('id'))}, no whole number below 2**62; "
+                "give it one"
             )
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{where}: its name is {shown(name)}; give it one that is text")

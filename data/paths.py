@@ -6,12 +6,16 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import InputError, shown
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|^/|^[A-Za-z]:|^~")
+OTHERWISE_WRITTEN = (
+    "is the name in other letters (upper and lower case) or in another Unicode normal form (NFC, "
+    "NFD): rename the files, or write the annotations as they are called"
+)
 _LONGEST_PART = 255  # bytes, of file systems
 _LONGEST_PATH = 1000  # paths are stored at the width of the longest: one must not blow up the rest
 
@@ -25,9 +29,10 @@ def inner_path(name: object, where: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{where}: {shown(name)} is not a file name; write a relative path")
     if _UNSAFE.search(name) or ".." in name.split("/"):
+        slash = "/ in place of backslashes" if "\\" in name else "/"
         raise InputError(
             f"{where}: the file name {shown(name)} may leave the root of the data; write a path "
-            "relative to the folder of images, with / and without .."
+            f"relative to the folder of images, with {slash} and without .."
         )
     parts = max(len(part.encode()) for part in name.split("/"))
     if len(name) > _LONGEST_PATH or parts > _LONGEST_PART:
@@ -58,11 +63,9 @@ def require_images(
     if missing:
         some = ", ".join(shown(file) for file in missing[:3])
         cure = "put them there, or take them out of the annotations"
-        if _in_other_form(missing[0], listed):
-            cure = (
-                "a file there has the first one's name in another Unicode normal form (NFC, NFD): "
-                "rename the files, or write the annotations in theirs"
-            )
+        folder, name = posixpath.split(missing[0])
+        if other := alike(name, listed[folder]):
+            cure = f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
         raise InputError(
             f"{source}: {len(missing)} of {len(files)} images are missing under {root}, "
             f"the first: {some}; {cure}"
@@ -82,11 +85,10 @@ def refuse_links(root: Path, files: Sequence[str], source: str) -> None:
         check_inside(root, root / place, source)
 
 
-def _in_other_form(file: str, listed: Mapping[str, Iterable[str]]) -> bool:
-    """Whether a folder has a file of this name but for its normal form: macOS decomposes names."""
-    folder, name = posixpath.split(file)
-    wanted = unicodedata.normalize("NFC", name)
-    return any(unicodedata.normalize("NFC", other) == wanted for other in listed[folder])
+def alike(name: str, names: Iterable[str]) -> str | None:
+    """One of the names that is this one but for case or normal form: macOS decomposes names."""
+    wanted = unicodedata.normalize("NFC", name).casefold()
+    return next((n for n in names if unicodedata.normalize("NFC", n).casefold() == wanted), None)
 
 
 def _list_folders(root: Path, files: Iterable[str]) -> dict[str, dict[str, bool]]:

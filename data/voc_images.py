@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
+from data.errors import unreadable
 from data.paths import inner_path, is_inside
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -18,14 +19,28 @@ def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict
     Those in a folder inside are ``inner/name`` and ``inner/name.jpg``. Folders that are links to
     outside the root are only entered on request.
     """
+    return by_stem(files_below(folder, root, follow_links))
+
+
+def files_below(folder: Path, root: Path, follow_links: bool = False) -> list[str]:
+    """The files in and below a folder, by their paths in it; none where there is no such folder.
+
+    Folders that are links to outside the root are only entered on request. Raises InputError for a
+    folder that cannot be read.
+    """
     names = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
         folders[:] = [
             name for name in folders if _may_enter(os.path.join(place, name), root, follow_links)
         ]
         inner = os.path.relpath(place, folder)
         names += files if inner == "." else [posixpath.join(inner, name) for name in files]
-    return by_stem(names)
+    return names
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise unreadable(error.filename, error)
 
 
 def by_stem(names: Iterable[str]) -> dict[str, str]:

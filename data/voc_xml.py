@@ -43,7 +43,7 @@ def read_voc_xml(path: Path) -> VocImage:
     coordinates that are none, and for boxes whose corners are swapped.
     """
     annotation = parse_voc_xml(path)
-    filename = (annotation.findtext("filename") or "").strip() or None
+    filename = read_filename(annotation)
     sides = [read_voc_side(annotation, side, path) for side in VOC_SIDES]
     objects = tuple(
         read_voc_object(element, f"{path}: object {number}")
@@ -81,6 +81,11 @@ def parse_voc_xml(path: Path) -> Element:
             "put only VOC files into Annotations"
         )
     return annotation
+
+
+def read_filename(annotation: Element) -> str | None:
+    """What ``<filename>`` says; None where it is missing or empty."""
+    return (annotation.findtext("filename") or "").strip() or None
 
 
 def read_voc_side(annotation: Element, tag: str, path: Path) -> int:

@@ -25,22 +25,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
 from engine.standard_output import status_of_tool, tool
-from scripts.dataset_tools.archives import DATASETS
+from scripts.dataset_tools.archives import DATASETS, Archive
 from scripts.dataset_tools.coco_checks import check_coco
 from scripts.dataset_tools.conversion import convert
 from scripts.dataset_tools.downloading import fetch
-from scripts.dataset_tools.layout import recognize
+from scripts.dataset_tools.layout import Layout, recognize
+from scripts.dataset_tools.output_folder import check_output
 from scripts.dataset_tools.plotting import plot_dataset
 from scripts.dataset_tools.problems import count_by_severity, format_problems, problems_as_json
 from scripts.dataset_tools.repair import write_repaired
 from scripts.dataset_tools.split_names import choose_roles, doubts
 from scripts.dataset_tools.splitting import check_fractions, split_coco, split_voc
-from scripts.dataset_tools.starting_config import write_config
+from scripts.dataset_tools.starting_config import check_config, write_config
 from scripts.dataset_tools.statistics import describe
 from scripts.dataset_tools.suggestions import choose_detector, suggest
 from scripts.dataset_tools.tables import format_statistics, format_suggestion
 from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
+from scripts.figures import check_figure
 from scripts.number_types import at_least
 from scripts.tables import format_table
 
@@ -54,33 +56,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_download(options: argparse.Namespace) -> int:
     """Fetch, check and unpack the archives of one dataset."""
-    fetched = []
-    for archive in DATASETS[options.dataset]:
-        path, md5 = fetch(archive, options.root / "archives", options.base)
-        _say(options, f"{path}: {path.stat().st_size} bytes, {_verdict(archive.md5, md5)}")
-        files = 0
-        if not options.keep_packed:
-            files = unpack(path, options.root / archive.folder)
-            _say(options, f"{options.root / archive.folder}: {files} files")
-            if options.remove_archives:
-                path.unlink()
-        fetched.append({"archive": archive.name, "md5": md5, "files": files})
+    fetched = [_download_archive(archive, options) for archive in DATASETS[options.dataset]]
     if options.json:
         print(json.dumps(fetched, indent=2))
     return 0
 
 
-def _verdict(known: str | None, found: str) -> str:
-    return f"MD5 {found} as it should be" if known else f"MD5 {found}; none is known to compare to"
+def _download_archive(archive: Archive, options: argparse.Namespace) -> dict[str, str | int]:
+    target = options.root / archive.folder
+    # What stands for an archive that was unpacked and removed: it need not be fetched again.
+    mark = options.root / "archives" / f"{archive.name}.unpacked"
+    if mark.exists() and not mark.with_suffix("").exists():
+        _say(options, f"{target}: has {archive.name} already; remove {mark} to fetch it again")
+        return {"archive": archive.name, "md5": archive.md5, "files": 0}
+    path, md5 = fetch(archive, options.root / "archives", options.base)
+    _say(options, f"{path}: {path.stat().st_size} bytes, MD5 {md5} as it should be")
+    files = 0
+    if not options.keep_packed:
+        files = unpack(path, target)
+        _say(options, f"{target}: {files} files")
+        if options.remove_archives:
+            mark.touch()
+            path.unlink()
+    return {"archive": archive.name, "md5": md5, "files": files}
 
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and what to train with."""
-    layout = recognize(options.path, options.zero_based, options.follow_links)
+    if options.plot:
+        check_figure(options.plot)
+    if options.write_config:
+        check_config(options.write_config)
+    layout = _recognize(options)
     chosen = layout.choose(options.splits)
     train, val = choose_roles(chosen)
-    annotations = layout.load_all(chosen)
     parts = {split: layout.load(split) for split in chosen}
+    annotations = layout.join(parts.values())
     numbers = describe(annotations, parts)
     detector = "retinanet" if options.from_scratch else choose_detector(parts[train])
     suggestion = suggest(annotations, detector)
@@ -95,7 +106,8 @@ def run_inspect(options: argparse.Namespace) -> int:
         print(format_statistics(numbers))
         print(f"\n{format_suggestion(suggestion)}")
     if options.write_config:
-        write_config(options.write_config, layout, train, val, suggestion, options.from_scratch)
+        how = (suggestion, options.from_scratch)
+        write_config(options.write_config, layout, parts, train, val, *how)
         _say(options, f"train on {train}, validate on {val}")
         for doubt in doubts(train, val):
             print(f"datasets.py: warning: {doubt}", file=sys.stderr)
@@ -107,7 +119,11 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_validate(options: argparse.Namespace) -> int:
     """List every problem; 1 where there is an error."""
-    layout = recognize(options.path, options.zero_based, options.follow_links)
+    layout = _recognize(options)
+    if options.fix:
+        check_output(layout.root, options.fix)
+    elif options.hardlink:
+        raise InputError("--hardlink: links the images of a repaired copy; say --fix, too")
     chosen = layout.choose(options.splits)
     check = check_voc if layout.format == "voc" else check_coco
     problems = check(layout, chosen, not options.skip_pixels)
@@ -134,7 +150,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Write the dataset in the other format."""
     layout = recognize(options.path, options.zero_based, options.follow_links)
     chosen = layout.choose(options.splits)
-    counts = convert(layout, chosen, options.output, options.zero_based, options.hardlink)
+    counts = convert(layout, chosen, options.output, options.hardlink)
     if options.json:
         print(json.dumps(counts))
         return 0
@@ -145,7 +161,19 @@ def run_convert(options: argparse.Namespace) -> int:
     )
     if counts["missing_images"]:
         print(f"{counts['missing_images']} image files are missing and were left out")
+    if counts["unlisted"]:
+        print(f"{counts['unlisted']} annotation files that no split lists were left out")
     return 0
+
+
+def _recognize(options: argparse.Namespace) -> Layout:
+    """The layout of a dataset that is only read."""
+    layout = recognize(options.path, options.zero_based, options.follow_links)
+    if options.zero_based and layout.format == "coco":
+        raise InputError(
+            "--zero-based: is how VOC's boxes are meant, and this is COCO; leave it out"
+        )
+    return layout
 
 
 def run_split(options: argparse.Namespace) -> int:
@@ -157,6 +185,8 @@ def run_split(options: argparse.Namespace) -> int:
     if layout.format == "voc":
         if options.output:
             raise InputError("--output: VOC's splits are lists beside the data; leave it out")
+        if options.hardlink:
+            raise InputError("--hardlink: VOC's splits are lists, no image is copied; leave it out")
         report = split_voc(layout, *how)
     else:
         if not options.output:
@@ -211,10 +241,11 @@ def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument(
         "--base", help="address of a folder that holds the archives, instead of the publisher's"
     )
-    command.add_argument(
+    archives = command.add_mutually_exclusive_group()
+    archives.add_argument(
         "--keep-packed", action="store_true", help="fetch and check, but do not unpack"
     )
-    command.add_argument(
+    archives.add_argument(
         "--remove-archives", action="store_true", help="remove each archive when it is unpacked"
     )
     _add_json(command)

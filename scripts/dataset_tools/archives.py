@@ -19,13 +19,13 @@ class Archive:
     Attributes:
         url: where its publisher offers it; the last part is its name.
         bytes: its size.
-        md5: its checksum in hexadecimal digits, None where none is known.
+        md5: its checksum in hexadecimal digits.
         folder: where it is unpacked, relative to the folder of all datasets.
     """
 
     url: str
     bytes: int
-    md5: str | None
+    md5: str
     folder: str
 
     @property

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
 from data.errors import InputError, shown
@@ -19,15 +18,16 @@ from scripts.dataset_tools.box_checks import Box, Doubles, check_box
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, Size, is_size_of
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.mask_checks import check_bare, check_mask, check_parts
+from scripts.dataset_tools.mask_checks import Masked, check_bare, check_masks, check_parts
 from scripts.dataset_tools.problems import (
-    BY_SIZE,
     OPTIONAL_KEYS,
     Action,
     Problem,
+    not_by_size,
     problem_of,
     says_no,
 )
+from scripts.dataset_tools.progress import progress
 
 _SLACK = 1.0  # pixels that COCO's own boxes stick out
 
@@ -104,7 +104,7 @@ class _Split:
             yield Problem(self._file, "", "lists no images", cure, "error", "none")
         yield from self._check_entries(document["images"])
         yield from self._check_objects()
-        for image in tqdm(self._entries, desc=self._split, delay=2, leave=False, disable=None):
+        for image in progress(self._entries, self._split):
             yield from self._check_image(image, images)
         yield from self._check_bare()
         yield from self._check_convention()
@@ -167,8 +167,7 @@ class _Split:
     def _check_objects(self) -> Iterator[Problem]:
         """Problems of the objects alone; those that can be read are noted with their images."""
         masked = any(_has_mask(entry) for entry in self._items)
-        bar = tqdm(self._items, desc=self._split, delay=2, leave=False, disable=None)
-        for row, entry in enumerate(bar):
+        for row, entry in enumerate(progress(self._items, self._split)):
             item = _called("annotation", entry, row)
             columns, faults = self._read_object(row, entry, masked)
             for error, action in faults:
@@ -193,6 +192,10 @@ class _Split:
         if missing:
             problem = f"has no {', '.join(missing)}, which other programs need"
             yield Problem(self._file, item, problem, "add it", "warning", "complete", row)
+        if entry.get("area") == 0 and min(entry["bbox"][2:]) > 0:
+            problem = "its area is 0, by which COCO's scores judge how large it is"
+            cure = "write that of its mask or box, or leave it out to have it computed"
+            yield Problem(self._file, item, problem, cure, "warning", "drop_area", row)
         if "id" not in missing and type(entry["id"]) is not int:
             problem = f"its id is {shown(entry['id'])}, and other programs need a whole number"
             cure = "give it one of its own"
@@ -245,20 +248,23 @@ class _Split:
         problems = [*told, *problems]
         boxes = [box for _, box in image.boxes]
         if not is_size_of(boxes, size, image.size_hw):
-            problems = [_as_drop(each) if each.action in BY_SIZE else each for each in problems]
+            problems = [not_by_size(each) for each in problems]
         yield from problems
         if all(size) and not any(each.action == "drop_image" for each in problems):
             self._kept += [(box, size) for box in boxes]
+        objects = [
+            Masked(_called("annotation", self._items[row], row), row, self._items[row], box)
+            for row, box in image.boxes
+        ]
+        of_masks = check_masks(self._file, objects, size)
         doubles = Doubles()
-        for row, box in image.boxes:
-            entry = self._items[row]
-            called = _called("annotation", entry, row)
-            found = check_box(self._file, called, row, box, entry["bbox"], size, _SLACK)
+        for each in objects:
+            entry, row = each.entry, each.row
+            found = check_box(self._file, each.item, row, each.box, entry["bbox"], size, _SLACK)
             # Two objects that cover each other have one box, but each its mask.
             mask = json.dumps(entry.get("segmentation") or [])
-            key = (entry["category_id"], box, bool(entry.get("iscrowd")), mask)
-            found = found or doubles.check(self._file, called, row, key)
-            found = found or check_mask(self._file, called, row, entry, box, size)
+            key = (entry["category_id"], each.box, bool(entry.get("iscrowd")), mask)
+            found = found or doubles.check(self._file, each.item, row, key) or of_masks.get(row)
             if found:
                 yield found
 
@@ -327,14 +333,9 @@ def _other(rows: list[int], row: int) -> str:
     return f"number {next(each for each in rows if each != row) + 1}"
 
 
-def _located(error: InputError, path: Path, file: str, item: str, action: Any, row: int) -> Problem:
+def _located(
+    error: InputError, path: Path, file: str, item: str, action: Action, row: int
+) -> Problem:
     """A complaint of ImageColumns: what it calls the image is replaced by what we call it."""
     text = str(error).removeprefix(f"{path}: ").partition(": ")[2]
     return problem_of(InputError(text), "", file, item, action, row)
-
-
-def _as_drop(problem: Problem) -> Problem:
-    return Problem(
-        problem.file, problem.object, problem.problem, problem.cure, problem.severity,
-        "drop_image", problem.row,
-    )  # fmt: skip

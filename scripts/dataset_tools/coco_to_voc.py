@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, indent, tostring
-
-from tqdm import tqdm
 
 from data.coco_columns import ImageColumns, ObjectColumns, look_up, read_categories
 from data.errors import InputError, shown
@@ -22,9 +21,11 @@ from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.interchange import document_of, object_of
 from scripts.dataset_tools.layout import Layout, same_picture
 from scripts.dataset_tools.output_folder import copy_files
+from scripts.dataset_tools.progress import progress
 
-# Beside ImageSets of a VOC dataset that came from COCO: what a COCO file holds beside its lists.
+# Beside ImageSets of a VOC dataset that came from COCO.
 REST = "coco"
+_NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class _Picture:
 
 
 class CocoToVoc:
-    def __init__(self, layout: Layout, folder: Path, zero_based: bool) -> None:
+    def __init__(self, layout: Layout, folder: Path) -> None:
         self._layout = layout
         self._folder = folder
-        self._zero_based = zero_based
         self._written: dict[str, tuple[bytes, str, Path]] = {}
         self._pictures: list[_Picture] = []
         self._objects = 0
@@ -59,6 +59,7 @@ class CocoToVoc:
             "images": len(self._written),
             "objects": self._objects,
             "missing_images": missing,
+            "unlisted": 0,
         }
 
     def _write_split(self, split: str) -> Iterator[str]:
@@ -66,18 +67,20 @@ class CocoToVoc:
         document = {"images": [], "annotations": [], **read_document(path)}
         categories = _read_categories(path, document.get("categories"))
         files = _checked_files(path, document, categories)
+        if not files:
+            raise InputError(
+                f"{path}: has no images, and VOC no empty splits; name the others with --splits"
+            )
         names = {identity: name for name, identity in categories.items()}
         elements: dict[int, list[Element]] = defaultdict(list)
-        for item in tqdm(document["annotations"], split, delay=2, leave=False, disable=None):
+        for item in progress(document["annotations"], split):
             try:
-                element = object_of(item, names[item["category_id"]], self._zero_based)
+                element = object_of(item, names[item["category_id"]], self._layout.zero_based)
             except InputError as error:
                 raise InputError(f"{path}: annotation {item.get('id')}: {error}") from None
             elements[item["image_id"]].append(element)
         lines = []
-        for image, file in zip(
-            tqdm(document["images"], split, delay=2, leave=False, disable=None), files, strict=True
-        ):
+        for image, file in zip(progress(document["images"], split), files, strict=True):
             where = f"{path}: image {image['id']}"
             name = image.get("voc_name") or posixpath.splitext(image["file_name"])[0]
             name = inner_path(name, f"{where}: voc_name")
@@ -88,7 +91,7 @@ class CocoToVoc:
             lines.append(name)
             yield file
         rest = {k: v for k, v in document.items() if k not in ("images", "annotations")}
-        _write_text(self._folder / REST / f"{split}.json", json.dumps(rest))
+        _write_text(self._folder / rest_of(split), json.dumps(rest))
         lists = self._folder / "ImageSets/Main" / f"{split}.txt"
         _write_text(lists, "\n".join(lines) + "\n")
 
@@ -101,11 +104,22 @@ class CocoToVoc:
             raise InputError(f"{path}: image {image['id']}: {error}") from None
         indent(document)
         text = tostring(document, encoding="utf-8")
+        if unwritable := _NOT_IN_XML.search(text.decode()):
+            raise InputError(
+                f"{path}: image {image['id']}: its file or the class of an object holds "
+                f"{shown(unwritable.group())}, which XML cannot; rename it"
+            )
         text_before, path_before, before = self._written.setdefault(name, (text, str(path), source))
-        if text_before != text or not same_picture(before, source):
+        if not same_picture(before, source):
             raise InputError(
                 f"{path}: another image is called {shown(name)}, too (in {path_before}); rename "
                 "one, VOC keeps all images in one folder"
+            )
+        if text_before != text:
+            raise InputError(
+                f"{path}: the image {shown(name)} is annotated otherwise in {path_before} (ids "
+                "count), and VOC keeps one annotation of it; make them agree, or convert one split "
+                "(--splits)"
             )
         target = self._folder / "Annotations" / f"{name}.xml"
         if not target.exists():
@@ -127,6 +141,12 @@ class CocoToVoc:
                 )
 
 
+def rest_of(split: str) -> str:
+    """Where a VOC dataset keeps what a split's COCO file held beside its lists."""
+    folder, name = posixpath.split(split)
+    return posixpath.join(folder, REST, f"{name}.json")
+
+
 def _read_categories(path: Path, categories: Any) -> dict[str, int]:
     """Class name -> id, of names that VOC's readers leave as they are."""
     ids = read_categories(path, categories)
@@ -144,7 +164,7 @@ def _checked_files(path: Path, document: dict[str, Any], categories: dict[str, i
     images, objects = ImageColumns(path), ObjectColumns(path)
     for image in document["images"]:
         images.add(image)
-    for item in tqdm(document["annotations"], path.stem, delay=2, leave=False, disable=None):
+    for item in progress(document["annotations"], path.stem):
         objects.add(item)
     objects.boxes_xyxy()
     look_up(images, objects, categories)

@@ -7,30 +7,28 @@ from pathlib import Path
 
 from scripts.dataset_tools.coco_to_voc import CocoToVoc
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import check_outside, new_folder
+from scripts.dataset_tools.output_folder import check_output, new_folder
 from scripts.dataset_tools.voc_to_coco import VocToCoco
 
 
-def convert(
-    layout: Layout, splits: Sequence[str], output: Path, zero_based: bool, hardlink: bool
-) -> dict[str, int]:
+def convert(layout: Layout, splits: Sequence[str], output: Path, hardlink: bool) -> dict[str, int]:
     """Write the dataset in the other format into a new folder.
 
     Args:
-        layout: what is converted; its ``zero_based`` says how its VOC boxes are meant.
+        layout: what is converted.
         splits: those to convert.
         output: the new dataset's root.
-        zero_based: how the VOC boxes that are written are meant.
         hardlink: link the images instead of copying them, where the disk allows it.
 
     Returns:
-        The number of splits, images, objects, missing image files.
+        The number of splits, images, objects, missing image files, and annotation files that no
+        split lists.
 
     Raises:
         InputError: at the first thing that the readers would refuse.
     """
-    check_outside(layout.root, output)
+    check_output(layout.root, output)
     with new_folder(output) as folder:
         if layout.format == "voc":
             return VocToCoco(layout, folder).write(splits, hardlink)
-        return CocoToVoc(layout, folder, zero_based).write(splits, hardlink)
+        return CocoToVoc(layout, folder).write(splits, hardlink)

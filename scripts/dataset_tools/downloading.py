@@ -7,20 +7,23 @@ import http.client
 import os
 import re
 import shutil
+import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import IO
 
 from data.errors import InputError, shown
 from scripts.dataset_tools.archives import Archive
 from scripts.dataset_tools.output_folder import writing
+from scripts.dataset_tools.progress import progress_of_bytes
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_BUSY = (408, 429)  # what a server answers that may do so later
 # What a broken line raises; the server's refusals are told apart before.
 _BROKEN = (OSError, http.client.HTTPException)
 
@@ -49,8 +52,16 @@ def fetch(archive: Archive, folder: Path, base: str | None, attempts: int = 5) -
 
 
 def _check_address(url: str) -> None:
-    if not url.startswith(("http://", "https://")):
-        raise InputError(f"{shown(url)}: is no http:// or https:// address; correct --base")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or a bracket
+        is_address = False
+    if not is_address or not re.fullmatch(r"[!-~]+", url):
+        raise InputError(
+            f"{shown(url)}: is no http:// or https:// address; correct --base (other characters "
+            "than those of ASCII, and spaces, are written as %..)"
+        )
 
 
 def _check_space(folder: Path, archive: Archive, part: Path) -> None:
@@ -70,7 +81,7 @@ def _fetch_part(url: str, part: Path, attempts: int) -> None:
             _receive(url, part)
             return
         except urllib.error.HTTPError as error:
-            if error.code < 500:
+            if error.code < 500 and error.code not in _BUSY:
                 raise InputError(
                     f"{url}: the server answers {error.code} {error.reason}; check --base"
                 ) from None
@@ -82,7 +93,9 @@ def _fetch_part(url: str, part: Path, attempts: int) -> None:
                 f"{url}: {problem}; {_size(part)} bytes are kept, run it again to go on from there"
             )
         if _size(part) == before:
-            time.sleep(min(2.0**attempt, 30.0))
+            pause = min(2.0**attempt, 30.0)
+            print(f"{url}: {problem}; again in {pause:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(pause)
 
 
 def _receive(url: str, part: Path) -> None:
@@ -126,27 +139,18 @@ def _total_of(content_range: str) -> int | None:
 
 
 def _copy(
-    response: http.client.HTTPResponse, file: object, start: int, total: int | None, name: str
+    response: http.client.HTTPResponse, file: IO[bytes], start: int, total: int | None, name: str
 ) -> None:
-    with tqdm(
-        total=total,
-        initial=start,
-        desc=name,
-        unit="B",
-        unit_scale=True,
-        delay=2,
-        leave=False,
-        disable=None,
-    ) as bar:
+    with progress_of_bytes(name, total, start) as bar:
         while chunk := response.read(_CHUNK):
-            file.write(chunk)  # type: ignore[attr-defined]
+            file.write(chunk)
             bar.update(len(chunk))
 
 
 def _check(archive: Archive, path: Path, source: str) -> str:
     """The MD5 of a file; raises InputError, and removes the file, where it should be another."""
     digest = md5_of(path)
-    if archive.md5 is not None and digest != archive.md5:
+    if digest != archive.md5:
         size = _size(path)
         path.unlink()
         raise InputError(
@@ -159,18 +163,7 @@ def _check(archive: Archive, path: Path, source: str) -> str:
 def md5_of(path: Path) -> str:
     """The MD5 of a file's bytes; it guards against damage, not against malice."""
     digest = hashlib.md5(usedforsecurity=False)
-    with (
-        path.open("rb") as file,
-        tqdm(
-            total=_size(path),
-            desc=f"check {path.stem}",
-            unit="B",
-            unit_scale=True,
-            delay=2,
-            leave=False,
-            disable=None,
-        ) as bar,
-    ):
+    with path.open("rb") as file, progress_of_bytes(f"check {path.stem}", _size(path)) as bar:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))

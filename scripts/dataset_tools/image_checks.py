@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data.errors import InputError
+from data.errors import InputError, shown
 from data.image_sizes import MOST_PIXELS
 from data.images import DamagedImageError, Pixels, read_image, read_orientation
-from data.paths import check_inside
+from data.paths import OTHERWISE_WRITTEN, alike, check_inside
 from scripts.dataset_tools.box_checks import Box
 from scripts.dataset_tools.problems import Action, Problem, problem_of
 
@@ -54,9 +55,8 @@ class ImageChecks:
             Its size, that of the file where the annotation is wrong, and its problems.
         """
         path = self._root / image
-        if not path.is_file():
-            problem = f"the image {image} is missing"
-            cure = "put it there, or take the image out of the annotations"
+        if not os.path.isfile(path):
+            problem, cure = f"the image {image} is missing", _cure_of_missing(path)
             return size_hw, [Problem(file, entry, problem, cure, "error", "drop_image", row)]
         if not self._follow_links:
             try:
@@ -127,6 +127,18 @@ class ImageChecks:
             return []
         cure = "keep one of them, and never one in training and one in validation"
         return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
+
+
+def _cure_of_missing(path: Path) -> str:
+    try:
+        other = alike(path.name, os.listdir(path.parent))
+    except PermissionError:
+        return f"{shown(path.parent.name)} cannot be read: check its permissions"
+    except OSError:
+        other = None
+    if other is None:
+        return "put it there, or take the image out of the annotations"
+    return f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
 
 
 def _read_pixels(path: Path, size_hw: Size) -> tuple[Pixels, InputError | None]:

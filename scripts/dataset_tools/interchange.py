@@ -19,13 +19,15 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
+from data.coco_columns import whole_number
 from data.errors import InputError, shown
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"0": 0, "1": 1}
 _WORDS = {"true", "yes"}
 # Keys of a COCO entry that VOC's own elements say, or that only number things.
-_IMAGE_KEYS = {"file_name", "height", "width", "voc_xml", "voc_name"}
+_SIDES = {"height", "width"}
+_IMAGE_KEYS = {"file_name", "voc_xml", "voc_name"} | _SIDES
 _OBJECT_KEYS = {"bbox", "image_id", "category_id", "difficult", "voc_xml"}
 
 Number = int | float
@@ -51,7 +53,7 @@ def annotation_of(element: Element, zero_based: bool) -> tuple[str, dict[str, An
             extra["difficult"] = flag  # it was changed in the XML
     elif flag is not None:
         annotation["difficult"] = flag
-    elif (rest.findtext("difficult") or "").strip().lower() in _WORDS:
+    elif _flag_text(rest).lower() in _WORDS:
         annotation["difficult"] = 1
     if extra:
         annotation.update(extra)
@@ -91,23 +93,40 @@ def object_of(annotation: dict[str, Any], name: str, zero_based: bool) -> Elemen
     return element
 
 
+def limit_area(element: Element, zero_based: bool) -> None:
+    """Let the area that an ``<object>`` has in ``<coco>`` be no larger than its box."""
+    coco = element.find("coco")
+    if coco is None:
+        return
+    extra = _read_json(coco.text)
+    if isinstance(extra, dict) and type(extra.get("area")) in (int, float):
+        box = [Decimal((element.findtext(f"bndbox/{corner}") or "0").strip()) for corner in CORNERS]
+        width, height = _to_xywh(box, zero_based)[2:]
+        extra["area"] = min(extra["area"], _number(width * height))
+        coco.text = json.dumps(extra)
+
+
 def image_of(document: Element, file_name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
     """An ``<annotation>`` -> a COCO image entry; with an id only where it came from COCO."""
     rest = deepcopy(document)
     for element in rest.findall("object"):
         element.clear()
-    extra = _take_extra(rest, _IMAGE_KEYS)
+    sized = all(size_hw)
+    # Of a size of which only one side is known, each format keeps what it says.
+    extra = _take_extra(rest, _IMAGE_KEYS if sized else _IMAGE_KEYS - _SIDES)
+    if whole_number(extra.get("id", 0)) is None:
+        raise InputError(f"the id in <coco> is {shown(extra['id'])}; write a whole number")
     image: dict[str, Any] = {"file_name": file_name}
-    for tag, value in (("height", size_hw[0]), ("width", size_hw[1])):
-        if value:
+    if sized:
+        for tag, value in zip(("height", "width"), size_hw, strict=True):
             image[tag] = value
-        if value and (rest.findtext(f"size/{tag}") or "").strip() == str(value):
-            _take(rest, f"size/{tag}")
+            if (rest.findtext(f"size/{tag}") or "").strip() == str(value):
+                _take(rest, f"size/{tag}")
     if (rest.findtext("filename") or "").strip() == file_name:
         _take(rest, "filename")
     image.update(extra)
     objects = len(rest.findall("object"))
-    if not (extra and _text_of(rest) == _text_of(_bare_document("height" in image, objects))):
+    if not (extra and _text_of(rest) == _text_of(_bare_document(sized, objects))):
         image["voc_xml"] = _text_of(rest)
     return image
 
@@ -120,7 +139,8 @@ def document_of(image: dict[str, Any], objects: Iterable[Element]) -> Element:
     document = (
         _bare_document(sized, len(elements)) if template is None else _parse(template, "annotation")
     )
-    extra = {key: value for key, value in image.items() if key not in _IMAGE_KEYS}
+    own = _IMAGE_KEYS if sized else _IMAGE_KEYS - _SIDES
+    extra = {key: value for key, value in image.items() if key not in own}
     if template is not None:
         extra.pop("id", None)
     if document.find("filename") is not None and not document.findtext("filename"):
@@ -238,22 +258,26 @@ def _flag_of(annotation: dict[str, Any]) -> int:
 def _take_extra(element: Element, own: set[str]) -> dict[str, Any]:
     """Remove ``<coco>`` and return what it says, without what VOC's ``own`` elements say.
 
-    Raises InputError for what is no JSON object, and for an id that is no whole number.
+    Raises InputError for what is no JSON object, and for an id that cannot be one.
     """
     coco = element.find("coco")
     if coco is None:
         return {}
     element.remove(coco)
-    try:
-        extra = json.loads(coco.text or "")
-    except (ValueError, RecursionError):
-        extra = None
-    if not isinstance(extra, dict) or type(extra.get("id", 0)) is not int:
+    extra = _read_json(coco.text)
+    if not isinstance(extra, dict) or isinstance(extra.get("id"), dict | list):
         raise InputError(
-            f"<coco> is {shown(coco.text)}, not a JSON object with a whole number as id; remove "
-            "the element"
+            f"<coco> is {shown(coco.text)}, not a JSON object with a number as id; remove the "
+            "element"
         )
     return {key: value for key, value in extra.items() if key not in own}
+
+
+def _read_json(text: str | None) -> Any:
+    try:
+        return json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _take(element: Element, path: str) -> str:
@@ -264,9 +288,15 @@ def _take(element: Element, path: str) -> str:
 
 
 def _take_flag(element: Element) -> int | None:
-    if (element.findtext("difficult") or "").strip() not in _FLAGS:
+    if _flag_text(element) not in _FLAGS:
         return None
     return _FLAGS[_take(element, "difficult").strip()]
+
+
+def _flag_text(element: Element) -> str:
+    """What the last ``<difficult>`` says, as the reader takes it; "" where there is none."""
+    flags = element.findall("difficult")
+    return (flags[-1].text or "").strip() if flags else ""
 
 
 def _put(element: Element, path: str, text: str) -> None:
@@ -279,7 +309,7 @@ def _put(element: Element, path: str, text: str) -> None:
 
 def _put_flag(element: Element, flag: int, always: bool) -> None:
     """Set ``<difficult>``; where it is not said, and words that say the same, are left alone."""
-    text = (element.findtext("difficult") or "").strip().lower()
+    text = _flag_text(element).lower()
     if (text and int(text in _WORDS) == flag) or not (flag or always):
         return
     _put(element, "difficult", str(flag))

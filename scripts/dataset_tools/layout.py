@@ -6,7 +6,7 @@ import filecmp
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from data.errors import InputError, shown, some_of, unreadable
 from data.image_sizes import Access
 from data.paths import check_inside
 from data.voc import VOC_CLASSES, load_voc
+from data.voc_images import files_below
 from data.voc_splits import split_file, splits_present
 
 
@@ -28,7 +29,8 @@ class Layout:
         format: what ``data.format`` of a config calls it.
         root: what ``data.root`` is.
         splits: the names of its splits, those of single VOC classes left out; may be empty (VOC).
-        zero_based: VOC boxes are plain corners, not the devkit's pixels from 1.
+        zero_based: VOC boxes, read or to be written, are plain corners, not the devkit's pixels
+            from 1.
         follow_links: allow files that are links to outside the root.
     """
 
@@ -45,7 +47,7 @@ class Layout:
                 raise InputError(
                     f"{self.root}: has no split {shown(split)}; it has {some_of(self.splits)}"
                 )
-        chosen = list(wanted or self.splits)
+        chosen = list(dict.fromkeys(wanted or self.splits))
         if not chosen:
             raise InputError(
                 f"{self.root}: has no ImageSets/Main/*.txt and so no splits; make them: "
@@ -53,7 +55,7 @@ class Layout:
             )
         return chosen
 
-    def of_several_datasets(self, splits: Sequence[str], verb: str) -> InputError:
+    def several_datasets_error(self, splits: Sequence[str], verb: str) -> InputError:
         """What to raise where ``splits`` of a VOCdevkit are given to what takes one dataset."""
         years = sorted({posixpath.dirname(split) for split in splits if "/" in split})
         return InputError(
@@ -71,12 +73,14 @@ class Layout:
             return load_voc(self.root, [split], None, self.zero_based, access)
         return load_coco(self.root, split, None, access)
 
-    def load_all(self, splits: Sequence[str]) -> Annotations:
-        """Several splits as one; an image that is in two of them counts once."""
+    def join(self, splits: Iterable[Annotations]) -> Annotations:
+        """Several splits as one.
+
+        An image that is in two of them counts once; in COCO one with the same id and objects.
+        """
         parts: list[Annotations] = []
         seen: dict[object, list[Path]] = defaultdict(list)
-        for split in splits:
-            part = self.load(split)
+        for part in splits:
             new = []
             for row in range(len(part)):
                 pictures = seen[self._identity(part, row)]
@@ -97,6 +101,32 @@ class Layout:
         labels = [part.classes[label] for label in part.labels[objects].tolist()]
         boxes = part.boxes[objects].tobytes()
         return str(part.names[row]), int(part.image_ids[row]), boxes, tuple(labels)
+
+
+def annotation_files(layout: Layout, year: str) -> list[str]:
+    """The XML files of one VOC dataset, relative to the root of ``layout``, whoever lists them.
+
+    ``year`` is its folder, "" in a plain root. Hidden files and folders are passed over: editors
+    and macOS leave them. Raises InputError for a folder that cannot be read.
+    """
+    folder = posixpath.join(year, "Annotations")
+    found = files_below(layout.root / folder, layout.root, layout.follow_links)
+    return sorted(
+        posixpath.join(folder, file)
+        for file in found
+        if file.endswith(".xml") and not any(part.startswith(".") for part in file.split("/"))
+    )
+
+
+def place_of(annotation: str) -> tuple[str, str]:
+    """The folder of a VOC annotation file's dataset, and the file's name.
+
+    >>> place_of("VOC2007/Annotations/street/0001.xml")
+    ('VOC2007', 'street/0001')
+    """
+    parts = annotation.split("/")
+    middle = parts.index("Annotations")
+    return "/".join(parts[:middle]), posixpath.splitext("/".join(parts[middle + 1 :]))[0]
 
 
 def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
@@ -137,33 +167,48 @@ def _refuse_links(root: Path) -> None:
                 check_inside(root, folder, str(root))
                 for place, folders, files in os.walk(folder):
                     for path in (Path(place, entry) for entry in [*folders, *files]):
-                        if path.is_symlink():
+                        if os.path.islink(path):
                             check_inside(root, path, str(root))
     except InputError as error:
         raise InputError(f"{error}; here: --follow-links") from None
 
 
 def _recognize(path: Path, zero_based: bool, follow_links: bool) -> Layout:
-    if path.is_file() and path.name.startswith("instances_") and path.suffix == ".json":
+    root = Path(os.path.normpath(path.parent / ".."))  # also of a path without folders
+    if _is_split_of(root, path):
         split = path.stem.removeprefix("instances_")
-        root = Path(os.path.normpath(path.parent / ".."))  # also of a path without folders
-        return Layout("coco", root, (split,), follow_links=follow_links)
-    if path.is_file():
+        return Layout("coco", root, (split,), zero_based, follow_links)
+    if os.path.isfile(path):
         raise InputError(
             f"{path}: is no annotations/instances_<split>.json; name the root of a dataset, or "
             "give the file such a name, and the images the folder <split> beside annotations"
         )
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path}: there is no such folder; name the root of a dataset")
     found = sorted(path.glob("annotations/instances_*.json"))
     if found:
         splits = tuple(file.stem.removeprefix("instances_") for file in found)
-        return Layout("coco", path, splits, follow_links=follow_links)
+        return Layout("coco", path, splits, zero_based, follow_links)
     splits = tuple(splits_present(path))
     if splits or os.path.isdir(path / "Annotations"):
         return Layout("voc", path, splits, zero_based, follow_links)
+    exported = sorted(path.glob("*/_annotations.coco.json"))
+    if exported:
+        split = exported[0].parent.name
+        raise InputError(
+            f"{path}: its annotations lie beside the images, as Roboflow exports them; move "
+            f"{split}/{exported[0].name} to annotations/instances_{split}.json, and so for each "
+            "split"
+        )
     raise InputError(
         f"{path}: is no dataset: there are neither annotations/instances_<split>.json (COCO) nor "
         "Annotations and ImageSets/Main (VOC, or one folder of them a year); name the folder that "
-        "holds them"
+        "holds them, or move the files there"
     )
+
+
+def _is_split_of(root: Path, path: Path) -> bool:
+    """Whether a file is what readers of a COCO dataset in ``root`` would open for a split."""
+    own = root / "annotations" / path.name
+    named = path.name.startswith("instances_") and path.suffix == ".json"
+    return named and os.path.isfile(path) and os.path.isfile(own) and os.path.samefile(path, own)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,25 +49,48 @@ def check_bare(file: str, entries: Mapping[str, Entry]) -> Iterator[Problem]:
         yield Problem(file, "", problem, cure, "warning", "none")
 
 
-def check_mask(
-    file: str, item: str, row: int, entry: Entry, box: Box, size: Size
-) -> Problem | None:
-    """What is wrong with a segmentation that can be read; a size of 0 is not known."""
-    if not all(size):
-        return None
+@dataclass(frozen=True)
+class Masked:
+    """An object that can be read: what messages call it, its place, its entry and its box."""
+
+    item: str
+    row: int
+    entry: Entry
+    box: Box
+
+
+def check_masks(file: str, objects: Sequence[Masked], size: Size) -> dict[int, Problem]:
+    """What is wrong with the segmentations of the objects of an image, by their rows.
+
+    They can be read; a size of 0 is not known.
+    """
+    if not all(size) or not objects:
+        return {}
     columns = SegmentationColumns()
-    columns.add(entry.get("segmentation"))
+    for each in objects:
+        columns.add(each.entry.get("segmentation"))
     try:
-        store = columns.finish(np.array([size], np.int32), lambda _: "annotation")
+        store = columns.finish(np.array([size] * len(objects), np.int32), lambda _: "annotation")
     except InputError as error:
-        return problem_of(error, "annotation", file, item, "drop_object", row)
-    if store is None or entry.get("iscrowd"):
-        return None
-    around = _box_around(store.polygons_of(0), store.rle_of(0), size)
-    if _overlap(_cut(around, size), _cut(box, size)) >= _LEAST_AGREEMENT:
-        return None
-    problem = f"the box {_rounded(box)} is not that of its mask, {_rounded(around)}"
-    return Problem(file, item, problem, "draw one of them again", "warning", "none", row)
+        if len(objects) == 1:
+            item, row = objects[0].item, objects[0].row
+            return {row: problem_of(error, "annotation", file, item, "drop_object", row)}
+        alone = [check_masks(file, [each], size) for each in objects]
+        return {row: problem for found in alone for row, problem in found.items()}
+    if store is None:
+        return {}
+    problems = {}
+    for index in np.flatnonzero(store.present()).tolist():
+        each = objects[index]
+        around = _box_around(store.polygons_of(index), store.rle_of(index), size)
+        agreement = _overlap(_cut(around, size), _cut(each.box, size))
+        if agreement < _LEAST_AGREEMENT and not each.entry.get("iscrowd"):
+            problem = f"the box {_rounded(each.box)} is not that of its mask, {_rounded(around)}"
+            cure = "draw one of them again"
+            problems[each.row] = Problem(
+                file, each.item, problem, cure, "warning", "none", each.row
+            )
+    return problems
 
 
 def _has_outline(entry: Entry) -> bool:

@@ -2,49 +2,84 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.errors import InputError, unreadable
 from data.paths import check_inside
+from scripts.dataset_tools.progress import progress
 
 
-def check_outside(dataset: Path, output: Path) -> None:
-    """Raise InputError for an output inside a dataset, which is only read."""
+def check_output(dataset: Path, output: Path) -> None:
+    """Before long work for it: raise InputError for an output that ``new_folder`` would refuse, and
+    for one inside a dataset, which is only read."""
+    with writing(output):
+        _check_new(output)
     if dataset.resolve() in output.resolve().parents:
         raise InputError(f"{output}: lies in the dataset {dataset}; name a folder outside of it")
+
+
+def _check_new(path: Path) -> None:
+    target = path.resolve()
+    filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if filled or target == Path.cwd():  # which would be replaced under the user's feet
+        raise InputError(f"{path}: exists already; name a new folder")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill under another name; it is renamed to ``path`` when all went well.
 
+    What a run that was killed has left under the other name is removed.
+
     Raises InputError where ``path`` exists and is not empty or the folder that the user is in, or
-    cannot be written, and for a file that cannot be read meanwhile.
+    cannot be written, where another process fills it, and for a file that cannot be read meanwhile.
     """
     target = path.resolve()
-    filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if filled or target == Path.cwd():  # which would be replaced under the user's feet
-        raise InputError(f"{path}: exists already; name a new folder")
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        if target.exists():
-            target.rmdir()
-        os.rename(unfinished, target)
+        _check_new(path)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with _locked(unfinished, path):
+            try:
+                _empty(unfinished)
+                yield unfinished
+                if target.exists():
+                    target.rmdir()
+                os.rename(unfinished, target)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         if _is_of_reading(error, (target, unfinished)):
             raise unreadable(error.filename, error) from error
         raise _unwritable(path, error) from error
+
+
+@contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    """Hold a folder; raises InputError, which names ``path``, where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another process is writing it; wait for that, or name another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 @contextmanager
@@ -78,8 +113,8 @@ def copy_files(
     outside ``root``, unless ``follow_links``.
     """
     missing = 0
-    for source, target in tqdm(list(pairs), desc="images", delay=2, leave=False, disable=None):
-        if not source.is_file():
+    for source, target in progress(list(pairs), "images"):
+        if not os.path.isfile(source):
             missing += 1
         elif not target.exists():
             if not follow_links:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data.errors import InputError
@@ -36,9 +36,6 @@ REPAIRS: dict[Action, str] = {
     "leave_size": "",
     "none": "",
 }
-
-# What keeps an image by the size of its file: it is left out where its boxes are of another one.
-BY_SIZE = ("set_size", "leave_size")
 
 # The keys of a COCO object that it can do without, and the action that takes them out.
 OPTIONAL_KEYS: dict[str, Action] = {
@@ -98,6 +95,15 @@ def problem_of(
     text = str(error).removeprefix(place).removeprefix(": ")
     problem, _, cure = text.rpartition("; ")
     return Problem(file, item, problem or cure, cure if problem else "", "error", action, row)
+
+
+def not_by_size(problem: Problem) -> Problem:
+    """What a repair does where boxes may be of another picture than the file's.
+
+    An image whose size would be taken from its file is left out.
+    """
+    by_size = problem.action in ("set_size", "leave_size")
+    return replace(problem, action="drop_image") if by_size else problem
 
 
 def says_no(flag: object) -> bool:

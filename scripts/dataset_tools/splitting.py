@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,15 @@ from data.errors import InputError, shown
 from data.paths import inner_path
 from data.voc_splits import check_listable
 from data.voc_xml import read_voc_xml
+from engine.atomic_file import write_atomically
 from scripts.dataset_tools.coco_checks import read_document
-from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import check_outside, copy_files, new_folder, writing
-
-Counts = npt.NDArray[np.int64]
+from scripts.dataset_tools.layout import Layout, annotation_files, place_of
+from scripts.dataset_tools.output_folder import check_output, copy_files, new_folder
 
 
-def stratify(counts: Counts, fractions: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
+def stratify(
+    counts: npt.NDArray[np.int64 | np.bool_], fractions: Sequence[float], seed: int
+) -> npt.NDArray[np.int64]:
     """Assign images to splits, class by class, the rarest first.
 
     Iterative stratification (Sechidis et al., 2011): each image with the class that has fewest
@@ -28,7 +29,7 @@ def stratify(counts: Counts, fractions: Sequence[float], seed: int) -> npt.NDArr
     lacks most images. Images without objects are dealt out at the end.
 
     Args:
-        counts: ``(I, K)`` objects of each class in each image.
+        counts: ``(I, K)`` objects of each class in each image, or whether there are any.
         fractions: of each split; they add up to 1.
         seed: the order in which images are taken.
 
@@ -45,14 +46,13 @@ def stratify(counts: Counts, fractions: Sequence[float], seed: int) -> npt.NDArr
     room = share * len(counts)
     splits = np.full(len(counts), -1, np.int64)
     order = random.permutation(len(counts))
-    while True:
-        left = present[splits < 0].sum(axis=0)
-        if not left.any():
-            break
+    left = present.sum(axis=0)  # (K,) images that are not assigned
+    while left.any():
         rarest = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
         for image in order[(splits[order] < 0) & present[order, rarest]].tolist():
             chosen = _neediest(lacking[:, rarest], room, random)
             splits[image] = chosen
+            left -= present[image]
             lacking[chosen] -= present[image]
             room[chosen] -= 1
     for image in order[splits[order] < 0].tolist():
@@ -97,24 +97,36 @@ def split_voc(
             raise InputError(f"{target}: exists already; choose other --names")
     chosen = layout.splits if source is None else [source]
     if chosen and all("/" in split for split in chosen):
-        raise layout.of_several_datasets(chosen, "split")
+        raise layout.several_datasets_error(chosen, "split")
     members = _voc_members(layout, source)
     images = [read_voc_xml(layout.root / "Annotations" / f"{name}.xml") for name in members]
     classes = [[item.name for item in image.objects] for image in images]
     assigned = _assign(classes, names, fractions, seed)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, target in enumerate(targets):
-            own = [members[row] for row in np.flatnonzero(assigned == number).tolist()]
-            target.write_text("".join(f"{name}\n" for name in own), encoding="utf-8")
+    lists = {
+        target: [members[row] for row in np.flatnonzero(assigned == number).tolist()]
+        for number, target in enumerate(targets)
+    }
+    _write_lists(lists)
     return _report(names, assigned, classes)
+
+
+def _write_lists(lists: Mapping[Path, Sequence[str]]) -> None:
+    """Write all of them or, where one cannot be written or a signal comes, none."""
+    written: list[Path] = []
+    try:
+        for path, names in lists.items():
+            write_atomically(path, "".join(f"{name}\n" for name in names).encode())
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _voc_members(layout: Layout, source: str | None) -> list[str]:
     if source is None:
         folder = layout.root / "Annotations"
-        found = [path.relative_to(folder) for path in folder.rglob("[!.]*.xml")]
-        members = sorted(path.with_suffix("").as_posix() for path in found)
+        members = [place_of(file)[1] for file in annotation_files(layout, "")]
         for name in members:
             check_listable(inner_path(name, str(folder)), str(folder))
     else:
@@ -145,6 +157,7 @@ def split_coco(
             f"{layout.root}: has the splits {', '.join(layout.splits)}; say with --source which "
             "one is divided"
         )
+    check_output(layout.root, output)
     path = layout.root / f"annotations/instances_{split}.json"
     layout.load(split)  # refuses what cannot be read, by file and object
     document = read_document(path)
@@ -156,7 +169,6 @@ def split_coco(
         classes[rows[item["image_id"]]].append(categories[item["category_id"]])
     assigned = _assign(classes, names, fractions, seed)
     missing = []
-    check_outside(layout.root, output)
     with new_folder(output) as folder:
         (folder / "annotations").mkdir()
         for number, name in enumerate(names):
@@ -177,8 +189,11 @@ def _check_names(names: Sequence[str]) -> None:
     """Raise InputError for a name that is none of a file: in a folder no split is looked for."""
     for name in names:
         inner_path(name, "--names")
-        if "/" in name:
-            raise InputError(f"--names: {shown(name)} is no name of a split; leave out the /")
+        if "/" in name or name.startswith(".") or name != name.strip():
+            raise InputError(
+                f"--names: {shown(name)} is no name of a split; leave out slashes, a dot at the "
+                "beginning and spaces at the ends"
+            )
 
 
 def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
@@ -199,7 +214,7 @@ def _assign(
     classes: Sequence[Sequence[str]], names: Sequence[str], fractions: Sequence[float], seed: int
 ) -> npt.NDArray[np.int64]:
     """``(I,)`` the split of each image; raises InputError where one gets none."""
-    assigned = stratify(_count(classes), fractions, seed)
+    assigned = stratify(_presence(classes)[1], fractions, seed)
     for number, (name, fraction) in enumerate(zip(names, fractions, strict=True)):
         if not (assigned == number).any():
             raise InputError(
@@ -209,23 +224,24 @@ def _assign(
     return assigned
 
 
-def _count(classes: Sequence[Sequence[str]]) -> Counts:
-    names = {name: row for row, name in enumerate(sorted({n for each in classes for n in each}))}
-    counts = np.zeros((len(classes), len(names)), np.int64)
+def _presence(classes: Sequence[Sequence[str]]) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """The names of all classes, sorted, and which image has which: ``(I, K)``."""
+    names = sorted({name for each in classes for name in each})
+    columns = {name: column for column, name in enumerate(names)}
+    present = np.zeros((len(classes), len(names)), np.bool_)
     for row, each in enumerate(classes):
-        for name in each:
-            counts[row, names[name]] += 1
-    return counts
+        present[row, [columns[name] for name in each]] = True
+    return names, present
 
 
 def _report(
     names: Sequence[str], assigned: npt.NDArray[np.int64], classes: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, int]]:
     """By split: all images, and the images that have each class."""
-    found = sorted({name for each in classes for name in each})
+    found, present = _presence(classes)
     report = {}
     for number, split in enumerate(names):
-        rows = np.flatnonzero(assigned == number).tolist()
-        by_class = {name: sum(name in classes[row] for row in rows) for name in found}
-        report[split] = {"images": len(rows), **by_class}
+        own = present[assigned == number]
+        images = own.sum(axis=0).tolist()
+        report[split] = {"images": len(own), **dict(zip(found, images, strict=True))}
     return report

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.annotations import Annotations
 from data.errors import InputError
+from engine.atomic_file import write_atomically
 from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.output_folder import writing
 from scripts.dataset_tools.suggestions import SCALES, Suggestion
 
 _VIEWS = 12_000  # images that a short first training should see
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
+def check_config(path: Path) -> None:
+    """Before long work for it: raise InputError for a config that ``write_config`` would refuse."""
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists already; name a new file")
+
+
 def write_config(
     path: Path,
     layout: Layout,
+    parts: Mapping[str, Annotations],
     train: str,
     val: str,
     suggestion: Suggestion | None,
@@ -30,19 +40,18 @@ def write_config(
     Raises InputError where the file exists or cannot be written, and where there is nothing to
     train on.
 
-    ``train`` and ``val`` are the splits to train and to validate on; the classes are theirs. The
-    detector is the suggested one with ImageNet weights, or with ``from_scratch`` a small one
-    without. ``data.root`` is the path as it was given: relative to where train.py is run.
+    ``train`` and ``val`` are the splits, of ``parts``, to train and to validate on; the classes are
+    theirs. The detector is the suggested one with ImageNet weights, or with ``from_scratch`` a
+    small one without. ``data.root`` is the path as it was given: relative to where train.py is run.
     """
-    if path.exists():
-        raise InputError(f"{path}: exists already; name a new file")
+    check_config(path)
     if suggestion is None:
         raise InputError(
             f"--write-config: {layout.root} has no objects to train on, so that anchors cannot be "
             "suggested; annotate some, or name other --splits"
         )
-    images = len(layout.load(train))
-    annotations = layout.load_all(list(dict.fromkeys([train, val])))
+    images = len(parts[train])
+    annotations = layout.join(parts[split] for split in dict.fromkeys([train, val]))
     base = CONFIGS / "base" / ("small.yaml" if from_scratch else f"{suggestion.detector}.yaml")
     values = {
         "base": _path_from(path, base),
@@ -50,16 +59,16 @@ def write_config(
         "data": _data(layout, train, val, annotations.classes, suggestion),
         "train": {"name": path.stem, **_schedule(images, from_scratch)},
     }
+    quoted = shlex.quote(str(path))
     head = (
         f"# Suggested by datasets.py inspect: {images} training images, median box side "
         f"{suggestion.median_side:.0f} px after resizing,\n# anchors that cover "
-        f"{suggestion.coverage:.1%} of the boxes.\n#   python train.py --config {path}\n"
+        f"{suggestion.coverage:.1%} of the boxes.\n#   python train.py --config {quoted}\n"
         "# Both loss weights stay at 1. With ALWA: loss.weighting.type=alwa loss.weighting.variant="
         f"{2 if suggestion.detector == 'retinanet' else 1}\n"
     )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    write_atomically(path, (head + text).encode())
 
 
 def _detector(suggestion: Suggestion, from_scratch: bool) -> dict[str, Any]:

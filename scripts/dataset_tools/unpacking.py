@@ -7,6 +7,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from data.errors import InputError, shown
 from data.paths import inner_path
+from scripts.dataset_tools.progress import progress
 
 _MOST_GROWTH = 20  # bytes unpacked for one packed; COCO's annotations have 5
 _ALWAYS_ALLOWED = 1 << 26
 _COPY_AT_ONCE = 1 << 20
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,13 @@ def unpack(archive: Path, folder: Path) -> int:
     try:
         with _members(archive) as members:
             _check_growth(archive, members)
-            for member in tqdm(
-                members, desc=f"unpack {archive.name}", delay=2, leave=False, disable=None
-            ):
+            for member in progress(members, f"unpack {archive.name}"):
                 _write(member, folder, archive)
             return len(members)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _DAMAGED as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{archive}: is damaged ({error}); remove it and download it again"
+            f"{archive}: is damaged ({reason}); remove it and download it again"
         ) from None
     except OSError as error:
         raise InputError(

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from xml.etree.ElementTree import Element
-
-from tqdm import tqdm
 
 from data.errors import InputError, shown, some_of
 from data.voc import VOC_CLASSES
 from data.voc_images import find_voc_image, images_by_stem, other_voc_image, same_stem
 from data.voc_splits import listed_name, read_lines, split_file
-from data.voc_xml import VOC_SIDES, VocObject, parse_voc_xml, read_voc_object, read_voc_side
+from data.voc_xml import (
+    VOC_SIDES,
+    VocObject,
+    parse_voc_xml,
+    read_filename,
+    read_voc_object,
+    read_voc_side,
+)
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, is_size_of, share_by_design
-from scripts.dataset_tools.layout import Layout
-from scripts.dataset_tools.problems import BY_SIZE, Action, Problem, problem_of, says_no
+from scripts.dataset_tools.layout import Layout, annotation_files, place_of
+from scripts.dataset_tools.problems import Action, Problem, not_by_size, problem_of, says_no
+from scripts.dataset_tools.progress import progress
 
 
 def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
@@ -38,8 +45,8 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     annotations = sorted(set().union(*members.values()))
     owners: dict[str, list[str]] = defaultdict(list)
     classes: dict[str, set[str]] = {}  # by annotation file
-    for annotation in tqdm(annotations, desc="validate", delay=2, leave=False, disable=None):
-        folder = annotation.partition("Annotations/")[0]
+    for annotation in progress(annotations, "validate"):
+        folder, _ = place_of(annotation)
         if folder not in listings:
             images_of = layout.root / folder / "JPEGImages"
             listings[folder] = images_by_stem(images_of, layout.root, layout.follow_links)
@@ -51,7 +58,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     problems += check_classes({split: _classes_of(own, classes) for split, own in members.items()})
     problems += images.check_orientations()
     if set(splits) >= set(layout.splits):
-        problems += _check_unlisted(layout.root, set(annotations))
+        problems += _check_unlisted(layout, set(annotations))
     return problems
 
 
@@ -83,7 +90,7 @@ def _check_line(
     except InputError as error:
         return problem_of(error, item, file, item, "drop_line", row)
     annotation = posixpath.join(folder, "Annotations", f"{name}.xml")
-    if not (root / annotation).is_file():
+    if not os.path.isfile(root / annotation):
         problem, cure = f"there is no {annotation}", "add it, or take the line out"
         return Problem(file, item, problem, cure, "error", "drop_line", row)
     if annotation in members:
@@ -104,10 +111,9 @@ def _check_leaks(members: dict[str, set[str]]) -> Iterator[Problem]:
             )  # fmt: skip
 
 
-def _check_unlisted(root: Path, listed: set[str]) -> Iterator[Problem]:
-    patterns = "Annotations/**/[!.]*.xml", "*/Annotations/[!.]*.xml"
-    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
-        file = path.relative_to(root).as_posix()
+def _check_unlisted(layout: Layout, listed: set[str]) -> Iterator[Problem]:
+    years = ["", *(path.parent.name for path in sorted(layout.root.glob("*/Annotations")))]
+    for file in (file for year in years for file in annotation_files(layout, year)):
         if file not in listed:
             cure = "list it in ImageSets/Main, or remove it"
             yield Problem(file, "", "no split lists it", cure, "warning", "none")
@@ -176,7 +182,7 @@ class _Document:
         true_size, found = images.check(self._file, "", image, size, -1, is_told)
         problems += found
         if not is_size_of([each.box for each in objects], true_size, size):
-            problems = [_not_by_size(problem) for problem in problems]
+            problems = [not_by_size(problem) for problem in problems]
         doubles = Doubles()
         for each in objects:
             item = named(each.row + 1, each.name)
@@ -219,9 +225,8 @@ class _Document:
         return x1 - 1, y1 - 1, x2, y2
 
     def _image(self, annotation: Element, problems: list[Problem]) -> str:
-        folder, _, rest = self._file.partition("Annotations/")
-        name = posixpath.splitext(rest)[0]
-        filename = (annotation.findtext("filename") or "").strip() or None
+        folder, name = place_of(self._file)
+        filename = read_filename(annotation)
         found = find_voc_image(name, filename, self._listing, str(self._path))
         other = other_voc_image(name, filename, self._listing)
         if other:
@@ -254,8 +259,3 @@ def _read_object(element: Element, item: str) -> tuple[VocObject | None, InputEr
         return read_voc_object(cleared, item), first
     except InputError as error:  # not, or not only, for the flag
         return None, error
-
-
-def _not_by_size(problem: Problem) -> Problem:
-    """Boxes that may be of another picture than the file's: it cannot be kept."""
-    return replace(problem, action="drop_image") if problem.action in BY_SIZE else problem

@@ -9,19 +9,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.coco_columns import read_categories
 from data.errors import InputError, shown
 from data.voc import VOC_CLASSES
 from data.voc_images import find_voc_image, images_by_stem
 from data.voc_splits import listed_name, read_lines, split_file
-from data.voc_xml import VOC_SIDES, parse_voc_xml, read_voc_object, read_voc_side
+from data.voc_xml import (
+    VOC_SIDES,
+    parse_voc_xml,
+    read_filename,
+    read_voc_object,
+    read_voc_side,
+)
 from scripts.dataset_tools.coco_checks import read_document
-from scripts.dataset_tools.coco_to_voc import REST
+from scripts.dataset_tools.coco_to_voc import REST, rest_of
 from scripts.dataset_tools.interchange import annotation_of, image_of
-from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.layout import Layout, annotation_files
 from scripts.dataset_tools.output_folder import copy_files
+from scripts.dataset_tools.progress import progress
 
 
 class VocToCoco:
@@ -35,12 +40,12 @@ class VocToCoco:
 
     def write(self, splits: Sequence[str], hardlink: bool) -> dict[str, int]:
         if any("/" in split for split in splits):
-            raise self._layout.of_several_datasets(splits, "convert")
+            raise self._layout.several_datasets_error(splits, "convert")
         names = {split: _listed(self._layout.root, split) for split in splits}
         everything = sorted(set().union(*names.values()))
-        for name in tqdm(everything, desc="convert", delay=2, leave=False, disable=None):
+        for name in progress(everything, "convert"):
             self._read[name] = self._read_one(name)
-        self._give_ids()
+        self._give_ids(list(names.values()))
         pairs = []
         for split in splits:
             self._write_split(split, names[split])
@@ -55,13 +60,20 @@ class VocToCoco:
             "images": len(everything),
             "objects": objects,
             "missing_images": missing,
+            "unlisted": self._unlisted(splits, everything),
         }
+
+    def _unlisted(self, splits: Sequence[str], names: Sequence[str]) -> int:
+        """The annotation files that no split lists, where all splits are converted."""
+        if not set(splits) >= set(self._layout.splits):
+            return 0
+        listed = {f"Annotations/{name}.xml" for name in names}
+        return sum(file not in listed for file in annotation_files(self._layout, ""))
 
     def _read_one(self, name: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
         path = self._layout.root / "Annotations" / f"{name}.xml"
         document = parse_voc_xml(path)
-        filename = (document.findtext("filename") or "").strip() or None
-        file = find_voc_image(name, filename, self._listing, str(path))
+        file = find_voc_image(name, read_filename(document), self._listing, str(path))
         sides = [read_voc_side(document, side, path) for side in VOC_SIDES]
         try:
             image = image_of(document, file, (sides[0], sides[1]))
@@ -79,9 +91,12 @@ class VocToCoco:
                 raise InputError(f"{where}: {error}") from None
         return image, objects
 
-    def _give_ids(self) -> None:
-        images = [image for image, _ in self._read.values()]
-        _fill_ids(images)
+    def _give_ids(self, splits: Sequence[Sequence[str]]) -> None:
+        """Those that came from COCO stay, but for what two entries of one split share."""
+        for names in splits:
+            _forget_doubles([self._read[name][0] for name in names])
+            _forget_doubles([item for name in names for _, item in self._read[name][1]])
+        _fill_ids([image for image, _ in self._read.values()])
         _fill_ids([item for _, objects in self._read.values() for _, item in objects])
 
     def _check_owners(self, names: Sequence[str]) -> None:
@@ -122,11 +137,26 @@ class VocToCoco:
 
 def _listed(root: Path, split: str) -> list[str]:
     path = root / split_file(root, split)
-    names = []
+    names: dict[str, int] = {}
     for number, line in enumerate(read_lines(path, root), start=1):
         if line.strip():
-            names.append(listed_name(line, root / "Annotations", f"{path}: line {number}"))
-    return list(dict.fromkeys(names))
+            where = f"{path}: line {number}"
+            name = listed_name(line, root / "Annotations", where)
+            if name in names:
+                raise InputError(f"{where}: {shown(name)} is listed twice; list it once")
+            names[name] = number
+    return list(names)
+
+
+def _forget_doubles(entries: Sequence[dict[str, Any]]) -> None:
+    """Take an id out of all entries but the first that has it."""
+    seen: set[object] = set()
+    for entry in entries:
+        identity = entry.get("id")
+        if identity in seen:
+            del entry["id"]
+        elif identity is not None:
+            seen.add(identity)
 
 
 def _fill_ids(entries: Sequence[dict[str, Any]]) -> None:
@@ -152,9 +182,20 @@ def _extended(categories: list[dict[str, Any]], found: set[str]) -> list[dict[st
 
 
 def _read_rest(root: Path, split: str) -> dict[str, Any]:
-    path = root / REST / f"{split}.json"
-    if not path.is_file():
-        return {}
+    """What the COCO file of a split held beside its lists.
+
+    Of a split that was made since, the categories of the others, where these agree.
+    """
+    path = root / rest_of(split)
+    if path.is_file():
+        return _checked_rest(path)
+    others = [_checked_rest(other) for other in sorted((root / REST).glob("[!.]*.json"))]
+    categories = [rest["categories"] for rest in others]
+    agree = bool(categories) and all(each == categories[0] for each in categories)
+    return {"categories": categories[0]} if agree else {}
+
+
+def _checked_rest(path: Path) -> dict[str, Any]:
     rest = read_document(path)
     read_categories(path, rest.get("categories"))
     return rest

@@ -472,7 +472,7 @@ def test_what_travels_along_cannot_overrule_what_voc_says(tmp_path: Path) -> Non
         "voc_xml": "<a/>",
         "note": "kept",
     }
-    extra = f"<coco>{json.dumps(hostile)}</coco>".replace("<a/>", "")
+    extra = f"<coco>{json.dumps(hostile).replace('<', '&lt;')}</coco>"
     root = write_voc(
         tmp_path / "voc", {"a": [voc_object("cat", (5, 6, 20, 30), extra)]}, {"train": ["a"]}
     )
@@ -483,4 +483,5 @@ def test_what_travels_along_cannot_overrule_what_voc_says(tmp_path: Path) -> Non
     (image,), (item,) = document["images"], document["annotations"]
     assert (image["file_name"], image["height"], image["note"]) == ("a.png", 80, "kept")
     assert (item["bbox"], item["image_id"], item["note"]) == ([4, 5, 16, 25], 1, "kept")
+    assert "<a />" not in image["voc_xml"] + item.get("voc_xml", "")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["coco", "voc"]

@@ -85,7 +85,7 @@ def server() -> Iterator[FileServer]:
     server.close()
 
 
-def an_archive(content: bytes, name: str = "data.tar", md5: str | None = "right") -> Archive:
+def an_archive(content: bytes, name: str = "data.tar", md5: str = "right") -> Archive:
     known = hashlib.md5(content).hexdigest() if md5 == "right" else md5
     return Archive(f"http://publisher.invalid/{name}", len(content), known, ".")
 
@@ -176,23 +176,23 @@ def test_an_archive_that_is_there_is_checked_and_not_fetched(
     assert server.ranges == []
 
 
-def test_a_file_without_a_known_checksum_tells_the_one_it_has(
-    server: FileServer, tmp_path: Path
-) -> None:
-    server.files["data.tar"] = CONTENT
-    _, md5 = fetch(an_archive(CONTENT, md5=None), tmp_path, server.base)
-    assert md5 == hashlib.md5(CONTENT).hexdigest()
-
-
 def test_a_missing_file_and_a_wrong_address_are_said(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"answers 404.*check --base"):
         fetch(an_archive(CONTENT), tmp_path, server.base)
-    with pytest.raises(InputError, match=r"no http:// or https:// address"):
-        fetch(an_archive(CONTENT), tmp_path, "file:///etc")
+    for base in (
+        "file:///etc",
+        "http://",
+        "http://h:abc",
+        "http://[::1",
+        "http://h/\u00fc",
+        "http://h/a b",
+    ):
+        with pytest.raises(InputError, match=r"no http:// or https:// address"):
+            fetch(an_archive(CONTENT), tmp_path, base)
 
 
 def test_an_archive_larger_than_the_disk_is_refused_at_once(tmp_path: Path) -> None:
-    archive = Archive("http://publisher.invalid/a.tar", 1 << 60, None, ".")
+    archive = Archive("http://publisher.invalid/a.tar", 1 << 60, "", ".")
     with pytest.raises(InputError, match=r"needs .* GB more"):
         fetch(archive, tmp_path, None)
 
@@ -215,9 +215,30 @@ def test_the_command_downloads_unpacks_and_can_be_repeated(
     assert len(server.ranges) == 1
 
 
+def test_an_archive_that_was_unpacked_and_removed_is_not_fetched_again(
+    server: FileServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = a_tar({"VOCdevkit/VOC2007/Annotations/1.xml": b"<annotation/>"})
+    monkeypatch.setitem(archives.DATASETS, "voc2007", (an_archive(content, "VOCtest.tar"),))
+    server.files["VOCtest.tar"] = content
+    command = ["download", "voc2007", "--root", str(tmp_path), "--base", server.base]
+    assert main([*command, "--remove-archives"]) == 0
+    assert not (tmp_path / "archives/VOCtest.tar").exists()
+    assert main([*command, "--remove-archives"]) == 0
+    assert "has VOCtest.tar already; remove " in capsys.readouterr().out
+    assert len(server.ranges) == 1
+    (tmp_path / "archives/VOCtest.tar.unpacked").unlink()
+    assert main(command) == 0
+    assert len(server.ranges) == 2
+    with pytest.raises(SystemExit):
+        main([*command, "--keep-packed", "--remove-archives"])
+
+
 def test_all_published_archives_have_a_checksum_and_a_size() -> None:
     for archive in sum(archives.DATASETS.values(), ()):
-        assert archive.md5 is not None
         assert re.fullmatch("[0-9a-f]{32}", archive.md5)
         assert archive.bytes > 1e8
         assert archive.url_at("http://here/") == f"http://here/{archive.name}"

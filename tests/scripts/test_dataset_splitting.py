@@ -95,7 +95,7 @@ def test_a_split_of_coco_in_a_folder_is_refused_by_its_name(
     root = write_coco(tmp_path / "coco", [])
     command = ["split", str(root), "--fractions", "0.5", "0.5", "--output", str(tmp_path / "new")]
     assert main([*command, "--names", "x/a", "b"]) == 2
-    assert "--names: 'x/a' is no name of a split; leave out the /" in capsys.readouterr().err
+    assert "--names: 'x/a' is no name of a split; leave out slashes" in capsys.readouterr().err
 
 
 def test_images_that_a_division_of_coco_misses_are_counted(
@@ -124,7 +124,10 @@ def test_images_that_a_division_of_coco_misses_are_counted(
         (["--fractions", "1"], "give each split a name of its own and a fraction"),
         (["--names", "a", "a"], "give each split a name of its own"),
         (["--names", "../a", "b"], "may leave the root"),
-        (["--names", "a/b", "c"], "'a/b' is no name of a split; leave out the /"),
+        (["--names", "a/b", "c"], "'a/b' is no name of a split; leave out slashes"),
+        (["--names", ".a", "c"], "'.a' is no name of a split"),
+        (["--names", "a ", "c"], "'a ' is no name of a split"),
+        (["--hardlink"], "no image is copied"),
         (
             ["--source", "nothing", "--names", "x", "y"],
             "has no split 'nothing'; it has train, trainval",

@@ -1,0 +1,120 @@
+"""A repaired copy of a COCO dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import InputError
+from data.image_sizes import MOST_PIXELS
+from data.images import read_image
+from data.masks import object_area
+from data.segmentations import SegmentationColumns
+from scripts.dataset_tools.coco_checks import read_document
+from scripts.dataset_tools.kept import Kept, Rows, nothing_left
+from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.mask_checks import whole_parts
+from scripts.dataset_tools.output_folder import copy_files
+from scripts.dataset_tools.problems import OPTIONAL_KEYS
+
+
+def repair_coco(
+    layout: Layout, splits: Sequence[str], by_file: dict[str, Rows], folder: Path, hardlink: bool
+) -> Kept:
+    """Write the chosen splits into ``folder``.
+
+    ``by_file`` are the actions for each file. Raises InputError for a file that cannot be repaired,
+    and where nothing of a split is left.
+    """
+    count = Kept()
+    for split in splits:
+        file = f"annotations/instances_{split}.json"
+        document = read_document(layout.root / file)
+        if "none" in by_file.get(file, {}) and -1 in by_file[file]["none"]:
+            raise InputError(f"{layout.root / file}: cannot be repaired; correct what is named")
+        rows = by_file.get(file, {})
+        dropped = {row for name, each in by_file.items() if name.startswith(f"{split}/")
+                   for row in each.get("drop_image", ())}  # fmt: skip
+        dropped |= rows.get("drop_image", set())
+        sizes = rows.get("set_size", set())
+        images = [
+            _sized(layout.root / split, entry) if row in sizes else entry
+            for row, entry in enumerate(document["images"])
+            if row not in dropped
+        ]
+        if not images:
+            raise nothing_left(layout.root / file)
+        count.images += len(images)
+        count.of_images += len(document["images"])
+        count.of_objects += len(document["annotations"])
+        document["images"] = images
+        # A size that is left open all the same says where boxes end.
+        known = [
+            entry
+            if entry.get("height") and entry.get("width")
+            else _sized(layout.root / split, entry)
+            for entry in images
+        ]
+        document["annotations"] = _repaired_objects(document["annotations"], known, rows)
+        count.objects += len(document["annotations"])
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(document), encoding="utf-8")
+        names = [entry["file_name"] for entry in images]
+        pairs = [(layout.root / split / name, folder / split / name) for name in names]
+        copy_files(pairs, hardlink, layout.root, layout.follow_links)
+    return count
+
+
+def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    height, width = read_image(folder / entry["file_name"], None, MOST_PIXELS).shape[:2]
+    return {**entry, "height": height, "width": width}
+
+
+def _repaired_objects(
+    items: list[Any], images: list[dict[str, Any]], rows: Rows
+) -> list[dict[str, Any]]:
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in images}
+    dropped = rows.get("drop_object", set())
+    used = [entry.get("id") for entry in items if isinstance(entry, dict)]
+    free = max([0, *(identity for identity in used if type(identity) is int)]) + 1
+    repaired = []
+    for row, entry in enumerate(items):
+        if row in dropped or entry["image_id"] not in sizes:
+            continue
+        unread = [key for key, action in OPTIONAL_KEYS.items() if row in rows.get(action, ())]
+        entry = {key: value for key, value in entry.items() if key not in unread}
+        if row in rows.get("drop_parts", ()):
+            entry["segmentation"] = whole_parts(entry["segmentation"])
+        if row in rows.get("clip_box", ()):
+            entry["bbox"] = _clipped(entry["bbox"], sizes[entry["image_id"]])
+            if entry.get("area") is not None:
+                entry["area"] = min(entry["area"], entry["bbox"][2] * entry["bbox"][3])
+        if row in rows.get("renumber", ()) or entry.get("id") is None:
+            entry["id"], free = free, free + 1
+        if entry.get("iscrowd") is None:
+            entry["iscrowd"] = 0
+        if entry.get("area") is None:
+            entry["area"] = _area(entry, sizes[entry["image_id"]])
+        repaired.append(entry)
+    return repaired
+
+
+def _clipped(bbox: list[float], size_hw: tuple[int, int]) -> list[float]:
+    x, y, width, height = bbox
+    x1, y1 = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, size_hw[1]), min(y + height, size_hw[0])
+    return [x1, y1, right - x1, bottom - y1]
+
+
+def _area(entry: dict[str, Any], size_hw: tuple[int, int]) -> float:
+    """Of the mask, or of the box where there is none."""
+    columns = SegmentationColumns()
+    columns.add(entry.get("segmentation"))
+    store = columns.finish(np.array([size_hw], np.int32), lambda _: "annotation")
+    width, height = entry["bbox"][2:]
+    return float(width * height) if store is None else object_area(store, 0)
