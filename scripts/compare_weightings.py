@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, unreadable
+from engine.config import parse_config
 from engine.standard_output import status_of_tool, tool
+from engine.strict_yaml import read_yaml
 from losses import (
     ALWA,
     DWA,
@@ -71,14 +73,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not (isfinite(options.scale) and options.scale > 0):
         raise InputError(f"--scale {options.scale}: a number above 0 is needed")
-    recording = scaled(read_recording(options.recording), options.scale)
     check_figure(options.output)
+    recording = scaled(read_recording(options.recording), options.scale)
+    for doubt in _doubts(options.recording, len(recording["cls"]), options.interval):
+        print(f"compare_weightings.py: warning: {doubt}", file=sys.stderr)
     rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
     weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
     print(table(weights, recording))
     save_figure(draw(weights, recording), options.output)
     print(options.output)
     return 0
+
+
+def _doubts(path: Path, iterations: int, interval: int) -> Iterator[str]:
+    """What makes the picture say less than it seems to."""
+    config = path / "config.yaml"
+    if config.is_file():
+        weighting = parse_config(read_yaml(config), str(config)).loss.weighting.type
+        if weighting != "fixed":
+            yield f"{path} was trained with loss.weighting.type: {weighting}: its losses went that way"
+    if iterations < interval:
+        yield (
+            f"{path} has {iterations} iterations, fewer than a window of --interval {interval}: "
+            "ALWA and DWA never set their weights"
+        )
 
 
 def read_recording(path: Path) -> dict[str, list[float]]:
@@ -177,7 +195,7 @@ def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> A
     first, *panels = axes.flat
     for name in PAIR["head"]:
         first.plot(recording[name], linewidth=0.8, label=name)
-    first.set_title("raw losses (fixed 1:1)", fontsize=9)
+    first.set_title("raw losses as recorded", fontsize=9)
     first.legend(fontsize=7)
     for rule, panel in zip(weights, panels, strict=False):
         for number, name in enumerate(PAIR["head"]):

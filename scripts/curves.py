@@ -132,9 +132,10 @@ def read_metrics(path: Path) -> Iterator[Point]:
 
 def _foreign(path: Path, number: int) -> InputError:
     """From the first line on it is another file, further down a run's that is damaged."""
-    kind = NoCurvesError if number == 1 else InputError
-    return kind(
-        f"{path}: line {number} is no log line of a run; name a run's folder, its {METRICS} or its "
+    if number > 1:
+        return InputError(f"{path}: line {number} is damaged; delete it")
+    return NoCurvesError(
+        f"{path}: line 1 is no log line of a run; name a run's folder, its {METRICS} or its "
         f"{EVENTS}.*"
     )
 
@@ -165,7 +166,9 @@ def read_table(path: Path) -> Iterator[Point]:
         InputError: the file cannot be read, or a cell is no number.
     """
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # one that is cut off tells less
+        rows = list(csv.DictReader(whole))
     except OSError as error:
         raise unreadable(path, error) from None
     except UnicodeDecodeError:

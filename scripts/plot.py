@@ -231,13 +231,13 @@ def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
                 continue
             curve = curves[tag]
             values = smooth(curve.values, width) if tag.startswith(SMOOTHED) else curve.values
-            one = len(runs) == 1
-            color = color_of(number, len(tags)) if one else color_of(position, len(runs))
+            alone = len(runs) == 1
+            color = color_of(number, len(tags)) if alone else color_of(position, len(runs))
             axis.plot(
                 curve.steps,
                 values,
                 color=color,
-                linestyle=LINES[0 if len(runs) == 1 else number % len(LINES)],
+                linestyle=LINES[0 if alone else number % len(LINES)],
                 linewidth=1.4,
                 marker="o" if len(curve) < 20 else None,
                 markersize=3,

@@ -12,7 +12,8 @@ may be repeated and given in several shells. `key.path=value` at the end changes
 data.root=/path says where the data are, train.device=cpu where to train.
 `keep` writes what tables and curves need of finished runs into the ledger, a folder that is
 committed; every command counts the runs in it as done.
-Exit codes: 0 all is done, 1 runs failed, 2 the input cannot be used, 128 + n stopped by signal n.
+Exit codes: 0 all is done, 1 a run failed or was not kept, or a figure not drawn, 2 the input cannot
+be used, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import InputError
+from data.errors import InputError, unreadable
 from engine.atomic_file import write_atomically
 from engine.config import flatten, split_words
 from engine.standard_output import status_of_tool, tool
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds = tuple(dict.fromkeys(options.seeds))
         studies = [study.model_copy(update={"seeds": seeds}) for study in studies]
     studies = [narrowed(study, options.only) for study in studies]
+    for study in studies:
+        if not any(study.cells()):
+            raise InputError(f"{study.name}: the table has no cell with all of --only; name others")
     return COMMANDS[options.command](studies, extra, options)
 
 
@@ -68,7 +72,10 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     left, wrong = plan(jobs)
     whole = [job for job in jobs if job.folder not in wrong]
     if options.keep:
-        _keep(whole, options)
+        unkept: dict[Path, str] = {}
+        _keep(whole, unkept, options)
+        for folder, reason in unkept.items():
+            print(f"not kept: {folder}: {reason}", file=sys.stderr)
     most = max(study.processes for study in studies)
     check_gpus(options.gpus or ())
     on_cpu = bool(whole) and all(job.run.config.train.device == "cpu" for job in whole)
@@ -106,6 +113,8 @@ def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse
                 print(f"{stage:8} {job.results}")
             except InputError as error:
                 print(f"refused  {error}")
+            except OSError as error:
+                print(f"refused  {unreadable(job.folder, error)}")
     return 0
 
 
@@ -113,27 +122,36 @@ def keep(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Name
     """``keep``: write the finished runs of the runs folder into the ledger."""
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     _, wrong = plan(jobs)
-    if not _keep([job for job in jobs if job.folder not in wrong], options):
+    if not _keep([job for job in jobs if job.folder not in wrong], wrong, options):
         print("nothing new to keep: a run can be kept once it is trained and scored")
     for folder, reason in wrong.items():
         print(f"not kept: {folder}: {reason}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _keep(jobs: Sequence[Job], options: argparse.Namespace) -> int:
-    """Note the results of finished jobs; how many of them were not in the ledger."""
+def _keep(jobs: Sequence[Job], wrong: dict[Path, str], options: argparse.Namespace) -> int:
+    """Note the results of finished jobs; how many of them were not in the ledger.
+
+    What keeps one from being kept is noted in ``wrong``, by its folder.
+    """
     if options.ledger is None:
         raise InputError("--no-ledger leaves no place to keep runs in; leave it out")
     number = 0
     for job in jobs:
-        if job.keep():
-            print(f"kept {job.run.folder(options.ledger)}")
-            number += 1
+        try:
+            if job.keep():
+                print(f"kept {job.run.folder(options.ledger)}")
+                number += 1
+        except InputError as error:
+            wrong[job.folder] = str(error)
     return number
 
 
 def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
     """``table``: Markdown to the console; Markdown, LaTeX and CSV into files."""
+    is_part = bool(options.only or options.seeds)
+    if is_part and options.into is not None:
+        raise InputError("--into: a part of a table is not to replace it; leave --only and --seeds")
     for study in studies:
         results = collect(study, options.runs, extra, options.ledger)
         text = markdown(results)
@@ -147,7 +165,8 @@ def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Nam
             ("tex", latex(results)),
             ("csv", comma_separated(results)),
         ):
-            write_atomically(folder / f"{study.name}.{kind}", content.encode())
+            name = f"{study.name}-part" if is_part else study.name
+            write_atomically(folder / f"{name}.{kind}", content.encode())
     return 0
 
 
@@ -160,6 +179,8 @@ def plot(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Name
         raise InputError(f"plot needs matplotlib ({error}); pip install matplotlib") from None
     missing = 0
     for study in studies:
+        if not study.figures:
+            print(f"{study.name} has no figures", file=sys.stderr)
         for number, figure in chosen_figures(study, options.figure).items():
             try:
                 runs = shown_runs(study, figure, options.runs, extra, options.show, options.ledger)
@@ -205,11 +226,9 @@ def _overrides(words: Sequence[str], studies: Sequence[Study]) -> dict[str, Any]
         key, _, text = word.partition("=")
         value = parse_yaml(text, word, comments=False)
         keys = flatten({key: value}).keys()
-        axis = next(
-            (varied[other] for own in keys for other in varied if _overlap(own, other)), None
-        )
-        if axis is not None:
-            chosen = shlex.quote(f"{axis}=…")
+        found = [varied[other] for own in keys for other in varied if _overlap(own, other)]
+        if found:
+            chosen = shlex.quote(f"{found[0]}=…")
             raise InputError(
                 f"{word}: the study varies it, and its labels would stay; choose some with "
                 f"--only {chosen}, or write a study of your own"
@@ -228,7 +247,7 @@ def _overlap(key: str, other: str) -> bool:
     return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     return Path(text).expanduser()  # in --runs=~/x the shell leaves the ~ as it is
 
 
@@ -242,12 +261,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", help="another scale that the study's file describes: small")
     parser.add_argument("--seeds", type=listed, metavar="0,1,…", help="other seeds than its own")
+    parser.add_argument("--runs", type=_path, default=RUNS, help="folder of the runs (%(default)s)")
+    parser.add_argument("--output", type=_path, help="folder of tables or figures")
     parser.add_argument(
-        "--runs", type=_folder, default=RUNS, help="folder of the runs (%(default)s)"
-    )
-    parser.add_argument("--output", type=_folder, help="folder of tables or figures")
-    parser.add_argument(
-        "--ledger", type=_folder, default=LEDGER, help="folder of the kept runs (docs/study)"
+        "--ledger", type=_path, default=LEDGER, help="folder of the kept runs (docs/study)"
     )
     parser.add_argument(
         "--no-ledger",
@@ -281,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tables = parser.add_argument_group("table")
     tables.add_argument(
-        "--into", type=Path, help="a Markdown file: the table goes between its marks in it"
+        "--into", type=_path, help="a Markdown file: the table goes between its marks in it"
     )
     plots = parser.add_argument_group("plot")
     plots.add_argument("--figure", help="this one alone: 1, 2, 3, 5, 6, 7 or scores")

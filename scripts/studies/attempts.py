@@ -9,6 +9,8 @@ from typing import Any
 from engine.checkpoint import RESUMED
 from scripts.studies.run import has_checkpoint, read_record, write_record
 
+THEN = "; then "  # between the machines that a training moved from and to
+
 
 def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]:
     """Note that an attempt begins; the record that :func:`end` completes.
@@ -28,14 +30,16 @@ def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]
     seconds = before.get("seconds", 0.0)
     if began is not None:
         seconds += max(0.0, _last_checkpoint(folder) - began)
-    places = [before["machine"]] if before.get("machine") not in (None, machine) else []
+    places = before["machine"].split(THEN) if "machine" in before else []
+    if places[-1:] != [machine]:
+        places.append(machine)
     record = {
         **before,
         **facts,
         "error": None,
         "began": time.time(),
         "seconds": seconds,
-        "machine": "; then ".join([*places, machine]),
+        "machine": THEN.join(places),
         "code": sorted({*before.get("code", []), code}),
         "attempts": before.get("attempts", 0) + 1,
     }
@@ -54,6 +58,11 @@ def end(
         "cpu_seconds": record.get("cpu_seconds", 0) + cpu_seconds,
     }
     write_record(folder, {**record, **done})
+
+
+def note_kill(folder: Path, record: dict[str, Any], error: str) -> None:
+    """Note what killed the attempt under way: its cost is told when the next one begins."""
+    write_record(folder, {**record, "error": error})
 
 
 def _last_checkpoint(folder: Path) -> float:

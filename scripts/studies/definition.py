@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from data.errors import InputError
+from data.errors import InputError, shown
 from engine.strict_yaml import read_yaml
 from scripts.studies.run import Run
 
@@ -59,6 +60,17 @@ class Axis(BaseModel, extra="forbid", frozen=True):
         return {key for label in self.values for key in self.overrides(label)}
 
 
+def flatten_cells(
+    cells: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[float]]]:
+    """Nested labels -> each path of labels with its numbers."""
+    for label, below in cells.items():
+        if isinstance(below, Mapping):
+            yield from flatten_cells(below, (*path, label))
+        else:
+            yield (*path, label), below if isinstance(below, list) else [below]
+
+
 class Score(BaseModel, extra="forbid", frozen=True):
     """How a run's last checkpoint is scored."""
 
@@ -82,6 +94,13 @@ class Paper(BaseModel, extra="forbid", frozen=True):
     cells: dict[str, Any] = Field(
         default_factory=dict, description="labels, nested in any order -> number or one a metric"
     )
+
+    @model_validator(mode="after")
+    def _cells_are_numbers(self) -> Paper:
+        for path, values in flatten_cells(self.cells):
+            if not all(type(value) in (int, float) for value in values):
+                raise ValueError(f"cells: {', '.join(path)}: {shown(values)} is no number")
+        return self
 
 
 class Figure(BaseModel, extra="forbid", frozen=True):
@@ -170,48 +189,45 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return None
 
 
-def flatten_cells(
-    cells: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], list[float]]]:
-    """Nested labels -> each path of labels with its numbers."""
-    for label, below in cells.items():
-        if isinstance(below, Mapping):
-            yield from flatten_cells(below, (*path, label))
-        else:
-            yield (*path, label), below if isinstance(below, list) else [below]
-
-
 def narrowed(study: Study, words: Sequence[str]) -> Study:
     """``["weights=fixed,alwa_1", "seed=0"]``: a study of these labels and seeds alone.
 
-    Figures are left with the cells that it still has.
+    Several words of one axis add up. Figures are left with the cells that it still has.
 
     Raises:
         InputError: a word names no axis or no label of the study.
     """
     axes = {axis.name: axis for axis in study.axes}
-    seeds = study.seeds
+    known = {name: [*axis.values] for name, axis in axes.items()}
+    known["seed"] = [str(seed) for seed in study.seeds]
+    chosen: dict[str, set[str]] = defaultdict(set)
     for word in words:
         name, _, text = word.partition("=")
-        known = [str(seed) for seed in seeds] if name == "seed" else None
-        known = [*axes[name].values] if name in axes else known
-        chosen = [text] if known and text in known else text.split(",")
-        if known is None:
-            raise InputError(f"--only {word}: no such axis; choose {', '.join([*axes, 'seed'])}")
-        for label in chosen:
-            if label not in known:
-                raise InputError(f"--only {word}: no {label!r}; choose {', '.join(known)}")
-        if name == "seed":
-            seeds = tuple(seed for seed in seeds if str(seed) in chosen)
-        else:
-            kept = {label: value for label, value in axes[name].values.items() if label in chosen}
-            axes[name] = axes[name].model_copy(update={"values": kept})
+        if name not in known:
+            raise InputError(f"--only {word}: no such axis; choose {', '.join(known)}")
+        chosen[name].update(_labels(text, known[name], word))
+    seeds = tuple(s for s in study.seeds if "seed" not in chosen or str(s) in chosen["seed"])
+    for name in chosen.keys() - {"seed"}:
+        kept = {label: value for label, value in axes[name].values.items() if label in chosen[name]}
+        axes[name] = axes[name].model_copy(update={"values": kept})
     figures = {
         number: figure.model_copy(update={"cells": tuple(_still_there(figure.cells, axes))})
         for number, figure in study.figures.items()
     }
     changed = {"axes": tuple(axes.values()), "seeds": seeds, "figures": figures}
     return study.model_copy(update=changed)
+
+
+def _labels(text: str, known: Sequence[str], word: str) -> Iterator[str]:
+    """Labels with commas between them, which may have commas in them: the longest that fit."""
+    parts = text.split(",")
+    while parts:
+        lengths = range(len(parts), 0, -1)
+        fitting = next((n for n in lengths if ",".join(parts[:n]) in known), None)
+        if fitting is None:
+            raise InputError(f"--only {word}: no {parts[0]!r}; choose {', '.join(known)}")
+        yield ",".join(parts[:fitting])
+        parts = parts[fitting:]
 
 
 def _still_there(cells: Sequence[Labels], axes: Mapping[str, Axis]) -> Iterator[Labels]:
@@ -228,30 +244,37 @@ def with_preset(values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[st
 
     Raises:
         InputError: ``without`` or ``narrow`` names an axis or a label that is not there.
+        ValidationError: a key has a value of another kind.
     """
-    merged = {**values, **preset}
-    without, narrow = merged.pop("without", []), merged.pop("narrow", {})
-    merged["paper"] = {**values.get("paper", {}), **preset.get("paper", {})}
-    if not without and not narrow:
+    special = _Special.model_validate(preset)
+    merged = {**values, **preset, "paper": {**(values.get("paper") or {}), **special.paper}}
+    for key in ("without", "narrow"):
+        merged.pop(key, None)
+    if not special.without and not special.narrow:
         return merged
-    axes = {axis.get("name"): axis for axis in merged.get("axes", [])}
-    for name in (*without, *narrow):
+    axes = {axis.name: axis for axis in map(Axis.model_validate, merged.get("axes") or ())}
+    for name in (*special.without, *special.narrow):
         if name not in axes:
             raise InputError(f"{name}: no such axis to narrow or leave out; choose {_names(axes)}")
-    for name, labels in narrow.items():
+    for name, labels in special.narrow.items():
         axes[name] = _narrowed(axes[name], labels)
-    merged["axes"] = [axis for name, axis in axes.items() if name not in without]
+    merged["axes"] = [axis for name, axis in axes.items() if name not in special.without]
     return merged
 
 
-def _narrowed(axis: Mapping[str, Any], labels: Sequence[str]) -> Mapping[str, Any]:
-    kept = axis["values"]
-    if isinstance(kept, list):
-        kept = {str(value): value for value in kept}
+class _Special(BaseModel, extra="ignore", frozen=True):
+    """The keys of a preset that do not replace those of the study."""
+
+    without: tuple[str, ...] = ()
+    narrow: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    paper: dict[str, Any] = Field(default_factory=dict)
+
+
+def _narrowed(axis: Axis, labels: Sequence[str]) -> Axis:
     for label in labels:
-        if label not in kept:
-            raise InputError(f"{axis['name']}: {label}: no such label; choose {_names(kept)}")
-    return {**axis, "values": {label: kept[label] for label in labels}}
+        if label not in axis.values:
+            raise InputError(f"{axis.name}: {label}: no such label; choose {_names(axis.values)}")
+    return axis.model_copy(update={"values": {label: axis.values[label] for label in labels}})
 
 
 def _names(values: Iterable[Any]) -> str:
@@ -272,6 +295,9 @@ def load_study(name: str, preset: str | None = None) -> Study:
         raise InputError(f"{name}: there is no such study; choose {known}, or name a .yaml file")
     values = read_yaml(path)
     presets = values.pop("presets", None) or {}
+    if not isinstance(presets, Mapping):
+        raise InputError(f"{path}: presets: {shown(presets)} is no mapping of presets by name")
+    whole = dict(values)
     if preset is not None:
         if preset not in presets:
             known = ", ".join(presets) or "none"
@@ -282,10 +308,39 @@ def load_study(name: str, preset: str | None = None) -> Study:
             values = with_preset(values, presets[preset])
         except InputError as error:
             raise InputError(f"{path}: presets.{preset}: {error}") from None
+        except ValidationError as error:
+            raise InputError(f"{path}: presets.{preset}: {_first_problem(error)}") from None
     values |= {"name": "-".join(filter(None, (path.stem, preset))), "folder": path.parent}
     try:
-        return Study.model_validate(values)
+        study = Study.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise InputError(f"{path}: {key}: {problem['msg']}") from None
+        raise InputError(f"{path}: {_first_problem(error)}") from None
+    _check_paper(path, study, whole)
+    return study
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key}: {problem['msg']}" if key else problem["msg"]
+
+
+def _check_paper(path: Path, study: Study, whole: Mapping[str, Any]) -> None:
+    """Raise InputError for a number of the paper that no cell would show, as of a misspelt label.
+
+    ``whole`` is the file without a preset, which may leave out axes and labels.
+    """
+    axes = [*study.axes, *map(Axis.model_validate, whole.get("axes") or ())]
+    known = {label for axis in axes for label in axis.values} | set(study.paper.like)
+    for labels, values in flatten_cells(study.paper.cells):
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            raise InputError(
+                f"{path}: paper.cells: {shown(unknown[0])} is no label of an axis, nor in "
+                "paper.like; correct it"
+            )
+        if len(values) > len(study.score.metrics):
+            raise InputError(
+                f"{path}: paper.cells: {', '.join(labels)} has {len(values)} numbers for "
+                f"{len(study.score.metrics)} metrics; leave out the others, or name their metrics"
+            )

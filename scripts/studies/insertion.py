@@ -16,7 +16,7 @@ def insert(path: Path, name: str, text: str) -> None:
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
-        page = path.read_text(encoding="utf-8")
+        page = path.read_bytes().decode()
     except OSError as error:
         raise unreadable(path, error) from None
     except UnicodeDecodeError:

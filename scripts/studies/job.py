@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.studies.ledger import keep, results_folder
-from scripts.studies.run import Run, Stage, scores_file, stage
+from scripts.studies.run import Run, Stage, read_scores, scores_file, stage
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ class Job:
         """How far it has come.
 
         Raises:
-            InputError: its place holds a run under another config.
+            InputError: its place holds a run under another config, or scores that are damaged.
         """
-        return stage(self.run, self.results, self.split)
+        reached = stage(self.run, self.results, self.split)
+        if reached == "scored":
+            read_scores(self.results, self.split)
+        return reached
 
     def keep(self) -> bool:
         """Note its results in the ledger if it was scored here; whether that changed it.
@@ -59,4 +62,5 @@ class Job:
         )
         if self.ledger is None or not is_scored:
             return False
+        read_scores(self.folder, self.split)  # what cannot be read is nothing to keep
         return keep(self.folder, self.split, self.run.folder(self.ledger))

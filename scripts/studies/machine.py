@@ -74,7 +74,7 @@ def share_out(
     if each < max(1, processes or 1):
         raise InputError(
             f"--jobs {jobs}: {len(gpus)} GPUs are not enough for {jobs} runs side by side with "
-            f"{processes or 1} processes each; lower --jobs"
+            f"{processes or 1} processes each; lower --jobs{' or --processes' if processes else ''}"
         )
     threads = _threads(jobs * each)
     shares = [tuple(gpus[job * each : (job + 1) * each]) for job in range(jobs)]
@@ -89,6 +89,8 @@ def share_out(
 def check_gpus(gpus: Sequence[int]) -> None:
     """Raise InputError for numbers that no GPU has."""
     count = torch.cuda.device_count()
+    if gpus and not count:
+        raise InputError("--gpus: PyTorch finds no GPU here; leave it out")
     if any(gpu >= count for gpu in gpus):
         raise InputError(
             f"--gpus {','.join(map(str, gpus))}: there are {count} GPUs, numbered from 0; name "

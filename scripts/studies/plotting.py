@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 
 from data.errors import InputError
+from engine.config import flatten
 from scripts.studies.definition import Figure, Labels, Study
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows
 from scripts.studies.ledger import results_folder
@@ -42,11 +43,12 @@ def shown_runs(
         return [_named_run(word) for word in show]
     if figure.kind == "weights":
         return _scored_runs(study, runs, extra, ledger)
-    kept = None if figure.kind == "detections" else ledger
     cells = [first_cell(study, labels) for labels in figure.cells]
     if not cells and figure.kind != "shift":
         raise InputError("--only leaves none of its runs; leave it out, or name others")
-    return [_begun_run(study, labels, runs, extra, kept) for labels in cells]
+    needs_checkpoint = figure.kind == "detections"
+    kept = None if needs_checkpoint else ledger
+    return [_begun_run(study, labels, runs, extra, kept, needs_checkpoint) for labels in cells]
 
 
 def first_cell(study: Study, wanted: Labels) -> Labels:
@@ -75,14 +77,15 @@ def draw(
     """
     heading = f"Figure {number}: {figure.caption or study.title}"
     if figure.kind == "shift":
-        return draw_shift()
+        return draw_shift(heading)
     if figure.kind == "losses":
         return draw_losses(runs, heading)
     if figure.kind == "windows":
         return draw_windows(runs, heading)
     if figure.kind == "weights":
         return draw_weights(runs, figure.caption or study.title, study.score)
-    root = Path(extra["data.root"]) if "data.root" in extra else None
+    data_root = flatten(extra).get("data.root")
+    root = None if data_root is None else Path(data_root)
     return draw_detections(runs, heading, study.score.split, root)
 
 
@@ -104,7 +107,12 @@ def _scored_runs(
 
 
 def _begun_run(
-    study: Study, labels: Labels, runs: Path, extra: Mapping[str, Any], ledger: Path | None
+    study: Study,
+    labels: Labels,
+    runs: Path,
+    extra: Mapping[str, Any],
+    ledger: Path | None,
+    needs_checkpoint: bool,
 ) -> ShownRun:
     of_seeds = [study.run(labels, seed, extra) for seed in study.seeds]
     for seed, run in zip(study.seeds, of_seeds, strict=True):
@@ -114,9 +122,9 @@ def _begun_run(
             # What stands beside it is of the first seed, as a rule.
             others = [] if seed == study.seeds[0] else [f"seed {seed}"]
             return ShownRun(", ".join([*labels.values(), *others]), folder)
-    raise InputError(
-        f"not run: {', '.join(labels.values())} (would be in {of_seeds[0].folder(runs)})"
-    )
+    place = f"{', '.join(labels.values())} (would be in {of_seeds[0].folder(runs)})"
+    cure = "; the ledger keeps no checkpoints: train it with run --no-ledger"
+    raise InputError(f"not run: {place}{cure if needs_checkpoint else ''}")
 
 
 def _named_run(word: str) -> ShownRun:

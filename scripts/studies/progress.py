@@ -132,7 +132,7 @@ def seconds_an_epoch(
     for job in jobs:
         record = read_record(job.results)
         share = shares.get(job.folder, 0.0)
-        if record.get("trained"):
+        if record.get("trained") and "seconds" in record:
             rank = 0 if record.get("machine") in here else 2
             witnesses[job.run.base].append((rank, record["seconds"] / _epochs(job)))
         elif share > LEAST_SHARE:

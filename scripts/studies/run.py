@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -23,11 +24,12 @@ from engine.resume import NEUTRAL_KEYS
 from engine.strict_yaml import read_yaml
 
 # Keys that do not decide what a run computes. The batch of a process follows from the total batch,
-# which is the study's, and the number of processes.
-PLACE_KEYS = NEUTRAL_KEYS | {"data.batch_size", "data.root", "train.accumulate", "train.name"}
+# which is the study's, and the number of processes; the table tells where these differ.
+PLACE_KEYS = NEUTRAL_KEYS | {"data.batch_size", "data.root", "train.name"}
 # Neither do these, as a study scores the last checkpoint; but with train.patience scores decide
 # which that is.
 EVALUATION_KEYS = frozenset({"evaluate.every"})
+LONGEST_NAME = 180  # letters, of what a folder's name says of the overrides
 RECORD, LOCK, LOG = "study.json", "study.lock", "study.log"
 
 Stage = Literal["not run", "cut off", "trained", "scored", "failed"]
@@ -72,7 +74,11 @@ class Run:
             for key in sorted(own)
             if own[key] != base.get(key) and key != "train.seed"
         ]
-        return "_".join([*parts, f"seed-{self.config.train.seed}"])
+        text, seed = "_".join(parts), f"seed-{self.config.train.seed}"
+        if len(text) > LONGEST_NAME:
+            digest = hashlib.blake2b(repr(sorted(own.items())).encode(), digest_size=4).hexdigest()
+            text = f"{text[:LONGEST_NAME]}-{digest}"
+        return f"{text}_{seed}" if text else seed
 
     def folder(self, runs: Path) -> Path:
         """The folder of the run: ``<runs>/<base config>/<name>``.
@@ -141,7 +147,7 @@ def read_scores(folder: Path, split: str) -> dict[str, Any]:
     Raises:
         InputError: the file is damaged.
     """
-    return _read_json(scores_file(folder, split))
+    return _read_json(scores_file(folder, split), "delete it, and `run` scores the run anew")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -151,13 +157,17 @@ def read_record(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = folder / RECORD
-    record = _read_json(path) if path.is_file() else {}
+    cure = "restore it, or delete its folder to run the training anew"
+    record = _read_json(path, cure) if path.is_file() else {}
     for key in ("seconds", "cpu_seconds", "iterations"):
         value = record.get(key)
         if not (value is None or type(value) in (int, float)):
             raise InputError(
                 f"{path}: its {key} is {shown(value)}, no number; correct or delete it"
             )
+    code = record.get("code", [])
+    if not (isinstance(code, list) and all(isinstance(version, str) for version in code)):
+        raise InputError(f"{path}: its code is {shown(code)}, no list of versions; delete it")
     return record
 
 
@@ -193,24 +203,36 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether somebody works on a run right now."""
-    if not (folder / LOCK).is_file():
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)  # also where others may write alone
+    except FileNotFoundError:
         return False
-    with locked(folder) as descriptor:
-        return descriptor is None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, cure: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(path, error) from None
     except ValueError:
-        raise InputError(
-            f"{path}: is no JSON; restore it, or delete its folder to run the training anew"
-        ) from None
+        raise InputError(f"{path}: is no JSON; {cure}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: is no mapping; delete its folder to run the training anew")
+        raise InputError(f"{path}: is no mapping; {cure}")
     return values
+
+
+def differing_keys(one: Run, other: Run) -> list[str]:
+    """The dotted keys that decide what runs compute and that two runs have otherwise."""
+    values, others = _decisive(one.config), _decisive(other.config)
+    keys = sorted(values.keys() | others.keys())
+    return [key for key in keys if values.get(key) != others.get(key)]
 
 
 def _decisive(config: Config) -> dict[str, Any]:

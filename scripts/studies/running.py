@@ -23,6 +23,7 @@ from scripts.studies.progress import ProgressLine, say
 from scripts.studies.run import (
     LOG,
     as_words,
+    differing_keys,
     has_checkpoint,
     is_locked,
     locked,
@@ -41,6 +42,10 @@ class StoppedError(Exception):
 
 class FailedError(Exception):
     """A run's program ended with an error."""
+
+
+class KilledError(FailedError):
+    """A signal ended a run's program: it had no time to save."""
 
 
 @dataclass
@@ -88,7 +93,8 @@ class Shop:
                 thread.start()
             with ProgressLine() as line:
                 while any(thread.is_alive() for thread in threads):
-                    line.show(whole, self.under_way, len(places), self.failed)
+                    with suppress(InputError, OSError):  # of a file that tells how far a run is
+                        line.show(whole, self.under_way, len(places), self.failed)
                     time.sleep(0.2)
         if self.signal_number is not None:
             raise StoppedError
@@ -130,7 +136,8 @@ class Shop:
     def _do(self, job: Job, place: Place) -> None:
         with locked(job.folder) as lock:
             if lock is None:
-                say(f"another shell works on {job.folder}")
+                if job.folder not in self.under_way:  # this call may score it on another split
+                    say(f"another shell works on {job.folder}")
                 with self.guard:
                     self.elsewhere.append(job)
                 return
@@ -173,21 +180,35 @@ class Shop:
             processes=processes,
             total_batch=job.run.total_batch,
         )
-        start, error = time.monotonic(), None
+        start = time.monotonic()
+
+        def end(error: str | None) -> None:
+            took, cpu = time.monotonic() - start, self.cpu.pop(job.folder, 0.0)
+            attempts.end(job.folder, record, took, cpu, error)
+
         try:
             self._call("train.py", words, job, place, lock)
-            record["trained"] = True
-        except FailedError as failure:
-            error = str(failure)
+        except KilledError as failure:
+            attempts.note_kill(job.folder, record, str(failure))
             raise
-        finally:
-            took = time.monotonic() - start
-            attempts.end(job.folder, record, took, self.cpu.pop(job.folder, 0.0), error)
+        except FailedError as failure:
+            end(str(failure))
+            raise
+        except StoppedError:
+            end(None)
+            raise
+        record["trained"] = True
+        end(None)
 
     def _score(self, job: Job, place: Place, lock: int) -> None:
         """Score the last checkpoint; the scores come into place whole."""
-        output = scores_file(job.folder, job.split)
-        words = [str(job.folder / "last.pt"), "--split", job.split, "--output", str(output)]
+        output, checkpoint = scores_file(job.folder, job.split), job.folder / "last.pt"
+        if not checkpoint.is_file():
+            raise InputError(
+                f"{checkpoint}: the run is trained, and its checkpoint is not there to be scored; "
+                f"restore it, or delete {job.folder} to run it anew"
+            )
+        words = [str(checkpoint), "--split", job.split, "--output", str(output)]
         config = job.run.config
         words += as_words(
             {
@@ -231,7 +252,8 @@ class Shop:
         if process.returncode and self.signal_number is not None:
             raise StoppedError
         if process.returncode:
-            raise FailedError(reason_of(program, process.returncode, job.folder / LOG, begin))
+            kind = KilledError if process.returncode < 0 else FailedError
+            raise kind(reason_of(program, process.returncode, job.folder / LOG, begin))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -271,6 +293,12 @@ def plan(jobs: Sequence[Job]) -> tuple[list[Job], dict[Path, str]]:
 
 
 def _two_owners(one: Job, other: Job) -> str:
+    if one.run.base == other.run.base:
+        keys = ", ".join(differing_keys(one.run, other.run)) or "the total batch"
+        return (
+            f"two different runs would be there, whose values of {keys} differ in signs that its "
+            "name leaves out; write one of them otherwise"
+        )
     return (
         f"two different runs would be there, of {one.run.base} and of {other.run.base}; run the "
         "studies one by one with a --runs and a --ledger each, or rename one of these files"

@@ -58,7 +58,7 @@ def slide(score: float = SCORE) -> Slide:
     )
 
 
-def draw_shift() -> Figure:
+def draw_shift(heading: str) -> Figure:
     """The boxes, their IoU, the classification losses and all box losses against the shift."""
     data = slide()
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.2))
@@ -78,7 +78,7 @@ def draw_shift() -> Figure:
     label_panel(axes[1, 1], "box loss of an anchor that predicts itself", "shift / width")
     for panel in (axes[1, 0], axes[1, 1]):
         panel.legend(fontsize=8)
-    return finished(figure, "Figure 2: a box slides across an object")
+    return finished(figure, heading)
 
 
 def _classification(iou: Tensor, score: float) -> dict[str, Tensor]:

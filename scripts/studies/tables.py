@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.tracking import clock
+from scripts.studies.definition import Labels
 from scripts.studies.results import Cell, Results, median
 from scripts.studies.statistics import Paired
 
@@ -35,18 +36,27 @@ def markdown(results: Results) -> str:
         parts += ["Changes paired over seeds, in points:", _pipes(changes)]
     costs = cost(results)
     parts += [_pipes(costs)] if len(costs) > 1 else []
-    if study.paper.printed == "changes" and study.paper.cells:
-        parts.append("The paper prints changes; its other values here are baseline + change.")
-    parts += [study.note] if study.note else []
+    parts += _about_the_paper(results)
     parts += [f"* {line}" for line in troubles(results)]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(results: Results) -> str:
-    """The comparison and the paired changes as LaTeX tables (booktabs)."""
+    """The comparison and the paired changes as LaTeX tables (booktabs), under what they are."""
     changes = paired_changes(results)
     grids = [comparison(results), *([changes] if len(changes) > 1 else [])]
-    return "\n".join(map(_tabular, grids))
+    words = [results.study.title, *_about_the_paper(results)]
+    head = "".join(f"% {' '.join(text.split())}\n" for text in words)
+    return head + "\n".join(map(_tabular, grids))
+
+
+def _about_the_paper(results: Results) -> Iterator[str]:
+    """What a reader must know of the numbers that stand beside ours."""
+    study = results.study
+    if study.paper.printed == "changes" and study.paper.cells:
+        yield "The paper prints changes; its other values here are baseline + change."
+    if study.note:
+        yield study.note
 
 
 def _tabular(grid: Grid) -> str:
@@ -68,13 +78,20 @@ def comma_separated(results: Results) -> str:
     names = [axis.name for axis in results.study.axes]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, "metric", *CSV_COLUMNS])
+    writer.writerow([*names, "metric", *CSV_COLUMNS, "paper_printed"])
     for cell in results.cells:
         for metric in results.study.score.metrics:
             numbers = _numbers(cell, metric, results.change(cell, metric))
             shown = ["" if number is None else f"{number:.6g}" for number in numbers]
-            writer.writerow([*cell.labels.values(), metric, *shown])
+            printed = "" if cell.published[metric] is None else _printed(results, cell)
+            writer.writerow([*cell.labels.values(), metric, *shown, printed])
     return text.getvalue()
+
+
+def _printed(results: Results, cell: Cell) -> str:
+    """Whether the paper prints a cell's value, or its change, from which the value is computed."""
+    as_changes = results.study.paper.printed == "changes" and not cell.is_baseline
+    return "change" if as_changes else "value"
 
 
 CSV_COLUMNS = (
@@ -160,6 +177,15 @@ def _by_machine(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[M
 
 def troubles(results: Results) -> Iterator[str]:
     """Runs that ended with an error, whose folder holds something else, or of other versions."""
+    processes = {
+        run["processes"] for cell in results.cells for run in cell.cost if "processes" in run
+    }
+    if len(processes) > 1:
+        numbers = " and ".join(map(str, sorted(processes)))
+        yield (
+            f"trained by {numbers} processes: batch norm and loss.normalizer: batch are each "
+            "process's own"
+        )
     versions = {v for cell in results.cells for run in cell.cost for v in run.get("code", [])}
     if len(versions) > 1:
         yield f"trained by several versions of the code: {', '.join(sorted(versions))}"
@@ -236,18 +262,20 @@ def _probability(p: float | None) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _name(labels: object) -> str:
-    return ", ".join(labels.values()) if isinstance(labels, dict) else str(labels)
+def _name(labels: Labels) -> str:
+    return ", ".join(labels.values())
 
 
 def _pipes(grid: Grid) -> str:
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in grid]
+    escaped = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in grid]
     head, *rows = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([head, "|" + "---|" * len(grid[0]), *rows])
 
 
 def _ampersands(row: Sequence[str]) -> str:
-    return " & ".join(map(_escaped, row)) + r" \\"
+    text = " & ".join(map(_escaped, row))
+    # What ends the line before would take these for its own.
+    return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
 
 
 _LATEX = {
@@ -255,6 +283,8 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "λ": r"$\lambda$",
+    "→": r"$\rightarrow$",
     "<": "$<$",
     ">": "$>$",
 }
@@ -262,5 +292,6 @@ _LATEX = {
 
 def _escaped(cell: str) -> str:
     """A cell for LaTeX: a minus is a minus there, a lone hyphen a dash, and < no Spanish mark."""
-    text = re.sub(r"[_%&#{}$\\~^±<>]", lambda found: _LATEX.get(found[0], rf"\{found[0]}"), cell)
+    cell = " ".join(cell.split())
+    text = re.sub(r"[_%&#{}$\\~^±λ→<>]", lambda found: _LATEX.get(found[0], rf"\{found[0]}"), cell)
     return "--" if text == "-" else re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)

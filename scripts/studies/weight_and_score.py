@@ -64,7 +64,7 @@ def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figur
     if len(weighed) > 2 and correlation is not None:
         title += f", rank correlation {correlation:.2f}"
     label_panel(axes, title, "weight of the classification loss, mean of the second half")
-    axes.set_ylabel(metric, fontsize=9)
+    axes.set_ylabel(literal(metric), fontsize=9)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     finished(figure, heading)
     part_numbers(axes)

@@ -60,6 +60,21 @@ def test_a_run_is_read_from_its_log_lines(compare: ModuleType, tmp_path: Path) -
         assert compare.read_recording(folder / "metrics.jsonl") == expected
 
 
+def test_a_run_under_another_rule_and_one_without_a_window_are_warned_of(
+    compare: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recorded_run(tmp_path / "run", PAIRS[0], lines=5, every=1)
+    (folder / "config.yaml").write_text("loss: {weighting: {type: alwa}}\n")
+    words = [str(folder), "--output", str(tmp_path / "picture.png")]
+    assert compare.main([*words, "--interval", "6"]) == 0
+    said = capsys.readouterr().err
+    assert "was trained with loss.weighting.type: alwa: its losses went that way" in said
+    assert "has 5 iterations, fewer than a window of --interval 6" in said
+    (folder / "config.yaml").write_text("loss: {weighting: {type: fixed}}\n")
+    assert compare.main([*words, "--interval", "5"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_run_that_did_not_log_every_iteration_is_refused(
     compare: ModuleType, tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ def test_other_files_beside_runs_are_left_out_and_damaged_runs_are_not(
     damaged.write_text(f"{lines[0]}damage\n{lines[1]}")
     capsys.readouterr()
     assert main(["damaged", "run", "--json"]) == 2
-    assert "damaged/metrics.jsonl: line 2 is no log line" in capsys.readouterr().err
+    assert "damaged/metrics.jsonl: line 2 is damaged; delete it" in capsys.readouterr().err
 
 
 def test_runs_of_the_same_name_are_told_apart(

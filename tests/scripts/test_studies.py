@@ -147,6 +147,60 @@ def test_what_changes_no_result_trains_nothing_anew(tiny: Study, tmp_path: Path)
         assert other.folder(tmp_path) == run.folder(tmp_path)
 
 
+def test_a_batch_that_is_accumulated_is_a_run_of_its_own(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    run, other = tiny.run(labels, 0, {}), tiny.run(labels, 0, {"train.accumulate": 2})
+    assert not other.computes_like(run)
+    assert other.folder(tmp_path) != run.folder(tmp_path)
+
+
+def test_a_long_override_makes_a_name_that_a_folder_can_have(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    many = [{"HorizontalFlip": {"p": 0.5}} for _ in range(20)]
+    names = {
+        tiny.run(labels, 0, {"data.augment": [*many, {"Blur": {"p": p}}]}).name for p in (0.1, 0.2)
+    }
+    assert len(names) == 2
+    assert all(len(name) < 220 for name in names)
+    assert not is_locked(tmp_path / names.pop())
+
+
+def test_labels_with_commas_can_be_chosen_together(tiny: Study) -> None:
+    values = {"a": 1, "a, b": 2, "b": 3, "c": 4}
+    axis = tiny.axes[0].model_copy(update={"values": values, "name": "x", "key": "train.epochs"})
+    study = tiny.model_copy(update={"axes": (axis,)})
+
+    def chosen(*words: str) -> list[str]:
+        return [*narrowed(study, words).axes[0].values]
+
+    assert chosen("x=a, b,c") == ["a, b", "c"]
+    assert chosen("x=a,b") == ["a", "b"]
+    assert chosen("x=c", "x=a") == ["a", "c"]
+    with pytest.raises(InputError, match="no ' c'; choose a, a, b, b, c"):
+        chosen("x=a, c")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("alwa_2: {l1: 0.7575}", "alwa2: {l1: 0.7575}", "'alwa2' is no label of an axis"),
+        ("alwa_2: {l1: 0.7575}", "alwa_2: {l1: [0.7, 0.8]}", "has 2 numbers for 1 metrics"),
+        ("alwa_2: {l1: 0.7575}", "alwa_2: {l1: abc}", "paper.*'abc'\\] is no number"),
+        ("columns: box loss", "columns: box loss\npresets: [small]", "presets: .* is no mapping"),
+        ("columns: box loss", "presets: {small: {paper: null}}", "presets.small: paper: Input"),
+        ("columns: box loss", "presets: {small: {narrow: [weights]}}", "presets.small: narrow: I"),
+        ("columns: box loss", "presets: {small: {without: weights}}", "presets.small: without: I"),
+    ],
+)
+def test_a_wrong_preset_or_paper_is_refused_with_its_key(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(TINY.replace(before, after))
+    with pytest.raises(InputError, match=message):
+        load_study(str(path), "small" if "presets" in after else None)
+
+
 def test_where_patience_ends_a_run_its_evaluations_decide_about_the_result(tiny: Study) -> None:
     labels = {"weights": "fixed", "box loss": "l1"}
     one, other = (

@@ -28,6 +28,9 @@ def test_the_attempts_that_a_training_went_on_from_are_summed_up(tmp_path: Path)
     assert record["machine"] == "a; then b"
     assert record["code"] == ["v1", "v2"]
     assert "began" not in record
+    for machine in ("b", "a", "a"):
+        attempts.end(tmp_path, attempt(tmp_path, machine), 1.0, 1.0, None)
+    assert read_record(tmp_path)["machine"] == "a; then b; then a"
 
 
 def test_an_attempt_that_left_no_checkpoint_is_no_cost(tmp_path: Path) -> None:

@@ -76,13 +76,13 @@ def test_dollars_in_titles_begin_no_formula(tmp_path: Path) -> None:
 
 
 def test_a_figure_is_written_as_png_and_svg_and_twice_the_same(tmp_path: Path) -> None:
-    files = write_figure(draw_shift(), tmp_path / "new/figure2")
+    files = write_figure(draw_shift("Figure 2"), tmp_path / "new/figure2")
     assert [file.suffix for file in files] == [".png", ".svg"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     first = files[1].read_text()
     assert "<svg" in first
     assert "<dc:date>" not in first
-    again = write_figure(draw_shift(), tmp_path / "again/figure2")
+    again = write_figure(draw_shift("Figure 2"), tmp_path / "again/figure2")
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
 
 

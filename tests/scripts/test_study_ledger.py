@@ -47,6 +47,26 @@ def tables(study: Study, tmp_path: Path) -> str:
     return markdown(collect(study, tmp_path / "runs", {}, tmp_path / "ledger"))
 
 
+def test_what_cannot_be_read_is_not_kept_and_keeps_no_other(
+    tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, ledger = tmp_path / "runs", tmp_path / "ledger"
+    for seed in (0, 1, 2):
+        folder = finish(tiny, runs, LABELS, seed, 0.5)
+        (folder / "metrics.jsonl").write_text(log_of(PAIR, 10))
+        if seed == 0:
+            (folder / "scores-val.json").write_text('{"voc"')
+        if seed == 1:
+            (folder / "metrics.jsonl").write_text(log_of(PAIR, 2) + "damaged\n")
+    words = [str(tmp_path / "tiny.yaml"), "--runs", str(runs), "--ledger", str(ledger)]
+    assert main(["keep", *words]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("kept ") == 1
+    assert "seed-0/scores-val.json: is no JSON; delete it, and `run` scores" in captured.err
+    assert "seed-1/metrics.jsonl: line 3 is damaged; delete it" in captured.err
+    assert sorted(path.parent.name for path in ledger.rglob("study.json")) == ["seed-2"]
+
+
 def test_a_table_of_kept_runs_is_the_table_of_the_runs(tiny: Study, tmp_path: Path) -> None:
     scores = {"fixed": (0.80, 0.82), "alwa_2": (0.81, 0.84)}
     for weights, of_seeds in scores.items():

@@ -14,12 +14,13 @@ import pytest
 from tiny_studies import tiny_study
 
 from engine.config import load_config
-from scripts.studies import running
+from scripts.studies import attempts, running
 from scripts.studies.definition import STUDIES, Study, load_study
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, share_out
-from scripts.studies.run import locked, scores_file
-from scripts.studies.running import FailedError, Shop, plan, reason_of
+from scripts.studies.progress import describe
+from scripts.studies.run import locked, read_record, scores_file, write_record
+from scripts.studies.running import FailedError, KilledError, Shop, plan, reason_of
 
 SCALES = [
     (path.stem, preset)
@@ -151,14 +152,58 @@ def test_a_failed_run_stops_no_other_and_is_not_tried_again(
     assert [name for _, name in calls] == [jobs[0].folder.name] + [jobs[1].folder.name] * 2
 
 
+def test_a_training_that_a_signal_ended_is_no_cost_beyond_its_checkpoint(
+    tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(_shop: Shop, program: str, _words: list[str], job: Job, *_rest: Any) -> None:
+        (job.folder / "last.pt").touch()
+        time.sleep(0.2)
+        raise KilledError(f"{program} was ended by SIGKILL")
+
+    monkeypatch.setattr(Shop, "_call", call)
+    (job, *_) = jobs_of(tiny, tmp_path, "val")
+    shop = Shop([job], [job])
+    with at_work(shop):
+        pass
+    record = read_record(job.folder)
+    assert record["error"] == shop.failed[job.folder] == "train.py was ended by SIGKILL"
+    assert record["seconds"] == 0.0
+    later = attempts.begin(job.folder, "a", "v1")
+    assert 0 < later["seconds"] < 0.2
+    assert later["error"] is None
+
+
+def test_a_trained_run_without_its_checkpoint_says_what_to_do(
+    tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    (job, *_) = jobs_of(tiny, tmp_path, "val")
+    write_record(job.folder, {"trained": True})
+    shop = Shop([job], [job])
+    with at_work(shop):
+        pass
+    assert calls == []
+    assert (
+        "its checkpoint is not there to be scored; restore it, or delete"
+        in (shop.failed[job.folder])
+    )
+
+
+def test_a_record_without_its_seconds_ends_no_progress_line(tiny: Study, tmp_path: Path) -> None:
+    (job, *_) = jobs_of(tiny, tmp_path, "val")
+    write_record(job.folder, {"trained": True})
+    scores_file(job.folder, "val").write_text("{}")
+    assert describe([job], {}, 1) == "1 of 1 runs done"
+
+
 @pytest.mark.parametrize("name", ["out #1", "2012", "null", "yes", "[x]", "a: b"])
 def test_programs_are_told_folders_that_yaml_would_read_otherwise(
     name: str, tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: dict[str, list[str]] = {}
 
-    def call(_shop: Shop, program: str, words: list[str], *_rest: Any) -> None:
+    def call(_shop: Shop, program: str, words: list[str], job: Job, *_rest: Any) -> None:
         said[program] = [word for word in words if re.match(r"[a-z_.]+=", word)]
+        (job.folder / "last.pt").touch()
 
     monkeypatch.setattr(Shop, "_call", call)
     monkeypatch.chdir(tmp_path)

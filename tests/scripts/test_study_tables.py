@@ -20,6 +20,7 @@ from scripts.studies.run import (
     write_record,
 )
 from scripts.studies.tables import comma_separated, latex, markdown
+from scripts.study import main
 
 
 @pytest.fixture
@@ -53,6 +54,48 @@ def test_a_table_shows_mean_deviation_and_the_change_over_common_seeds(measured:
     assert "0.8250 ± 0.0212 (+1.50), 2 of 3 seeds" in text
     assert "| alwa_2 | l1 | mAP | +1.50 ± 0.71 | 2 | 0.205 | 0.500 |" in text
     assert "| fixed | l1 | 3 | 0:01:01 |  | 400 | 100 | 4 | 2 cores |" in text
+
+
+def test_runs_on_several_numbers_of_processes_are_told(tiny: Study, tmp_path: Path) -> None:
+    labels = {"weights": "fixed", "box loss": "l1"}
+    for seed, processes in enumerate((1, 4)):
+        folder = finish(tiny, tmp_path, labels, seed, 0.5)
+        write_record(folder, {"trained": True, "seconds": 1.0, "processes": processes})
+    assert "* trained by 1 and 4 processes: batch norm and " in markdown(
+        collect(tiny, tmp_path, {})
+    )
+
+
+def test_a_part_of_a_table_takes_the_place_of_no_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_study(tmp_path)
+    words = ["table", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path), "--no-ledger"]
+    assert main([*words, "--only", "weights=fixed"]) == 0
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
+        "tiny-part.csv",
+        "tiny-part.md",
+        "tiny-part.tex",
+    ]
+    assert main([*words, "--seeds", "0", "--into", str(tmp_path / "page.md")]) == 2
+    assert "--into: a part of a table" in capsys.readouterr().err
+    assert main(["plot", *words[1:]]) == 0
+    assert "tiny has no figures" in capsys.readouterr().err
+
+
+def test_latex_says_what_it_shows_and_begins_no_row_with_what_a_command_takes(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 2}\ndata: {batch_size: 4}\n")
+    (tmp_path / "odd.yaml").write_text(
+        "title: 100% odd\nbase: base.yaml\nnote: of another detector\n"
+        "axes: [{name: λ, key: loss.weighting.initial, values: [[0.5, 0.5], [1.0, 1.0]]}]\n"
+        "against: {λ: '[1.0, 1.0]'}\nscore: {metrics: {mAP: voc.area.mAP}}\n"
+    )
+    text = latex(collect(load_study(str(tmp_path / "odd.yaml")), tmp_path, {}))
+    assert text.startswith("% 100% odd\n% of another detector\n\\begin{tabular}")
+    assert "\n{}[0.5, 0.5] & not run" in text
+    assert "$\\lambda$ & mAP" in text
 
 
 def test_all_three_formats_hold_the_same_numbers(measured: Results) -> None:
