@@ -26,7 +26,6 @@ import torch
 from data.annotations import Annotations
 from data.build import build_annotations, known_classes
 from data.errors import InputError
-from engine.atomic_file import check_outputs
 from engine.coco_results import check_ids, write_coco_json
 from engine.comp4 import check_comp4, write_comp4
 from engine.config import load_config, split_words
@@ -36,6 +35,7 @@ from engine.distributed import leave, start_ranks
 from engine.drawing import draw_grid, write_png
 from engine.evaluator import read_detections, score
 from engine.exit_status import exit_status
+from engine.outputs import check_outputs
 from engine.precision import tell_precision
 from engine.scores import format_table, write_metrics
 from engine.signals import StopRequest
@@ -116,7 +116,7 @@ def score_file(
     annotations = build_annotations(
         config.data, config.data.split(split), classes, check_images=False
     )
-    check_outputs_of(annotations, outputs, [path, config_file])
+    check_outputs_of(annotations, outputs, [path, config_file], config.data.root)
     detections = read_detections(path, annotations)
     scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
     report(scores, detections, annotations, outputs)
@@ -132,7 +132,7 @@ def score_checkpoint(
         start_logging(None, is_main_rank=ranks.is_main)
         tell_precision(config.train.amp, ranks.device)
         annotations = build_annotations(config.data, config.data.split(split), trained.classes)
-        check_outputs_of(annotations, outputs, [checkpoint])
+        check_outputs_of(annotations, outputs, [checkpoint], config.data.root)
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
         with closing(validation.loader):
@@ -150,14 +150,17 @@ def score_checkpoint(
         print(f"picture: {outputs.picture}")
 
 
-def check_outputs_of(annotations: Annotations, outputs: Outputs, inputs: Sequence[str]) -> None:
+def check_outputs_of(
+    annotations: Annotations, outputs: Outputs, inputs: Sequence[str], data_root: Path
+) -> None:
     """See that the result files can hold the split: now, not when all images were looked at.
 
     And that they replace nothing that is scored, or scored against.
     """
     check_outputs(
-        [outputs.scores, outputs.coco_results, outputs.picture],
+        [outputs.scores, outputs.coco_results, outputs.picture, outputs.comp4],
         [*inputs, *annotations.coco_files],
+        data_root,
     )
     if outputs.coco_results:
         check_ids(outputs.coco_results, annotations)
@@ -168,17 +171,19 @@ def check_outputs_of(annotations: Annotations, outputs: Outputs, inputs: Sequenc
 def report(
     scores: dict[str, Any], detections: Detections, annotations: Annotations, outputs: Outputs
 ) -> None:
-    """Print the table; write detections and metrics.json, each also where the other cannot be."""
-    print(format_table(scores, annotations))
+    """Print the table; write detections and metrics.json, each also where the others cannot be."""
     try:
-        if outputs.coco_results:
-            write_coco_json(outputs.coco_results, detections, annotations)
-        if outputs.comp4:
-            write_comp4(outputs.comp4, detections, annotations)
+        print(format_table(scores, annotations))
     finally:
-        if outputs.scores is not None:
-            write_metrics(outputs.scores, scores)
-            print(f"scores: {outputs.scores}")
+        try:
+            if outputs.coco_results:
+                write_coco_json(outputs.coco_results, detections, annotations)
+            if outputs.comp4:
+                write_comp4(outputs.comp4, detections, annotations)
+        finally:
+            if outputs.scores is not None:
+                write_metrics(outputs.scores, scores)
+                print(f"scores: {outputs.scores}")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def read_image(
     _check_complete(path, raw)
     image = _decode(raw, header)
     if image is None or image.shape != (height, width, 3) or image.dtype != np.uint8:
-        raise _damaged(path, "its pixels cannot be decoded")
+        raise damaged(path, "its pixels cannot be decoded")
     return _orient(np.ascontiguousarray(image, np.uint8), orientation)
 
 
@@ -125,7 +125,8 @@ def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
     return _exif_orientation(header), (header.height, header.width)
 
 
-def _damaged(path: Path, complaint: str, cure: str = "replace the file") -> DamagedImageError:
+def damaged(path: Path, complaint: str, cure: str = "replace the file") -> DamagedImageError:
+    """What to raise for a file whose pixels cannot be had."""
     text = f"{path}: {complaint}"
     error = DamagedImageError(f"{text}; {cure}, or write data.on_damaged: skip")
     error.complaint = text
@@ -138,7 +139,7 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise unreadable(path, error) from None
     if not raw:
-        raise _damaged(path, "the image file is empty")
+        raise damaged(path, "the image file is empty")
     return raw
 
 
@@ -150,16 +151,16 @@ def _read_header(path: Path, raw: bytes) -> ImageFile.ImageFile:
             except Exception as error:  # Pillow raises nearly every type on hostile bytes
                 if "unknown pixel mode" in str(error):
                     raise _unread_pixels(path) from None
-                raise _damaged(path, "the image's header is damaged") from None
+                raise damaged(path, "the image's header is damaged") from None
             if isinstance(header, TiffImageFile) and header.tag_v2.get(_TIFF_BITS) == (32,):
                 raise _unread_pixels(path)
             return header
-    raise _damaged(path, "is no JPEG, PNG, GIF, BMP, WebP or TIFF image")
+    raise damaged(path, "is no JPEG, PNG, GIF, BMP, WebP or TIFF image")
 
 
 def _unread_pixels(path: Path) -> DamagedImageError:
     kind = "its pixels are of a kind that is not read, such as 32 bits or floats"
-    return _damaged(path, kind, "save it as 8 or 16 bit RGB or grey")
+    return damaged(path, kind, "save it as 8 or 16 bit RGB or grey")
 
 
 def _png_head(raw: bytes) -> bytes:
@@ -221,7 +222,7 @@ def _check_complete(path: Path, raw: bytes) -> None:
     else:
         return  # OpenCV refuses the other formats where they are cut off
     if not complete:
-        raise _damaged(path, f"the image is cut off after {len(raw)} bytes")
+        raise damaged(path, f"the image is cut off after {len(raw)} bytes")
 
 
 def _first_scan(raw: bytes) -> int:

@@ -6,7 +6,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def write_atomically(
     """
     path = Path(path)
     with _input_errors(path):
-        if _is_stream(path):
+        if is_stream(path):
             path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,19 +40,6 @@ def write_atomically(
                 os.fsync(file.fileno())
             if previous not in (None, path) and path.exists():
                 link_atomically(path, previous)
-
-
-def check_outputs(
-    outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]
-) -> None:
-    """Raise InputError for an output that would take the place of an input, or of a file in one."""
-    named = [Path(path) for path in inputs if path is not None]
-    read = [file for path in named for file in (path, *path.glob("*")) if file.is_file()]
-    for output in outputs:
-        if output is not None and os.path.exists(output):
-            for path in read:
-                if os.path.samefile(output, path):
-                    raise InputError(f"{output}: is read here and would be replaced; name another")
 
 
 def link_atomically(path: Path, other: Path) -> None:
@@ -83,7 +70,8 @@ def remove_unfinished(path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe or the like, which no file can take the place of."""
     if path.is_symlink() and os.readlink(path).startswith("/proc/"):  # /dev/stdout, /dev/fd/3
         return True
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -57,6 +57,7 @@ def tell(text: str) -> None:
     with suppress(OSError, ValueError):  # ValueError: it is closed
         if sys.stderr is not None:  # as after 2>&-
             sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def is_watched() -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool, tool
+from engine.standard_output import is_watched, status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -41,12 +41,13 @@ from data.image_files import open_images
 from data.images import DamagedImageError
 from data.loading import build_eval_loader
 from data.target import Batch
-from engine.atomic_file import check_outputs, write_atomically
+from engine.atomic_file import write_atomically
 from engine.coco_engines import Engine, check_engine
 from engine.config import Config, load_config, split_words
 from engine.detections import Detections
 from engine.evaluator import detect, read_detections, score
 from engine.mirrored import with_flip
+from engine.outputs import check_outputs
 from engine.trained import Trained, load_trained
 from scripts.analysis.bootstrap import compare
 from scripts.analysis.confusion import confusion_matrix
@@ -87,13 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError("name one or two checkpoints or files of detections")
     split, runs = look(files, overrides, options)
     result = analyze(split, runs, options)
-    # before the report, so that a place that cannot be written costs no numbers
-    print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
-    if not options.no_report:
-        worst = worst_images(split, runs, options)
-        write_atomically(options.output, build_report(result, worst).encode())
-        if not options.json:
-            print(f"\nreport: {options.output}")
+    # Neither costs the other: a place that cannot be written the numbers, a reader that leaves the
+    # report.
+    try:
+        print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
+    finally:
+        if not options.no_report:
+            worst = worst_images(split, runs, options)
+            write_atomically(options.output, build_report(result, worst).encode())
+            if not options.json:
+                print(f"\nreport: {options.output}")
     return 0
 
 
@@ -105,7 +109,7 @@ def look(
     split = open_split(next(filter(None, trained), None), overrides, options)
     if not options.no_report:
         read = [*files, options.config, *split.annotations.coco_files]
-        check_outputs([options.output], read)
+        check_outputs([options.output], read, split.config.data.root)
     runs = []
     for file, name, detector in zip(files, run_names(files), trained, strict=True):
         if detector is None:
@@ -118,6 +122,13 @@ def look(
                 )
             detections = detections_of(detector, split, name)
         runs.append(Run(name, detections))
+        if len(detections) and not (detections.score.min() >= 0 and detections.score.max() <= 1):
+            print(
+                f"analyze.py: {file}: its scores are from {detections.score.min():.3g} to "
+                f"{detections.score.max():.3g}, no probabilities: they have no calibration, and "
+                f"--threshold {options.threshold:g} parts them as it would probabilities",
+                file=sys.stderr,
+            )
     return split, runs
 
 
@@ -165,8 +176,8 @@ def detections_of(trained: Trained, split: Split, name: str) -> Detections:
     loader = build_eval_loader(data, split.annotations, rank=0, world_size=1)
 
     def batches() -> Iterator[Batch]:
-        disable = None if sys.stderr.isatty() else True
-        yield from tqdm(loader, name, unit="batch", delay=2, leave=False, disable=disable)
+        hidden = not is_watched()
+        yield from tqdm(loader, name, unit="batch", delay=2, leave=False, disable=hidden)
 
     with closing(loader):
         return detect(
@@ -197,7 +208,7 @@ def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> d
     if len(runs) == 2:
         first, second = (run.detections for run in runs)
         comparison = compare(
-            first, second, annotations, options.resamples, options.seed, sys.stderr.isatty()
+            first, second, annotations, options.resamples, options.seed, is_watched()
         )
         result["comparison"] = {**comparison, "resamples": options.resamples}
     return result
@@ -215,7 +226,7 @@ def analyze_run(
         "tide": tide(run.detections, annotations, verdicts),
         "classes": class_curves(run.detections, annotations, IOU),
         "confusion": confusion_matrix(run.detections, annotations, IOU, threshold).tolist(),
-        "sizes": ap_by_size(run.detections, annotations, engine, sys.stderr.isatty()),
+        "sizes": ap_by_size(run.detections, annotations, engine, is_watched()),
         "calibration": calibration(run.detections, annotations, IOU),
     }
 
@@ -236,7 +247,7 @@ def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace)
             print(f"analyze.py: the worst images are left out: {error}", file=sys.stderr)
             return []
         pictures = [
-            draw_faults(image, row, annotations, run.detections, each, threshold, "")
+            draw_faults(image, row, annotations, run.detections, each, threshold)
             for run, each in zip(runs, verdicts, strict=True)
         ]
         worst.append(BadImage(str(annotations.names[row]), pictures))

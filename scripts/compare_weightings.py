@@ -91,9 +91,7 @@ def _doubts(path: Path, iterations: int, interval: int) -> Iterator[str]:
     if config.is_file():
         weighting = parse_config(read_yaml(config), str(config)).loss.weighting.type
         if weighting != "fixed":
-            yield (
-                f"{path} was trained with loss.weighting.type: {weighting}: its losses went that way"
-            )
+            yield f"{path} was trained with loss.weighting.type: {weighting}, and its losses so"
     if iterations < interval:
         yield (
             f"{path} has {iterations} iterations, fewer than a window of --interval {interval}: "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool, tool
+from engine.standard_output import is_watched, status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files, overrides = split_words(options.words)
     if len(files) != 1:
         raise InputError("name one checkpoint")
+    # --images takes all words up to the next option, overrides too.
+    images, behind = split_words(options.images or [])
+    options.images, overrides = [Path(image) for image in images], [*overrides, *behind]
     # a trace keeps the device that it was made on
     trained = load_trained(files[0], ["train.device=cpu", *overrides])
     folder = options.output or Path(files[0]).parent
@@ -73,8 +76,8 @@ def export(trained: Trained, stem: Path, options: argparse.Namespace) -> dict[st
     traced = set(options.formats) - {"safetensors"}
     images = check_images(trained, options.images) if traced else []
     report: dict[str, Any] = {"files": {}, "not_exported": list(LIMITS)}
-    disable = None if sys.stderr.isatty() else True
-    for kind in tqdm(options.formats, "export", delay=2, leave=False, disable=disable):
+    hidden = not is_watched()
+    for kind in tqdm(options.formats, "export", delay=2, leave=False, disable=hidden):
         path = stem.with_name(stem.name + ENDINGS[kind])
         if kind == "safetensors":
             result: dict[str, Any] = _check_weights(trained, path)
@@ -109,7 +112,7 @@ def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]
         except DamagedImageError as error:
             if data.on_damaged == "raise":
                 raise
-            print(f"export.py: left out: {error}", file=sys.stderr)
+            print(f"export.py: left out: {error.complaint}", file=sys.stderr)
             continue
         size = resized_size((pixels.shape[0], pixels.shape[1]), bounds)
         images.append(torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1).contiguous())
@@ -182,11 +185,15 @@ def _parser() -> argparse.ArgumentParser:
         "words", nargs="+", metavar="CHECKPOINT | key.path=value", help="of a run, and overrides"
     )
     parser.add_argument(
-        "--formats", nargs="+", choices=list(ENDINGS), default=list(ENDINGS), help="(all)"
+        "--formats",
+        nargs="+",
+        choices=list(ENDINGS),
+        default=list(ENDINGS),
+        help="(all); overrides stand before it",
     )
     parser.add_argument("--output", type=Path, help="a folder (that of the checkpoint)")
     parser.add_argument(
-        "--images", nargs="+", type=Path, help="images to compare with (of the validation split)"
+        "--images", nargs="+", help="images to compare with (of the validation split)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,33 +20,32 @@ import torch
 from data.build import build_annotations
 from data.config import DataConfig
 from data.loading import build_train_loader
+from engine.standard_output import status_of_tool, tool
 
 SIZES = ((192, 256), (600, 1000))
 WORKERS = (0, 1)
 
 
-def main() -> None:
+@tool
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for each image size and number of workers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path, help="folder of the dataset")
-    parser.add_argument("--format", default="voc", choices=("voc", "coco"))
-    parser.add_argument("--split", default="trainval", help="split to load")
-    arguments = parser.parse_args()
+    options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     for size in SIZES:
         for workers in WORKERS:
-            data = {"format": arguments.format, "root": arguments.root, "train": arguments.split}
-            options = {**data, "image_size": size, "workers": workers, "batch_size": 4}
+            data = {"format": options.format, "root": options.root, "train": options.split}
+            values = {**data, "image_size": size, "workers": workers, "batch_size": 4}
             speeds = [
-                f"{cache} {images_per_second({**options, 'cache': cache}):.0f} images/s"
+                f"{cache} {images_per_second({**values, 'cache': cache}):.0f} images/s"
                 for cache in ("none", "memory")
             ]
             print(f"{size[0]} x {size[1]}, {workers} workers: {', '.join(speeds)}")
+    return 0
 
 
-def images_per_second(options: dict[str, Any]) -> float:
+def images_per_second(values: dict[str, Any]) -> float:
     """The speed of the third epoch: by then every image is in the cache, if there is one."""
-    config = DataConfig(**options)
+    config = DataConfig(**values)
     annotations = build_annotations(config, config.train)
     loader = build_train_loader(config, annotations, seed=0, rank=0, world_size=1, with_masks=False)
     with closing(loader):
@@ -55,5 +55,15 @@ def images_per_second(options: dict[str, Any]) -> float:
         return images / (time.perf_counter() - start)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", type=Path, help="folder of the dataset")
+    parser.add_argument("--format", default="voc", choices=("voc", "coco"))
+    parser.add_argument("--split", default="trainval", help="split to load")
+    return parser
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of_tool(main))

@@ -21,7 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.standard_output import status_of_tool, tool
+from scripts.number_types import at_least
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, BATCH = 40, 2
@@ -31,28 +37,44 @@ TITLES = (
 )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--iterations", type=int, default=10_000)
-    parser.add_argument("--parts", type=int, default=10, help="rows of the table")
-    arguments = parser.parse_args()
+@tool
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and watch; 1 where the training ended with an error."""
+    options = _parser().parse_args(arguments)
+    iterations = options.iterations // EPOCHS * EPOCHS  # each epoch has as many
     with tempfile.TemporaryDirectory() as folder:
         messages = Path(folder) / "messages"
         with messages.open("w") as file:
             process = subprocess.Popen(
-                training(Path(folder), arguments.iterations),
+                training(Path(folder), iterations),
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             )
         try:
-            watch(process, Path(folder) / "run", arguments.iterations, arguments.parts)
+            watch(process, Path(folder) / "run", iterations, options.parts)
         finally:
             process.terminate()
             process.wait()
         if process.returncode:
-            sys.exit(f"{messages.read_text()}exit status {process.returncode}")
+            print(f"{messages.read_text()}exit status {process.returncode}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--iterations",
+        type=at_least(EPOCHS),
+        default=10_000,
+        help=f"rounded down to a multiple of {EPOCHS} (10000)",
+    )
+    parser.add_argument("--parts", type=at_least(1), default=10, help="rows of the table (10)")
+    return parser
 
 
 def training(folder: Path, iterations: int) -> list[str]:
@@ -145,4 +167,4 @@ def own_mb(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of_tool(main))

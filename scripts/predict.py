@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool, tool
+from engine.standard_output import is_watched, status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -40,10 +40,12 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.images import DamagedImageError, Pixels, read_image
+from engine.coco_results import index_of
 from engine.comp4 import check_comp4, write_comp4
 from engine.config import split_words
 from engine.detections import Detections, concatenate, make_detections
 from engine.drawing import draw_detections
+from engine.outputs import check_outputs
 from engine.trained import load_trained
 from scripts.number_types import at_least, score_threshold
 from scripts.prediction.coco_ids import CocoIds, read_ids, write_coco
@@ -82,7 +84,7 @@ class Found:
         if looker.trained.config.data.on_damaged == "raise":
             raise error
         self.left_out.append(str(source.path))
-        tqdm.write(f"predict.py: left out: {error}", file=sys.stderr)
+        tqdm.write(f"predict.py: left out: {error.complaint}", file=sys.stderr)
 
 
 @tool
@@ -92,10 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, overrides = split_words(options.words)
     if len(words) < 2:
         raise InputError("name a checkpoint, then images, folders, patterns or videos")
-    _check_ids(options)
+    if options.ids is not None and options.coco is None:
+        raise InputError("--ids: is for the ids in COCO results JSON; name a --coco FILE as well")
     sources = find_sources(words[1:], options.output)
     drawn_to = None if options.no_pictures else options.output
     check_targets(sources, drawn_to, comp4=options.comp4 is not None)
+    drawn = [] if drawn_to is None else [target_of(source, drawn_to) for source in sources]
+    index = None if options.coco is None or options.ids is not None else index_of(options.coco)
+    read = [words[0], options.ids, *(source.path for source in sources)]
+    check_outputs([*drawn, options.coco, index, options.comp4], read)
     trained = load_trained(words[0], overrides)
     predict(sources, Looker(trained), options)
     return 0
@@ -122,18 +129,21 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
         "pictures_per_second": round(looker.pictures / seconds, 2),
         "detector_per_second": round(looker.pictures / max(looker.seconds, 1e-9), 2),
     }
-    if options.json:
-        listed = as_json(detections, found.sizes, looker.trained.classes)
-        images_found = dict(zip(found.files, listed, strict=True))
-        rest = {"videos": videos, "left_out": found.left_out, "speed": speed}
-        print(json.dumps({"images": images_found, **rest}))
-    else:
-        print(summary(found, detections, videos, looker, options.threshold))
-    # only now, so that a place that cannot be written costs nothing of what was printed
-    if options.coco:
-        write_coco(options.coco, detections, annotations, found.files, ids)
-    if options.comp4:
-        write_comp4(options.comp4, detections, annotations)
+    # Neither costs the other: a place that cannot be written what is printed, a reader that leaves
+    # the files.
+    try:
+        if options.json:
+            listed = as_json(detections, found.sizes, looker.trained.classes)
+            images_found = dict(zip(found.files, listed, strict=True))
+            rest = {"videos": videos, "left_out": found.left_out, "speed": speed}
+            print(json.dumps({"images": images_found, **rest}))
+        else:
+            print(summary(found, detections, videos, looker, options.threshold))
+    finally:
+        if options.coco:
+            write_coco(options.coco, detections, annotations, found.files, ids)
+        if options.comp4:
+            write_comp4(options.comp4, detections, annotations)
     if options.json:
         return
     for path in (None if options.no_pictures else options.output, options.coco, options.comp4):
@@ -152,8 +162,8 @@ def look_at_all(
     """What is found in the images, and what is told of each video by its path."""
     images = [source for source in sources if not source.is_video]
     found, videos = Found(), {}
-    shown = None if sys.stderr.isatty() else True  # None: where there is a terminal
-    with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=shown) as bar:
+    hidden = not is_watched()
+    with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=hidden) as bar:
         for batch in in_batches(iter(images), options.batch):
             look_at_images(batch, looker, found, options, ids)
             bar.update(len(batch))
@@ -165,15 +175,6 @@ def look_at_all(
                     found.leave_out(source, looker, error)
                 bar.update()
     return found, videos
-
-
-def _check_ids(options: argparse.Namespace) -> None:
-    if options.ids is None:
-        return
-    if options.coco is None:
-        raise InputError("--ids: is for the ids in COCO results JSON; name a --coco FILE as well")
-    if options.coco.resolve() == options.ids.resolve():
-        raise InputError(f"--coco: {options.coco} is the file of --ids; name another")
 
 
 def look_at_images(
@@ -245,11 +246,9 @@ def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -
 
 
 def _shown(video: Video) -> Iterator[Pixels]:
-    disable = None if sys.stderr.isatty() else True
-    total = video.frames or None
-    yield from tqdm(
-        video, desc=video.path.name, total=total, unit="frame", leave=False, disable=disable
-    )
+    total, hidden = video.frames or None, not is_watched()
+    name = video.path.name
+    yield from tqdm(video, name, total, unit="frame", delay=2, leave=False, disable=hidden)
 
 
 def drawn(

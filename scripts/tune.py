@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool, tool
+from engine.standard_output import is_watched, status_of_tool, tool
 from engine.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
@@ -24,6 +24,7 @@ limit_spinning()  # torch reads it when it is imported
 # ruff: noqa: E402
 import argparse
 import json
+import math
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def tune_lr(config: Config, options: argparse.Namespace) -> int:
     """The range test; the exit code."""
-    if not 0 < options.lowest < options.highest:
+    if not 0 < options.lowest < options.highest < math.inf:
         raise InputError("--lowest must be above 0 and below --highest")
     if options.iterations < FEWEST:
         raise InputError(f"--iterations: {options.iterations} are too few; at least {FEWEST}")
@@ -64,8 +65,8 @@ def tune_lr(config: Config, options: argparse.Namespace) -> int:
     if picture is not None:
         check_figure(picture)
     with start_ranks(config.train.device) as ranks:
-        show = sys.stderr.isatty()
-        test = range_test(config, ranks, options.lowest, options.highest, options.iterations, show)
+        bounds, show = (options.lowest, options.highest), is_watched()
+        test = range_test(config, ranks, *bounds, options.iterations, show)
     if options.json:
         print(json.dumps(test.as_dict()))
     else:
@@ -96,8 +97,8 @@ def tune_batch(config: Config, options: argparse.Namespace) -> int:
             if on_gpu
             else attempt_on_cpu(config, annotations)
         )
-        disable = None if sys.stderr.isatty() else True
-        with tqdm(desc="batch", unit="trial", leave=False, disable=disable) as bar:
+        hidden = not is_watched()
+        with tqdm(desc="batch", unit="trial", leave=False, disable=hidden) as bar:
 
             def report(trial: Trial) -> None:
                 bar.set_postfix(images=trial.batch)

@@ -49,8 +49,11 @@ def _curve(right: npt.NDArray[np.bool_], scores: FloatArray, objects: int) -> di
     f1 = 2 * correct / (np.arange(1, len(right) + 1) + objects)
     ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # no threshold parts equal scores
     best = int(ends[f1[ends].argmax()]) if len(f1) else None
-    points = min(MOST_POINTS, len(right))
-    chosen = np.unique(np.linspace(0, len(right) - 1, points).astype(int))
+    # The envelope changes where a detection is right: evenly over the others the points would miss
+    # it where there are many.
+    steps = np.flatnonzero(right)
+    places = np.linspace(0, len(steps) - 1, min(MOST_POINTS, len(steps))).astype(int)
+    chosen = np.union1d(steps[np.unique(places)], np.arange(len(right))[-1:])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return {
         "detections": len(right),
@@ -67,10 +70,13 @@ def calibration(detections: Detections, annotations: Annotations, iou: float) ->
     Returns:
         ``{"error", "bins": [{"low", "high", "count", "score", "precision"}]}``. The error is the
         mean distance of score and precision over the detections (expected calibration error, Guo
-        et al. 2017); None without detections.
+        et al. 2017); None, and empty bins, without detections and where scores are no
+        probabilities: other programs' may be logits or percent.
     """
     ((order, right, ignored),) = judge_beside_crowds(detections, annotations, [iou])
     scores, right = detections.score[order][~ignored], right[~ignored]
+    if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
+        scores, right = scores[:0], right[:0]
     places = np.clip((scores * BINS).astype(int), 0, BINS - 1)
     counts = np.bincount(places, minlength=BINS)
     means = np.bincount(places, scores, BINS) / np.maximum(counts, 1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _why_not_voc_map(result: dict[str, Any]) -> str:
     """Nothing where the bootstrap's mAP is that of the table: crowds alone part them."""
     bootstrap = result["comparison"]["mAP50"]
     if all(
-        isclose(run["scores"]["voc"]["area"]["mAP"] or 0.0, bootstrap[which], abs_tol=1e-9)
+        math.isclose(run["scores"]["voc"]["area"]["mAP"] or 0.0, bootstrap[which], abs_tol=1e-9)
         for run, which in zip(result["runs"], ("first", "second"), strict=True)
     ):
         return ""
@@ -156,12 +156,16 @@ def _curves(runs: Sequence[dict[str, Any]]) -> str:
 def _curve(name: str, whose: str, runs: Sequence[dict[str, Any] | None]) -> str:
     series, notes = [], []
     for run, style in zip(runs, ("first", "second"), strict=False):
+        if run is None or run["best_f1"] is None:
+            notes.append("-")
+        else:
+            # Rounded down: a detection that scores just this is among them.
+            threshold = math.floor(1000 * run["best_threshold"]) / 1000
+            notes.append(f"F1 {percent(run['best_f1'])} from {threshold:.3f}")
         if run is None:
             continue
         start = [0.0, *run["recall"]], [(run["precision"] or [0.0])[0], *run["precision"]]
         series.append(Series(*start, style))
-        if run["best_f1"] is not None:
-            notes.append(f"F1 {percent(run['best_f1'])} from {run['best_threshold']:.2f}")
     scores = " / ".join(percent(run["AP"]) for run in runs if run is not None)
     title = f"Precision over recall of {name}, {whose}: AP {scores}"
     note = " · ".join(notes)
@@ -182,8 +186,8 @@ def _sizes(runs: Sequence[dict[str, Any]]) -> str:
             row.append(str(runs[0]["sizes"][name][f"{size}_objects"]))
         rows.append(row)
     return (
-        "<p>COCO's AP: small is below 32 &times; 32 pixels, large above 96 &times; 96.</p>"
-        + table("AP by size", header, rows)
+        "<p>COCO's AP: small is up to 32 &times; 32 pixels, large from 96 &times; 96 on, and an "
+        "object of just these is of both sizes.</p>" + table("AP by size", header, rows)
     )
 
 

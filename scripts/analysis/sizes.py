@@ -34,11 +34,13 @@ def ap_by_size(
     """
     report = {"all classes": _row(detections, annotations, engine)}
     if len(annotations.classes) > 1:
-        bar = tqdm(annotations.classes, "AP by size", delay=2, leave=False)
-        bar.disable = bar.disable or not show_progress
+        bar = tqdm(
+            annotations.classes, "AP by size", delay=2, leave=False, disable=not show_progress
+        )
         for label, name in enumerate(bar):
             if (annotations.labels == label).any():
-                report[name] = _row(*_of_class(detections, annotations, label), engine)
+                key = f"{name} (class)" if name in report else name  # one may be called as the row
+                report[key] = _row(*_of_class(detections, annotations, label), engine)
     return report
 
 

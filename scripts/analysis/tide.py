@@ -2,7 +2,7 @@
 
 Bolya et al., *TIDE: A General Toolbox for Identifying Object Detection Errors*,
 https://arxiv.org/abs/2008.08115. A wrong detection is, in this order: badly localized (``Loc``: on
-an object of its class, 0.1 <= IoU < 0.5), of the wrong class (``Cls``: IoU >= 0.5 with another
+an object of its class, 0.1 <= IoU <= 0.5), of the wrong class (``Cls``: IoU >= 0.5 with another
 class), a duplicate (``Dupe``), background (``Bkg``: IoU <= 0.1 with everything), or both badly
 localized and of the wrong class (``Both``). An object that is neither found nor meant by a ``Loc``
 or ``Cls`` error is missed (``Miss``). What a type costs is the gain in AP when its errors alone are

@@ -42,12 +42,10 @@ class Faults:
     Attributes:
         wrong: ``(I,)`` detections.
         missed: ``(I,)`` objects without a right detection above the threshold.
-        objects: ``(I,)`` that count.
     """
 
     wrong: IntArray
     missed: IntArray
-    objects: IntArray
 
     def worst(self, count: int) -> list[int]:
         """The rows of the images with most faults, the worst first; none without a fault."""
@@ -64,12 +62,10 @@ def count_faults(
     sure = detections.score >= threshold
     wrong = sure & (verdicts.kind != RIGHT) & (verdicts.kind != IGNORED)
     lost = np.flatnonzero(_missed(annotations, verdicts, sure))
-    counted = annotations.counted
     images = annotations.object_images()
     return Faults(
         np.bincount(detections.image[wrong], minlength=size),
         np.bincount(images[lost], minlength=size),
-        np.bincount(images[counted], minlength=size),
     )
 
 
@@ -89,7 +85,6 @@ def draw_faults(
     detections: Detections,
     verdicts: Verdicts,
     threshold: float,
-    name: str,
 ) -> DrawnFaults:
     """One image with right detections green, wrong ones red, missed objects yellow."""
     sure = detections.score >= threshold
@@ -111,5 +106,4 @@ def draw_faults(
             DrawnObject(detections.boxes[each], " ".join(filter(None, words)), WRONG_COLOR)
         )
     counts = f"{len(right)} right, {len(wrong)} wrong, {len(lost)} missed"
-    caption = f"{name}: {counts}" if name else counts
-    return DrawnFaults(draw_panel(image, objects, caption, "", HEIGHT), counts)
+    return DrawnFaults(draw_panel(image, objects, counts, "", HEIGHT), counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,7 +76,8 @@ def compare(trained: Trained, run: Runner, images: Sequence[Tensor]) -> Parity:
         for name in differences:
             if name in found and len(pairs):
                 gap = found[name].cpu()[pairs[:, 0]] - other[name].cpu()[pairs[:, 1]]
-                differences[name] = max(differences[name], float(gap.abs().max()))
+                largest = gap.abs().nan_to_num(nan=math.inf).max()  # NaN is no difference of 0
+                differences[name] = max(differences[name], float(largest))
         masks = differences["masks"] if "masks" in found else None
     return Parity(
         len(images), counts[0], counts[1], differences["boxes"], differences["scores"], masks

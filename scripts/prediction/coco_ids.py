@@ -12,7 +12,7 @@ import numpy as np
 
 from data.annotations import Annotations
 from data.errors import InputError, shown, some_of, unreadable
-from engine.atomic_file import write_atomically
+from engine.atomic_file import is_stream, write_atomically
 from engine.coco_results import index_of, write_coco_json
 from engine.detections import Detections
 
@@ -59,7 +59,7 @@ def write_coco(
             category_ids=np.array(ids.categories, dtype=np.int64),
         )
     write_coco_json(path, detections, annotations)
-    if ids is None:
+    if ids is None and not is_stream(path):
         index = json.dumps(_index(annotations, files), indent=1)
         write_atomically(index_of(path), index.encode())
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from data.errors import InputError
-from data.images import DamagedImageError, Pixels
+from data.images import DamagedImageError, Pixels, damaged
 
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -53,7 +53,9 @@ def find_sources(inputs: Sequence[str], output: Path | None = None) -> list[Sour
     sources = [source for name in inputs for source in _behind(name, output)]
     for path in [*(source.path for source in sources), *([output] if output else [])]:
         _check_name(path)
-    return list({source.path.resolve(): source for source in sources}.values())
+    # By the folder and not by the file: stores that keep one of equal files have links to it.
+    places = {(source.path.parent.resolve(), source.path.name): source for source in sources}
+    return list(places.values())
 
 
 def _check_name(path: Path) -> None:
@@ -69,21 +71,30 @@ def _behind(name: str, output: Path | None) -> list[Source]:
     if path.is_file():
         return [Source(path, Path(path.name))]
     if path.is_dir():
-        inside = [file.relative_to(path) for file in sorted(_files_in(path)) if _is_known(file)]
-        drawn = _drawn_below(path, output)
-        kept = [file for file in inside if drawn not in (path / file).resolve().parents]
-        if not kept:
-            beside = f" beside those of --output {output}" if inside else ""
-            raise InputError(f"{name}: the folder holds no images or videos ({_endings()}){beside}")
-        return [Source(path / file, file) for file in kept]
-    files = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-    found = [Source(file, Path(file.name)) for file in files if _is_known(file)]
+        return _in_folder(path, output)
+    found: list[Source] = []
+    for match in map(Path, sorted(glob.glob(name, recursive=True))):
+        # With ** the files of a folder match, too.
+        if match.is_dir() and "**" not in name:
+            found += _in_folder(match, output)
+        elif _is_known(match):
+            found.append(Source(match, Path(match.name)))
     if not found:
         raise InputError(
             f"{name}: there is no such file or folder, and as a pattern it matches no image or "
             "video"
         )
     return found
+
+
+def _in_folder(path: Path, output: Path | None) -> list[Source]:
+    inside = [file.relative_to(path) for file in sorted(_files_in(path)) if _is_known(file)]
+    drawn = _drawn_below(path, output)
+    kept = [file for file in inside if drawn not in (path / file).resolve().parents]
+    if not kept:
+        beside = f" beside those of --output {output}" if inside else ""
+        raise InputError(f"{path}: the folder holds no images or videos ({_endings()}){beside}")
+    return [Source(path / file, file) for file in kept]
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
@@ -162,6 +173,4 @@ def open_video(path: Path) -> Video:
 
 def damaged_video(path: Path, complaint: str) -> DamagedImageError:
     """What to raise for a video that cannot be decoded."""
-    return DamagedImageError(
-        f"{path}: {complaint}; convert it to H.264 in .mp4, or write data.on_damaged: skip"
-    )
+    return damaged(path, complaint, "convert it to H.264 in .mp4")

@@ -31,7 +31,12 @@ def write_picture(path: Path, picture: Pixels) -> None:
     is_jpeg = path.suffix.lower() != ".png"
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if is_jpeg else []
     colors = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(path.suffix.lower(), colors, options)
+    done, encoded = cv2.imencode(path.suffix.lower(), colors, options)
+    if not done:
+        height, width = picture.shape[:2]
+        raise InputError(
+            f"{path}: a picture of {width}x{height} is too large for its format; convert it to PNG"
+        )
     write_atomically(path, encoded.tobytes())
 
 

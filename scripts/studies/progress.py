@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -13,6 +12,7 @@ from statistics import fmean
 from types import TracebackType
 
 from engine.metrics_file import METRICS
+from engine.standard_output import is_watched, tell
 from engine.tracking import clock
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
@@ -24,10 +24,9 @@ _printing = threading.Lock()
 
 def say(message: str) -> None:
     """Print a message on a line of its own, over the progress line."""
-    clear = "\r\033[K" if sys.stderr.isatty() else ""
+    clear = "\r\033[K" if is_watched() else ""
     with _printing:
-        sys.stderr.write(f"{clear}{message}\n")
-        sys.stderr.flush()
+        tell(f"{clear}{message}\n")
 
 
 class ProgressLine:
@@ -37,7 +36,7 @@ class ProgressLine:
     """
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = is_watched()
         self.looked = self.printed = time.monotonic()
         self.done = 0
 
@@ -60,8 +59,7 @@ class ProgressLine:
         since = {folder: now - start for folder, start in dict(under_way).items()}
         line = describe(jobs, since, places, failed)
         with _printing:
-            sys.stderr.write(f"\r\033[K{line}" if self.terminal else f"{line}\n")
-            sys.stderr.flush()
+            tell(f"\r\033[K{line}" if self.terminal else f"{line}\n")
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -73,8 +71,7 @@ class ProgressLine:
         trace: TracebackType | None,
     ) -> None:
         if self.terminal:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            tell("\r\033[K")
 
 
 def describe(

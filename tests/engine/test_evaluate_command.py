@@ -188,6 +188,17 @@ def test_an_output_that_is_an_input_is_refused(
     before = truth.read_bytes()
     assert call(monkeypatch, checkpoint, "--coco-results", truth) == 2
     assert f"{truth}: is read here" in capsys.readouterr().err
+    picture = next((drawn / "val").iterdir())
+    assert call(monkeypatch, checkpoint, "--picture", picture) == 2
+    assert f"{picture}: is read here" in capsys.readouterr().err
+    both = tmp_path / "both.json"
+    assert call(monkeypatch, checkpoint, "--output", both, "--coco-results", both) == 2
+    assert f"{both}: is named for two outputs; name another" in capsys.readouterr().err
+    comp4 = tmp_path / "comp4"
+    assert call(monkeypatch, checkpoint, "--comp4", comp4, "--output", tmp_path / "m.json") == 0
+    config = write_config(tmp_path, load_checkpoint(checkpoint)["config"])
+    assert call(monkeypatch, "--config", config, "--detections", comp4, "--comp4", comp4) == 2
+    assert f"{comp4}: is read here" in capsys.readouterr().err
     assert truth.read_bytes() == before
 
 

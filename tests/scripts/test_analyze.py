@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ def test_detections_in_a_crowd_count_nowhere() -> None:
     assert mean_ap(rankings(found, annotations, (0.5, 0.75)), ones) == 1
     assert errors_of(found, annotations)["AP"]["AP"] == pytest.approx(1)
     others = make_detections([0] * 3, [1, 0, 0], [0.9, 0.8, 0.7], [in_crowd, stray, BOX])
-    assert class_curves(others, annotations, 0.5)["cat"]["precision"] == [0.5, 0.5]
+    assert class_curves(others, annotations, 0.5)["cat"]["precision"] == [0.5]
     assert sum(each["count"] for each in calibration(others, annotations, 0.5)["bins"]) == 3
 
 
@@ -255,6 +257,73 @@ def test_the_curve_knows_the_best_threshold() -> None:
     assert curve["precision"] == [1, 1, pytest.approx(2 / 3, abs=1e-4)]
 
 
+def test_the_curve_is_as_high_as_its_ap_however_many_detections_are_wrong() -> None:
+    boxes = [[10.0 * (n % 10), 10.0 * (n // 10), 10.0 * (n % 10) + 9, 10.0 * (n // 10) + 9]
+             for n in range(100)]  # fmt: skip
+    annotations = with_objects(boxes, [0] * 100, [100])
+    wrong = 20_000
+    detections = make_detections(
+        [0] * (80 + wrong),
+        [0] * (80 + wrong),
+        np.linspace(1, 0, 80 + wrong),
+        [*boxes[:80], *([[96.0, 96.0, 99.0, 99.0]] * wrong)],
+    )
+    curve = class_curves(detections, annotations, 0.5)["cat"]
+    recall, precision = np.array(curve["recall"]), np.array(curve["precision"])
+    steps = np.diff(recall, prepend=0) * precision
+    assert steps.sum() == pytest.approx(curve["AP"], abs=1 / 200)
+    assert curve["AP"] == pytest.approx(0.8)
+    assert len(recall) <= 201
+
+
+@pytest.mark.parametrize("factor", [100.0, -5.0, 1e300])
+def test_scores_that_are_no_probabilities_have_no_calibration(factor: float) -> None:
+    annotations = with_objects([BOX], [0], [1])
+    detections = make_detections([0, 0], [0, 0], [0.9 * factor, 0.1], [BOX, [0, 90, 9, 99]])
+    report = calibration(detections, annotations, 0.5)
+    assert report["error"] is None
+    assert sum(each["count"] for each in report["bins"]) == 0
+
+
+def test_a_class_may_be_called_as_the_row_of_all_classes() -> None:
+    annotations = replace(
+        with_objects([BOX, BOX], [0, 1], [2]), classes=("all classes", *CLASSES[1:])
+    )
+    report = ap_by_size(make_detections([0], [0], [0.9], [BOX]), annotations)
+    aps = {name: row["AP"] for name, row in report.items()}
+    assert aps == pytest.approx({"all classes": 0.5, "all classes (class)": 1, CLASSES[1]: 0})
+
+
+def test_a_reader_that_leaves_costs_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path)
+    report = tmp_path / "report.html"
+    monkeypatch.setattr("sys.stdout", GoneReader())
+    with pytest.raises(BrokenPipeError):
+        main([str(write_checkpoint(tmp_path)), "--output", str(report), "--resamples", "1"])
+    assert "<h1" in report.read_text()
+
+
+class GoneReader(io.StringIO):
+    """A standard output behind which nobody reads."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_report_does_not_replace_an_annotation_or_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_data(tmp_path)
+    checkpoint = write_checkpoint(tmp_path)
+    for file in (next(root.glob("Annotations/*.xml")), next(root.glob("JPEGImages/*"))):
+        before = file.read_bytes()
+        assert main([str(checkpoint), "--output", str(file)]) == 2
+        assert f"{file}: is read here and would be replaced" in capsys.readouterr().err
+        assert file.read_bytes() == before
+
+
 def test_no_threshold_parts_equal_scores() -> None:
     """The first of two equal scores alone would have a perfect F1, which no threshold gives."""
     annotations = with_objects([BOX], [0], [1])
@@ -304,8 +373,10 @@ def test_the_worst_image_has_the_most_faults() -> None:
         [0, 1, 1, 1], [0, 0, 0, 1], [0.9, 0.9, 0.8, 0.7], [BOX, [50, 50, 60, 60], BOX, BOX]
     )
     verdicts = judge_errors(detections, annotations)
-    assert count_faults(detections, annotations, verdicts, 0.5).worst(5) == [1, 2]
-    assert count_faults(detections, annotations, verdicts, 0.85).worst(5) == [1, 2]
+    for threshold, wrong, missed in ((0.5, [0, 2, 0], [0, 0, 1]), (0.85, [0, 1, 0], [0, 1, 1])):
+        faults = count_faults(detections, annotations, verdicts, threshold)
+        assert (faults.wrong.tolist(), faults.missed.tolist()) == (wrong, missed)
+        assert faults.worst(5) == [1, 2]
 
 
 def test_the_page_needs_nothing_else_and_says_what_the_numbers_say(

@@ -68,7 +68,7 @@ def test_a_run_under_another_rule_and_one_without_a_window_are_warned_of(
     words = [str(folder), "--output", str(tmp_path / "picture.png")]
     assert compare.main([*words, "--interval", "6"]) == 0
     said = capsys.readouterr().err
-    assert "was trained with loss.weighting.type: alwa: its losses went that way" in said
+    assert "was trained with loss.weighting.type: alwa, and its losses so" in said
     assert "has 5 iterations, fewer than a window of --interval 6" in said
     (folder / "config.yaml").write_text("loss: {weighting: {type: fixed}}\n")
     assert compare.main([*words, "--interval", "5"]) == 0

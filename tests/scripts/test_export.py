@@ -189,6 +189,29 @@ def test_a_difference_is_an_error() -> None:
     assert not Parity(**{**close, "mask": 0.1}, unmatched=0).holds
 
 
+def test_a_file_whose_numbers_are_none_is_not_equal(tmp_path: Path) -> None:
+    trained = load_trained(write_checkpoint(tmp_path))
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    same = for_one_image(trained.detector)
+
+    def broken(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        boxes, labels, scores, *rest = same(pixels)
+        return boxes, labels, scores * torch.nan, *rest
+
+    assert compare(trained, same, [image]).holds
+    assert not compare(trained, broken, [image]).holds
+
+
+def test_overrides_may_stand_behind_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_data(tmp_path)
+    picture = next(root.glob("JPEGImages/*"))
+    command = [str(write_checkpoint(tmp_path)), "--formats", "safetensors"]
+    assert main([*command, "--images", str(picture), "data.image_size=[0,0]"]) == 2
+    assert "data.image_size" in capsys.readouterr().err
+
+
 def test_other_weights_are_noticed(tmp_path: Path) -> None:
     trained = load_trained(write_checkpoint(tmp_path))
     other = load_trained(write_checkpoint(tmp_path / "other"))

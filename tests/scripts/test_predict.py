@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from datasets_on_disk import write_image
 from PIL import Image
+from pycocotools import mask as coco_mask
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
 from data.errors import InputError
@@ -290,11 +291,13 @@ def test_a_picture_is_turned_as_in_training(
 def test_ids_are_for_coco_results_and_are_not_written_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["last.pt", "a.png", "--ids", str(tmp_path / "ids.json")]
+    write_image(tmp_path / "a.png", 40, 40)
+    (tmp_path / "ids.json").write_text("{}")
+    command = ["last.pt", str(tmp_path / "a.png"), "--ids", str(tmp_path / "ids.json")]
     assert main(command) == 2
     assert "name a --coco FILE as well" in capsys.readouterr().err
     assert main([*command, "--coco", str(tmp_path / "ids.json")]) == 2
-    assert "is the file of --ids; name another" in capsys.readouterr().err
+    assert "ids.json: is read here and would be replaced; name another" in capsys.readouterr().err
 
 
 def test_a_class_that_comp4_files_cannot_hold_is_said_before_anything_is_looked_at(
@@ -428,9 +431,14 @@ def test_masks_are_drawn(tmp_path: Path) -> None:
     out = tmp_path / "out"
     image = root / "JPEGImages/i0.png"
     files = ["--coco", str(tmp_path / "c.json")]
-    assert main([str(checkpoint), str(image), "--output", str(out), *files]) == 0
+    command = [str(checkpoint), str(image), "--output", str(out), *files]
+    assert main([*command, "--threshold", "0.005"]) == 0
     results = json.loads((tmp_path / "c.json").read_text())
+    assert results
     assert all(each["segmentation"]["size"] == [80, 100] for each in results)
+    covered = coco_mask.decode(coco_mask.merge([each["segmentation"] for each in results]))
+    changed = (cv2.imread(str(out / "i0.png")) != cv2.imread(str(image))).any(axis=2)
+    assert changed[covered.astype(bool)].mean() > 0.9
 
 
 @pytest.mark.parametrize(

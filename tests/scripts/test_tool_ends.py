@@ -14,6 +14,8 @@ from scripts import (
     compare_weightings,
     datasets,
     export,
+    measure_cache,
+    measure_endurance,
     plot,
     predict,
     study,
@@ -21,7 +23,8 @@ from scripts import (
 )
 
 TOOLS = [
-    analyze, benchmark, check_gpu, compare_weightings, datasets, export, plot, predict, study, tune,
+    analyze, benchmark, check_gpu, compare_weightings, datasets, export, measure_cache,
+    measure_endurance, plot, predict, study, tune,
 ]  # fmt: skip
 
 
