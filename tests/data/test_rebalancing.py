@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.given import annotations_of
 from data.rebalancing import class_balanced_factors, repeat_factors, showing_factors
 from data.voc import load_voc
 
@@ -40,6 +41,27 @@ def test_balanced_classes_are_drawn_equally_often() -> None:
     for image, label in zip(images, labels, strict=True):
         expected[image] += 60 / 4 / np.sum(labels == label)
     np.testing.assert_allclose(factors, expected)
+
+
+def test_factors_are_of_the_classes_that_the_chosen_images_have() -> None:
+    box = [1, 1, 5, 5]
+    # each image has its classes several times, and a class of its own number besides 0
+    labels = [[0, 0, 1], [0, 2], [], [2, 2, 2], [0]]
+    annotations = annotations_of(
+        ("a", "b", "c"),
+        [f"{number}.png" for number in range(5)],
+        [(9, 9)] * 5,
+        [[box] * len(each) for each in labels],
+        labels,
+    )
+    rows = np.array([0, 1, 3, 4])  # without the empty image; class 0 in 3 of 4, 1 in 1, 2 in 2
+    repeated = showing_factors(annotations, rows, "repeat_factor", 1.0, False)
+    assert repeated is not None
+    np.testing.assert_allclose(repeated, np.sqrt([4, 2, 2, 4 / 3]))
+    balanced = showing_factors(annotations, rows, "class_balanced", 1.0, False)
+    assert balanced is not None
+    thirds = np.array([1 / 3 + 1, 1 / 3 + 1 / 2, 1 / 2, 1 / 3])
+    np.testing.assert_allclose(balanced, thirds * 4 / 3)
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="needs the real blood cells")
