@@ -161,6 +161,7 @@ def check_outputs_of(
         [outputs.scores, outputs.coco_results, outputs.picture, outputs.comp4],
         [*inputs, *annotations.coco_files],
         data_root,
+        annotations.files,
     )
     if outputs.coco_results:
         check_ids(outputs.coco_results, annotations)

@@ -64,7 +64,7 @@ def require_images(
         some = ", ".join(shown(file) for file in missing[:3])
         cure = "put them there, or take them out of the annotations"
         folder, name = posixpath.split(missing[0])
-        if other := alike(name, listed[folder]):
+        if other := by_spelling(listed[folder]).get(spelling(name)):
             cure = f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
         raise InputError(
             f"{source}: {len(missing)} of {len(files)} images are missing under {root}, "
@@ -85,10 +85,14 @@ def refuse_links(root: Path, files: Sequence[str], source: str) -> None:
         check_inside(root, root / place, source)
 
 
-def alike(name: str, names: Iterable[str]) -> str | None:
-    """One of the names that is this one but for case or normal form: macOS decomposes names."""
-    wanted = unicodedata.normalize("NFC", name).casefold()
-    return next((n for n in names if unicodedata.normalize("NFC", n).casefold() == wanted), None)
+def by_spelling(names: Iterable[str]) -> dict[str, str]:
+    """The names by their ``spelling``."""
+    return {spelling(name): name for name in names}
+
+
+def spelling(name: str) -> str:
+    """What names share that differ in case or in normal form alone: macOS decomposes names."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _list_folders(root: Path, files: Iterable[str]) -> dict[str, dict[str, bool]]:

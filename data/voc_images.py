@@ -25,22 +25,22 @@ def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict
 def files_below(folder: Path, root: Path, follow_links: bool = False) -> list[str]:
     """The files in and below a folder, by their paths in it; none where there is no such folder.
 
-    Folders that are links to outside the root are only entered on request. Raises InputError for a
-    folder that cannot be read.
+    Folders that are links to outside the root are only entered on request, those inside that cannot
+    be read are passed over. Raises InputError where ``folder`` itself cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        if error.filename == os.fspath(folder) and isinstance(error, PermissionError):
+            raise unreadable(folder, error)
+
     names = []
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         folders[:] = [
             name for name in folders if _may_enter(os.path.join(place, name), root, follow_links)
         ]
         inner = os.path.relpath(place, folder)
         names += files if inner == "." else [posixpath.join(inner, name) for name in files]
     return names
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise unreadable(error.filename, error)
 
 
 def by_stem(names: Iterable[str]) -> dict[str, str]:

@@ -72,9 +72,9 @@ def remove_unfinished(path: Path) -> None:
 
 def is_stream(path: Path) -> bool:
     """Whether a path is a device, a pipe or the like, which no file can take the place of."""
-    if path.is_symlink() and os.readlink(path).startswith("/proc/"):  # /dev/stdout, /dev/fd/3
+    if os.path.islink(path) and os.readlink(path).startswith("/proc/"):  # /dev/stdout, /dev/fd/3
         return True
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextmanager

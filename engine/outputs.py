@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.errors import InputError
-from data.voc_images import has_image_ending
 from engine.atomic_file import is_stream
 
 Named = str | Path | None
@@ -16,44 +15,54 @@ DATA_FOLDERS = {"annotations", "Annotations", "ImageSets", "JPEGImages"}
 
 
 def check_outputs(
-    outputs: Sequence[Named], inputs: Iterable[Named], data_root: Path | None = None
+    outputs: Sequence[Named],
+    inputs: Iterable[Named],
+    data_root: Path | None = None,
+    pictures: Iterable[str] = (),
 ) -> None:
     """Raise InputError for an output that would take the place of an input, or of another output.
 
     Args:
         outputs: files; None for those that were not asked for.
         inputs: files, and folders whose files are read.
-        data_root: of a dataset, whose annotations and pictures are read, too.
+        data_root: of a dataset, whose annotations are read, too.
+        pictures: those of it that are, relative to its root.
     """
     wanted = [Path(output) for output in outputs if output is not None]
-    named = [Path(path) for path in inputs if path is not None]
-    read = [path for path in named if path.exists()]
-    for number, output in enumerate(wanted):
-        if is_stream(output):
-            continue
-        if any(_same_place(output, other) for other in wanted[:number]):
+    files = [output for output in wanted if not is_stream(output)]
+    places: set[str] = set()
+    for output in files:
+        place = os.path.realpath(output)
+        if place in places:
             raise InputError(f"{output}: is named for two outputs; name another")
-        if not output.exists():
-            continue
-        if any(_is_among(output, path) for path in read) or (
-            data_root is not None and _is_of_data(output, data_root)
-        ):
+        places.add(place)
+    existing = [output for output in files if os.path.exists(output)]
+    read = {_identity(file) for path in inputs if existing for file in _files_of(path)}
+    for output in existing:
+        is_data = data_root is not None and _is_of_data(output, data_root, pictures)
+        if is_data or _identity(output) in read:
             raise InputError(f"{output}: is read here and would be replaced; name another")
 
 
-def _same_place(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _files_of(path: Named) -> Iterator[Path]:
+    """What is there of an input: a file, or a folder and what it holds."""
+    if path is not None and os.path.exists(path):
+        yield Path(path)
+        if os.path.isdir(path):
+            files = (Path(path, name) for name in os.listdir(path))
+            yield from (file for file in files if os.path.exists(file))
 
 
-def _is_among(output: Path, path: Path) -> bool:
-    files = (path, *path.glob("*")) if path.is_dir() else (path,)
-    return any(os.path.exists(file) and os.path.samefile(output, file) for file in files)
+def _identity(path: Path) -> tuple[int, int]:
+    """What names of one file share, links of either kind."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
-def _is_of_data(output: Path, root: Path) -> bool:
-    """Whether a file lies where a dataset has its annotations or pictures."""
+def _is_of_data(output: Path, root: Path, pictures: Iterable[str]) -> bool:
+    """Whether a file lies where a dataset has its annotations, or is one of its pictures."""
     place, real_root = Path(os.path.realpath(output)), Path(os.path.realpath(root))
     if not place.is_relative_to(real_root):
         return False
-    folders = place.relative_to(real_root).parts[:-1]
-    return bool(DATA_FOLDERS & set(folders)) or (bool(folders) and has_image_ending(place.name))
+    inside = place.relative_to(real_root)
+    return bool(DATA_FOLDERS & set(inside.parts[:-1])) or inside.as_posix() in pictures

@@ -28,6 +28,8 @@ def tool(main: Tool) -> Tool:
 
     @wraps(main)
     def ending_quietly(arguments: Sequence[str] | None = None) -> int:
+        if sys.stderr is None:  # as after 2>&-: what is told would go to the standard output
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             return main(arguments)
         except InputError as error:

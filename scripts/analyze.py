@@ -109,7 +109,8 @@ def look(
     split = open_split(next(filter(None, trained), None), overrides, options)
     if not options.no_report:
         read = [*files, options.config, *split.annotations.coco_files]
-        check_outputs([options.output], read, split.config.data.root)
+        root, pictures = split.config.data.root, split.annotations.files
+        check_outputs([options.output], read, root, pictures)
     runs = []
     for file, name, detector in zip(files, run_names(files), trained, strict=True):
         if detector is None:

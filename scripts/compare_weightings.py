@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _doubts(path: Path, iterations: int, interval: int) -> Iterator[str]:
     """What makes the picture say less than it seems to."""
     config = path / "config.yaml"
-    if config.is_file():
+    with suppress(InputError):  # of another version: the losses can be read all the same
         weighting = parse_config(read_yaml(config), str(config)).loss.weighting.type
         if weighting != "fixed":
             yield f"{path} was trained with loss.weighting.type: {weighting}, and its losses so"

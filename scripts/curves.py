@@ -166,13 +166,16 @@ def read_table(path: Path) -> Iterator[Point]:
         InputError: the file cannot be read, or a cell is no number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # one that is cut off tells less
-        rows = list(csv.DictReader(whole))
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(text.splitlines()))
     except OSError as error:
         raise unreadable(path, error) from None
     except UnicodeDecodeError:
         raise _foreign(path, 1) from None
+    if rows and "step" not in rows[0]:
+        raise _foreign(path, 1)
+    if not text.endswith("\n"):  # the last number may be one of fewer digits
+        raise InputError(f"{path}: its last line is cut off; restore it, or write its line break")
     for number, row in enumerate(rows, start=2):
         try:
             step = int(row.pop("step"))

@@ -64,11 +64,6 @@ def run_download(options: argparse.Namespace) -> int:
 
 def _download_archive(archive: Archive, options: argparse.Namespace) -> dict[str, str | int]:
     target = options.root / archive.folder
-    # What stands for an archive that was unpacked and removed: it need not be fetched again.
-    mark = options.root / "archives" / f"{archive.name}.unpacked"
-    if mark.exists() and not mark.with_suffix("").exists():
-        _say(options, f"{target}: has {archive.name} already; remove {mark} to fetch it again")
-        return {"archive": archive.name, "md5": archive.md5, "files": 0}
     path, md5 = fetch(archive, options.root / "archives", options.base)
     _say(options, f"{path}: {path.stat().st_size} bytes, MD5 {md5} as it should be")
     files = 0
@@ -76,7 +71,6 @@ def _download_archive(archive: Archive, options: argparse.Namespace) -> dict[str
         files = unpack(path, target)
         _say(options, f"{target}: {files} files")
         if options.remove_archives:
-            mark.touch()
             path.unlink()
     return {"archive": archive.name, "md5": md5, "files": files}
 

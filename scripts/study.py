@@ -71,8 +71,8 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     left, wrong = plan(jobs)
     whole = [job for job in jobs if job.folder not in wrong]
+    unkept: dict[Path, str] = {}
     if options.keep:
-        unkept: dict[Path, str] = {}
         _keep(whole, unkept, options)
         for folder, reason in unkept.items():
             print(f"not kept: {folder}: {reason}", file=sys.stderr)
@@ -92,7 +92,7 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
         return 128 + (shop.signal_number or 0)
     for folder in shop.failed:
         print(f"not done, see above: {folder}", file=sys.stderr)
-    return 1 if shop.failed else 0
+    return 1 if shop.failed or unkept else 0
 
 
 def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) -> list[Job]:

@@ -192,7 +192,7 @@ class _Split:
         if missing:
             problem = f"has no {', '.join(missing)}, which other programs need"
             yield Problem(self._file, item, problem, "add it", "warning", "complete", row)
-        if entry.get("area") == 0 and min(entry["bbox"][2:]) > 0:
+        if type(entry.get("area")) in (int, float) and entry["area"] == 0 < min(entry["bbox"][2:]):
             problem = "its area is 0, by which COCO's scores judge how large it is"
             cure = "write that of its mask or box, or leave it out to have it computed"
             yield Problem(self._file, item, problem, cure, "warning", "drop_area", row)

@@ -12,7 +12,7 @@ from pathlib import Path
 from data.errors import InputError, shown
 from data.image_sizes import MOST_PIXELS
 from data.images import DamagedImageError, Pixels, read_image, read_orientation
-from data.paths import OTHERWISE_WRITTEN, alike, check_inside
+from data.paths import OTHERWISE_WRITTEN, by_spelling, check_inside, spelling
 from scripts.dataset_tools.box_checks import Box
 from scripts.dataset_tools.problems import Action, Problem, problem_of
 
@@ -37,6 +37,7 @@ class ImageChecks:
         self._seen: dict[bytes, list[str]] = defaultdict(list)
         self._unsettled: list[str] = []  # images whose size does not tell what EXIF does to boxes
         self._settled: Counter[str] = Counter()
+        self._listed: dict[Path, dict[str, str]] = {}  # by folder, its names by their spelling
 
     def check(
         self, file: str, entry: str, image: str, size_hw: Size, row: int, is_told: bool = False
@@ -56,7 +57,7 @@ class ImageChecks:
         """
         path = self._root / image
         if not os.path.isfile(path):
-            problem, cure = f"the image {image} is missing", _cure_of_missing(path)
+            problem, cure = f"the image {image} is missing", self._cure_of_missing(path)
             return size_hw, [Problem(file, entry, problem, cure, "error", "drop_image", row)]
         if not self._follow_links:
             try:
@@ -90,6 +91,20 @@ class ImageChecks:
             action: Action = "set_size" if is_settled else "leave_size"
             problems.append(Problem(file, entry, problem, cure, "warning", action, row))
         return found, problems
+
+    def _cure_of_missing(self, path: Path) -> str:
+        folder = path.parent
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = by_spelling(os.listdir(folder))
+            except PermissionError:
+                return f"{shown(folder.name)} cannot be read: check its permissions"
+            except OSError:
+                self._listed[folder] = {}
+        other = self._listed[folder].get(spelling(path.name))
+        if other is None:
+            return "put it there, or take the image out of the annotations"
+        return f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
 
     def check_orientations(self) -> Iterator[Problem]:
         """One warning for all images whose EXIF orientation the annotated size cannot settle."""
@@ -127,18 +142,6 @@ class ImageChecks:
             return []
         cure = "keep one of them, and never one in training and one in validation"
         return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
-
-
-def _cure_of_missing(path: Path) -> str:
-    try:
-        other = alike(path.name, os.listdir(path.parent))
-    except PermissionError:
-        return f"{shown(path.parent.name)} cannot be read: check its permissions"
-    except OSError:
-        other = None
-    if other is None:
-        return "put it there, or take the image out of the annotations"
-    return f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
 
 
 def _read_pixels(path: Path, size_hw: Size) -> tuple[Pixels, InputError | None]:

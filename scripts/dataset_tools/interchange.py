@@ -73,6 +73,8 @@ def object_of(annotation: dict[str, Any], name: str, zero_based: bool) -> Elemen
     is at most one pixel wide or high cannot be said in VOC's inclusive pixels: it becomes two
     pixels wide, and its exact numbers are kept in ``<coco>``.
     """
+    if isinstance(annotation.get("id"), dict | list):
+        raise InputError(f"its id is {shown(annotation['id'])}; give it a number")
     template = annotation.get("voc_xml")
     element = _bare_object() if template is None else _parse(template, "object")
     extra = {key: value for key, value in annotation.items() if key not in _OBJECT_KEYS}
@@ -100,7 +102,8 @@ def limit_area(element: Element, zero_based: bool) -> None:
         return
     extra = _read_json(coco.text)
     if isinstance(extra, dict) and type(extra.get("area")) in (int, float):
-        box = [Decimal((element.findtext(f"bndbox/{corner}") or "0").strip()) for corner in CORNERS]
+        ends = [element.findall(f"bndbox/{corner}")[-1].text or "0" for corner in CORNERS]
+        box = [Decimal(end.strip()) for end in ends]
         width, height = _to_xywh(box, zero_based)[2:]
         extra["area"] = min(extra["area"], _number(width * height))
         coco.text = json.dumps(extra)

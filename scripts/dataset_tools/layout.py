@@ -42,7 +42,8 @@ class Layout:
 
     def choose(self, wanted: Sequence[str] | None) -> list[str]:
         """The wanted splits, all of them for None; raises InputError for one that is not there."""
-        for split in wanted or ():
+        wanted = [posixpath.normpath(split) for split in wanted or ()]
+        for split in wanted:
             if split not in self.splits and not self._has_list(split):
                 raise InputError(
                     f"{self.root}: has no split {shown(split)}; it has {some_of(self.splits)}"

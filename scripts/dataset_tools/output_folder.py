@@ -19,8 +19,17 @@ def check_output(dataset: Path, output: Path) -> None:
     for one inside a dataset, which is only read."""
     with writing(output):
         _check_new(output)
+    check_place(output)
     if dataset.resolve() in output.resolve().parents:
         raise InputError(f"{output}: lies in the dataset {dataset}; name a folder outside of it")
+
+
+def check_place(path: Path) -> None:
+    """Raise InputError where nothing can be written in the nearest folder above that is there."""
+    above = next(each for each in path.absolute().parents if os.path.exists(each))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "is no folder" if not above.is_dir() else "cannot be written in"
+        raise InputError(f"{path}: cannot be written ({above} {reason}); name another")
 
 
 def _check_new(path: Path) -> None:
@@ -42,17 +51,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     target = path.resolve()
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        _check_new(path)
         unfinished.mkdir(parents=True, exist_ok=True)
         with _locked(unfinished, path):
             try:
+                _check_new(path)
                 _empty(unfinished)
                 yield unfinished
                 if target.exists():
                     target.rmdir()
                 os.rename(unfinished, target)
-            finally:
+            except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
+                raise
     except OSError as error:
         if _is_of_reading(error, (target, unfinished)):
             raise unreadable(error.filename, error) from error
@@ -62,7 +72,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def _locked(folder: Path, path: Path) -> Iterator[None]:
     """Hold a folder; raises InputError, which names ``path``, where another process does."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    # No link: what is behind it is not ours to remove.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def split_voc(
     _check_names(names)
     targets = [folder / f"{name}.txt" for name in names]
     for target in targets:
-        if target.exists():
+        if os.path.lexists(target):
             raise InputError(f"{target}: exists already; choose other --names")
     chosen = layout.splits if source is None else [source]
     if chosen and all("/" in split for split in chosen):

@@ -14,6 +14,7 @@ from data.annotations import Annotations
 from data.errors import InputError
 from engine.atomic_file import write_atomically
 from scripts.dataset_tools.layout import Layout
+from scripts.dataset_tools.output_folder import check_place
 from scripts.dataset_tools.suggestions import SCALES, Suggestion
 
 _VIEWS = 12_000  # images that a short first training should see
@@ -24,6 +25,7 @@ def check_config(path: Path) -> None:
     """Before long work for it: raise InputError for a config that ``write_config`` would refuse."""
     if os.path.lexists(path):
         raise InputError(f"{path}: exists already; name a new file")
+    check_place(path)
 
 
 def write_config(

@@ -37,8 +37,14 @@ def repair_voc(
     for year in years:
         images = layout.root / year / "JPEGImages"
         listing = images_by_stem(images, layout.root, layout.follow_links)
-        lists = _lists_of(layout, year, splits)
-        for file in progress(_annotations_of(layout, year, lists, splits), "repair"):
+        lists = {
+            path: [_listed_file(layout.root, year, line) for line in read_lines(path, layout.root)]
+            for path in _lists_of(layout, year, splits)
+        }
+        files = {file for named in lists.values() for file in named if file}
+        if set(splits) >= set(layout.splits):
+            files.update(annotation_files(layout, year))
+        for file in progress(sorted(files), "repair"):
             path = layout.root / file
             rows = by_file.get(file, {})
             annotation = _read_annotation(path)
@@ -53,8 +59,8 @@ def repair_voc(
             kept.add(file)
             count.objects += _objects_in(annotation)
             pairs.append((layout.root / image, folder / image))
-        for path in lists:
-            lines = _repair_list(layout.root, path, by_file, kept, folder)
+        for path, named in lists.items():
+            lines = _repair_list(layout.root, path, named, by_file, kept, folder)
             split = posixpath.join(year, path.stem)
             if not lines and split in splits:
                 raise nothing_left(path)
@@ -79,25 +85,14 @@ def _lists_of(layout: Layout, year: str, splits: Sequence[str]) -> list[Path]:
     ]
 
 
-def _annotations_of(
-    layout: Layout, year: str, lists: Sequence[Path], splits: Sequence[str]
-) -> list[str]:
-    """The annotation files to copy: those that the lists name, and for all splits those of none."""
-    lines = [line for path in lists for line in read_lines(path, layout.root)]
-    named = {_listed_file(layout.root, year, line) for line in lines}
-    files = {file for file in named if file and os.path.isfile(layout.root / file)}
-    if set(splits) >= set(layout.splits):
-        files.update(annotation_files(layout, year))
-    return sorted(files)
-
-
 def _listed_file(root: Path, year: str, line: str) -> str:
-    """The annotation file that a line of a split names, relative to the root; "" for no name."""
+    """The annotation file that a line of a split names, relative to the root; "" for none."""
     folder = posixpath.join(year, "Annotations")
     try:
-        return posixpath.join(folder, f"{listed_name(line, root / folder, '')}.xml")
+        file = posixpath.join(folder, f"{listed_name(line, root / folder, '')}.xml")
     except InputError:
         return ""
+    return file if os.path.isfile(root / file) else ""
 
 
 def _copy_rest(root: Path, split: str, folder: Path) -> None:
@@ -183,19 +178,24 @@ def _clip(annotation: Element, element: Element, first: int) -> None:
 
 
 def _repair_list(
-    root: Path, path: Path, by_file: dict[str, Rows], kept: set[str], folder: Path
+    root: Path,
+    path: Path,
+    named: Sequence[str],
+    by_file: dict[str, Rows],
+    kept: set[str],
+    folder: Path,
 ) -> int:
     """Write a split without its faulty lines; returns how many are left.
 
-    Also for the lists of one class, which have a flag behind each name.
+    Also for the lists of one class, which have a flag behind each name. ``named`` are the
+    annotation files of the lines.
     """
     file = path.relative_to(root)
-    year = file.parent.parent.parent.as_posix()
     dropped = by_file.get(file.as_posix(), {}).get("drop_line", set())
     lines = [
         line
-        for row, line in enumerate(read_lines(path, root))
-        if row not in dropped and _listed_file(root, "" if year == "." else year, line) in kept
+        for row, (line, annotation) in enumerate(zip(read_lines(path, root), named, strict=True))
+        if row not in dropped and annotation in kept
     ]
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -71,12 +71,12 @@ def _behind(name: str, output: Path | None) -> list[Source]:
     if path.is_file():
         return [Source(path, Path(path.name))]
     if path.is_dir():
-        return _in_folder(path, output)
+        return _in_folder(path, output, required=True)
     found: list[Source] = []
     for match in map(Path, sorted(glob.glob(name, recursive=True))):
         # With ** the files of a folder match, too.
-        if match.is_dir() and "**" not in name:
-            found += _in_folder(match, output)
+        if match.is_dir() and "**" not in name and not _is_around(output, match):
+            found += _in_folder(match, output, required=False)
         elif _is_known(match):
             found.append(Source(match, Path(match.name)))
     if not found:
@@ -87,11 +87,11 @@ def _behind(name: str, output: Path | None) -> list[Source]:
     return found
 
 
-def _in_folder(path: Path, output: Path | None) -> list[Source]:
+def _in_folder(path: Path, output: Path | None, required: bool) -> list[Source]:
     inside = [file.relative_to(path) for file in sorted(_files_in(path)) if _is_known(file)]
     drawn = _drawn_below(path, output)
     kept = [file for file in inside if drawn not in (path / file).resolve().parents]
-    if not kept:
+    if required and not kept:
         beside = f" beside those of --output {output}" if inside else ""
         raise InputError(f"{path}: the folder holds no images or videos ({_endings()}){beside}")
     return [Source(path / file, file) for file in kept]
@@ -115,9 +115,14 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 def _drawn_below(folder: Path, output: Path | None) -> Path | None:
     """The output, links resolved; None where it is the folder itself or around it."""
-    if output is None or output.resolve() in (folder.resolve(), *folder.resolve().parents):
-        return None
-    return output.resolve()
+    return None if output is None or _is_around(output, folder) else output.resolve()
+
+
+def _is_around(output: Path | None, folder: Path) -> bool:
+    """Whether an output is a folder itself, or one that it lies in; links are resolved."""
+    if output is None:
+        return False
+    return output.resolve() in (folder.resolve(), *folder.resolve().parents)
 
 
 def _is_known(file: Path) -> bool:

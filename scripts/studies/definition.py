@@ -92,13 +92,15 @@ class Paper(BaseModel, extra="forbid", frozen=True):
         default=(), description="labels of the paper's table that this study's axes lack"
     )
     cells: dict[str, Any] = Field(
-        default_factory=dict, description="labels, nested in any order -> number or one a metric"
+        default_factory=dict,
+        description="labels, nested in any order -> number, or one a metric, "
+        "null where it has none",
     )
 
     @model_validator(mode="after")
     def _cells_are_numbers(self) -> Paper:
         for path, values in flatten_cells(self.cells):
-            if not all(type(value) in (int, float) for value in values):
+            if not all(value is None or type(value) in (int, float) for value in values):
                 raise ValueError(f"cells: {', '.join(path)}: {shown(values)} is no number")
         return self
 
@@ -330,8 +332,9 @@ def _check_paper(path: Path, study: Study, whole: Mapping[str, Any]) -> None:
 
     ``whole`` is the file without a preset, which may leave out axes and labels.
     """
-    axes = [*study.axes, *map(Axis.model_validate, whole.get("axes") or ())]
-    known = {label for axis in axes for label in axis.values} | set(study.paper.like)
+    of_file = [axis for axis in whole.get("axes") or () if isinstance(axis, Mapping)]
+    named = [*(axis.values for axis in study.axes), *(axis.get("values") or () for axis in of_file)]
+    known = {str(label) for labels in named for label in labels} | set(study.paper.like)
     for labels, values in flatten_cells(study.paper.cells):
         unknown = [label for label in labels if label not in known]
         if unknown:

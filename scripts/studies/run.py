@@ -29,7 +29,7 @@ PLACE_KEYS = NEUTRAL_KEYS | {"data.batch_size", "data.root", "train.name"}
 # Neither do these, as a study scores the last checkpoint; but with train.patience scores decide
 # which that is.
 EVALUATION_KEYS = frozenset({"evaluate.every"})
-LONGEST_NAME = 180  # letters, of what a folder's name says of the overrides
+LONGEST_NAME = 235  # letters, of what a folder's name says of the overrides
 RECORD, LOCK, LOG = "study.json", "study.lock", "study.log"
 
 Stage = Literal["not run", "cut off", "trained", "scored", "failed"]
@@ -69,15 +69,19 @@ class Run:
     def name(self) -> str:
         """What sets the run apart from its base config, as the name of a folder."""
         base, own = _decisive(load_config(self.base)), _decisive(self.config)
-        parts = [
-            f"{_short(key)}-{re.sub(r'[^0-9a-z.+]+', '-', str(own[key]).lower()).strip('-')}"
+        changed = {
+            key: own[key]
             for key in sorted(own)
             if own[key] != base.get(key) and key != "train.seed"
+        }
+        parts = [
+            f"{_short(key)}-{re.sub(r'[^0-9a-z.+]+', '-', str(value).lower()).strip('-')}"
+            for key, value in changed.items()
         ]
         text, seed = "_".join(parts), f"seed-{self.config.train.seed}"
         if len(text) > LONGEST_NAME:
-            digest = hashlib.blake2b(repr(sorted(own.items())).encode(), digest_size=4).hexdigest()
-            text = f"{text[:LONGEST_NAME]}-{digest}"
+            digest = hashlib.blake2b(repr(changed).encode(), digest_size=4).hexdigest()
+            text = f"{text[: LONGEST_NAME - 9]}-{digest}"
         return f"{text}_{seed}" if text else seed
 
     def folder(self, runs: Path) -> Path:
@@ -208,7 +212,7 @@ def is_locked(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # takes the lock from nobody
     except BlockingIOError:
         return True
     finally:

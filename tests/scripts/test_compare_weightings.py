@@ -70,6 +70,8 @@ def test_a_run_under_another_rule_and_one_without_a_window_are_warned_of(
     said = capsys.readouterr().err
     assert "was trained with loss.weighting.type: alwa, and its losses so" in said
     assert "has 5 iterations, fewer than a window of --interval 6" in said
+    (folder / "config.yaml").write_text("loss: {of_another_version: 1}\n")
+    assert compare.main([*words, "--interval", "5"]) == 0
     (folder / "config.yaml").write_text("loss: {weighting: {type: fixed}}\n")
     assert compare.main([*words, "--interval", "5"]) == 0
     assert "warning" not in capsys.readouterr().err

@@ -215,28 +215,6 @@ def test_the_command_downloads_unpacks_and_can_be_repeated(
     assert len(server.ranges) == 1
 
 
-def test_an_archive_that_was_unpacked_and_removed_is_not_fetched_again(
-    server: FileServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    content = a_tar({"VOCdevkit/VOC2007/Annotations/1.xml": b"<annotation/>"})
-    monkeypatch.setitem(archives.DATASETS, "voc2007", (an_archive(content, "VOCtest.tar"),))
-    server.files["VOCtest.tar"] = content
-    command = ["download", "voc2007", "--root", str(tmp_path), "--base", server.base]
-    assert main([*command, "--remove-archives"]) == 0
-    assert not (tmp_path / "archives/VOCtest.tar").exists()
-    assert main([*command, "--remove-archives"]) == 0
-    assert "has VOCtest.tar already; remove " in capsys.readouterr().out
-    assert len(server.ranges) == 1
-    (tmp_path / "archives/VOCtest.tar.unpacked").unlink()
-    assert main(command) == 0
-    assert len(server.ranges) == 2
-    with pytest.raises(SystemExit):
-        main([*command, "--keep-packed", "--remove-archives"])
-
-
 def test_all_published_archives_have_a_checksum_and_a_size() -> None:
     for archive in sum(archives.DATASETS.values(), ()):
         assert re.fullmatch("[0-9a-f]{32}", archive.md5)

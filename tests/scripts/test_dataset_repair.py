@@ -71,6 +71,15 @@ def test_what_came_from_coco_still_goes_back_after_a_repair_and_a_division(tmp_p
     assert whole["info"] == before["info"]
 
 
+def test_a_cut_box_with_a_corner_twice_has_the_area_of_the_last(tmp_path: Path) -> None:
+    extra = '<coco>{"area": 5000}</coco>'
+    text = voc_object("x", (50, 11, 120, 50), extra).replace("<xmin>", "<xmin>abc</xmin><xmin>")
+    root = write_voc(tmp_path / "voc", {"a": [text]}, {"train": ["a"]})
+    copy = tmp_path / "copy"
+    assert main(["validate", str(root), "--splits", "./train", "--fix", str(copy)]) == 0
+    assert '{"area": 2040}' in (copy / "Annotations/a.xml").read_text()  # 51 x 40
+
+
 def test_a_dataset_whose_name_ends_like_a_folder_of_voc_is_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

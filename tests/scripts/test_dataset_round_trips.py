@@ -13,7 +13,6 @@ from data.coco import load_coco
 from data.errors import InputError
 from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.output_folder import new_folder
-from scripts.dataset_tools.splitting import _write_lists
 from scripts.datasets import main
 
 
@@ -173,8 +172,40 @@ def test_what_a_killed_run_has_left_is_removed(tmp_path: Path) -> None:
     assert sorted(fingerprint(tmp_path)) == ["new/own"]
 
 
-def test_lists_are_all_written_or_none(tmp_path: Path) -> None:
+def test_lists_are_all_written_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [], "b": []}, {"train": ["a"]})
+    before = fingerprint(root)
+    names = ["--names", "first", "x" * 253, "--fractions", "0.5", "0.5"]  # too long with .txt
+    assert main(["split", str(root), *names]) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert fingerprint(root) == before
+
+
+def test_a_link_in_the_place_of_an_unfinished_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "important").mkdir()
+    (tmp_path / "important/file").touch()
+    (tmp_path / ".new.unfinished").symlink_to("important")
+    with pytest.raises(InputError, match="new: cannot be written"), new_folder(tmp_path / "new"):
+        pass
+    assert sorted(fingerprint(tmp_path / "important")) == ["file"]
+
+
+@pytest.mark.parametrize("command", [["validate", "--fix"], ["inspect", "--write-config"]])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": []}, {"train": ["a"]})
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
-        _write_lists({tmp_path / "a.txt": ["1"], tmp_path / "file/b.txt": ["2"]})
-    assert sorted(fingerprint(tmp_path)) == ["file"]
+    assert main([command[0], str(root), command[1], str(tmp_path / "file/x/new.yaml")]) == 2
+    told = capsys.readouterr()
+    assert f"cannot be written ({tmp_path / 'file'} is no folder); name another" in told.err
+    assert told.out == ""
+
+
+def test_an_id_that_cannot_come_back_does_not_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])], images=1)
+    change(root, "annotations", 0, id=[1])
+    assert main(["convert", str(root), str(tmp_path / "new")]) == 2
+    assert "its id is [1]; give it a number" in capsys.readouterr().err

@@ -228,7 +228,7 @@ def test_what_cannot_be_written_is_named(
     (tmp_path / "lists").rename(root / "ImageSets")
     config = blocked / "new.yaml"
     assert main(["inspect", str(root), "--write-config", str(config)]) == 2
-    assert f"{config}: cannot be written: " in capsys.readouterr().err
+    assert f"{config}: cannot be written (" in capsys.readouterr().err
 
 
 def test_a_dataset_without_splits_or_objects_says_what_to_do(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from datasets_on_disk import write_image
 from tiny_runs import write_checkpoint
 
 from data.errors import InputError
+from engine.outputs import check_outputs
 from scripts.predict import main
 from scripts.prediction.inputs import find_sources
 from scripts.prediction.pictures import write_picture
@@ -54,6 +56,35 @@ def test_a_pattern_may_match_folders(tmp_path: Path) -> None:
     assert sorted(source.name for source in every) == ["a", "b", "c"]
 
 
+def test_a_pattern_passes_over_folders_of_no_pictures_and_of_an_earlier_run(
+    tmp_path: Path,
+) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.png", "out/a.png", "out/deep/b.png"):
+        write_image(photos / name, 8, 8)
+    (photos / "notes").mkdir()
+    for output in ("out", "out/deep/.."):
+        found = find_sources([str(photos / "*")], photos / output)
+        assert [source.path.name for source in found] == ["a.png"]
+
+
+def test_thousands_of_pictures_are_checked_at_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(3000)]
+    drawn = [tmp_path / f"out/{number}.png" for number in range(3000)]
+    for file in files:
+        file.touch()
+    start = time.perf_counter()
+    check_outputs(drawn, files)
+    assert time.perf_counter() - start < 5  # each against each took minutes
+
+
+def test_a_name_that_no_file_can_have_is_said(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--no-pictures", "--coco", str(tmp_path / f"{'x' * 300}.json")]) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_costs_no_results(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,8 +102,11 @@ def test_a_reader_that_leaves_costs_no_results(
 def test_a_closed_standard_error_stops_nothing(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    broken = Path(command[1]).with_name("broken.png")
+    broken.write_bytes(Path(command[1]).read_bytes()[:600])
     monkeypatch.setattr("sys.stderr", None)
-    assert main([*command, "--no-pictures", "--json"]) == 0
+    words = [*command, str(broken), "--no-pictures", "--json", "data.on_damaged=skip"]
+    assert main(words) == 0
     assert list(json.loads(capsys.readouterr().out)["images"]) == ["a.png"]
 
 

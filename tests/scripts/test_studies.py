@@ -161,7 +161,7 @@ def test_a_long_override_makes_a_name_that_a_folder_can_have(tiny: Study, tmp_pa
         tiny.run(labels, 0, {"data.augment": [*many, {"Blur": {"p": p}}]}).name for p in (0.1, 0.2)
     }
     assert len(names) == 2
-    assert all(len(name) < 220 for name in names)
+    assert all(len(name) < 255 for name in names)
     assert not is_locked(tmp_path / names.pop())
 
 

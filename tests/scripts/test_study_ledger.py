@@ -61,6 +61,8 @@ def test_what_cannot_be_read_is_not_kept_and_keeps_no_other(
     words = [str(tmp_path / "tiny.yaml"), "--runs", str(runs), "--ledger", str(ledger)]
     assert main(["keep", *words]) == 1
     captured = capsys.readouterr()
+    assert main(["run", *words, "--keep", "--only", "weights=fixed", "--only", "box loss=l1"]) == 1
+    assert "not kept: " in capsys.readouterr().err
     assert captured.out.count("kept ") == 1
     assert "seed-0/scores-val.json: is no JSON; delete it, and `run` scores" in captured.err
     assert "seed-1/metrics.jsonl: line 3 is damaged; delete it" in captured.err
