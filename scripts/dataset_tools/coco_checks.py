@@ -96,12 +96,12 @@ class _Split:
             ids = read_categories(self._path, document["categories"])
             self._categories = {identity: name for name, identity in ids.items()}
         except InputError as error:
-            yield problem_of(error, str(self._path), self._file, "", "none")
+            yield problem_of(error, str(self._path), self._file, "", "refuse")
             return
         self._items = document["annotations"]
         if not document["images"]:
             cure = "add them under 'images'"
-            yield Problem(self._file, "", "lists no images", cure, "error", "none")
+            yield Problem(self._file, "", "lists no images", cure, "error", "refuse")
         yield from self._check_entries(document["images"])
         yield from self._check_objects()
         for image in progress(self._entries, self._split):
@@ -280,7 +280,7 @@ class _Split:
         try:
             _ObjectColumns(self._path).check_inside(boxes, sizes)
         except InputError as error:
-            yield problem_of(error, "annotation", self._file, "", "none")
+            yield problem_of(error, "annotation", self._file, "", "refuse")
 
     def _check_ids(self) -> Iterator[Problem]:
         seen: set[int] = set()

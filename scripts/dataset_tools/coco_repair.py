@@ -32,42 +32,48 @@ def repair_coco(
     """
     count = Kept()
     for split in splits:
-        file = f"annotations/instances_{split}.json"
-        document = read_document(layout.root / file)
-        if "none" in by_file.get(file, {}) and -1 in by_file[file]["none"]:
-            raise InputError(f"{layout.root / file}: cannot be repaired; correct what is named")
+        file, place = f"annotations/instances_{split}.json", layout.root / split
         rows = by_file.get(file, {})
-        dropped = {row for name, each in by_file.items() if name.startswith(f"{split}/")
-                   for row in each.get("drop_image", ())}  # fmt: skip
-        dropped |= rows.get("drop_image", set())
-        sizes = rows.get("set_size", set())
+        if "refuse" in rows:
+            raise InputError(f"{layout.root / file}: cannot be repaired; correct what is named")
+        document = read_document(layout.root / file)
+        entries, items = document["images"], document["annotations"]
+        dropped = rows.get("drop_image", set()).union(
+            *(each.get("drop_image", ()) for name, each in by_file.items() if _is_in(split, name))
+        )
         images = [
-            _sized(layout.root / split, entry) if row in sizes else entry
-            for row, entry in enumerate(document["images"])
+            _sized(place, entry) if row in rows.get("set_size", ()) else entry
+            for row, entry in enumerate(entries)
             if row not in dropped
         ]
         if not images:
             raise nothing_left(layout.root / file)
+        objects = _repaired_objects(items, _sizes_of(place, images), rows)
         count.images += len(images)
-        count.of_images += len(document["images"])
-        count.of_objects += len(document["annotations"])
-        document["images"] = images
-        # A size that is left open all the same says where boxes end.
-        known = [
-            entry
-            if entry.get("height") and entry.get("width")
-            else _sized(layout.root / split, entry)
-            for entry in images
-        ]
-        document["annotations"] = _repaired_objects(document["annotations"], known, rows)
-        count.objects += len(document["annotations"])
+        count.of_images += len(entries)
+        count.objects += len(objects)
+        count.of_objects += len(items)
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(document), encoding="utf-8")
+        repaired = {**document, "images": images, "annotations": objects}
+        target.write_text(json.dumps(repaired), encoding="utf-8")
         names = [entry["file_name"] for entry in images]
-        pairs = [(layout.root / split / name, folder / split / name) for name in names]
+        pairs = [(place / name, folder / split / name) for name in names]
         copy_files(pairs, hardlink, layout.root, layout.follow_links)
     return count
+
+
+def _is_in(split: str, file: str) -> bool:
+    return file.startswith(f"{split}/")
+
+
+def _sizes_of(place: Path, images: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Height and width by image id; a size that is left open all the same says where boxes end."""
+    whole = [
+        entry if entry.get("height") and entry.get("width") else _sized(place, entry)
+        for entry in images
+    ]
+    return {entry["id"]: (entry["height"], entry["width"]) for entry in whole}
 
 
 def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -76,9 +82,9 @@ def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _repaired_objects(
-    items: list[Any], images: list[dict[str, Any]], rows: Rows
+    items: list[Any], sizes: dict[int, tuple[int, int]], rows: Rows
 ) -> list[dict[str, Any]]:
-    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in images}
+    """The objects of images that are kept, whose heights and widths by id are ``sizes``."""
     dropped = rows.get("drop_object", set())
     used = [entry.get("id") for entry in items if isinstance(entry, dict)]
     free = max([0, *(identity for identity in used if type(identity) is int)]) + 1

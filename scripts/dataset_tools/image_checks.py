@@ -59,29 +59,18 @@ class ImageChecks:
         if not os.path.isfile(path):
             problem, cure = f"the image {image} is missing", self._cure_of_missing(path)
             return size_hw, [Problem(file, entry, problem, cure, "error", "drop_image", row)]
-        if not self._follow_links:
-            try:
-                check_inside(self._root, path, str(self._root))
-            except InputError as error:
-                link = problem_of(error, str(self._root), image, "", "allow_link", row)
-                return size_hw, [replace(link, cure=f"{link.cure}; here: --follow-links")]
+        link = None if self._follow_links else self._refused_link(path, image, row)
+        if link is not None:
+            return size_hw, [link]
         try:
             if not self._decode and all(size_hw):
                 return size_hw, []
             pixels, mismatch = _read_pixels(path, size_hw)
         except InputError as error:
-            damaged = problem_of(error, str(path), image, "", "drop_image", row)
-            if isinstance(error, DamagedImageError) and not all(size_hw):  # cannot be skipped
-                cure = "replace the file, or write its size into the annotation"
-                damaged = replace(damaged, cure=cure)
-            return size_hw, [damaged]
+            return size_hw, [_damaged(error, path, image, size_hw, row)]
         is_settled = self._note_orientation(path, image, size_hw)
-        problems = self._check_double(path, image)
+        problems = [*self._check_double(path, image), *_check_brightness(pixels, image)]
         found: Size = (pixels.shape[0], pixels.shape[1])
-        if pixels.max() < _BRIGHT:
-            problem = f"is nearly black: its brightest value is {pixels.max()} of 255"
-            cure = "of a picture of 10 to 14 bits in 16 only the upper 8 are read: stretch it"
-            problems.append(Problem(image, "", problem, cure, "warning", "none"))
         if mismatch is not None:
             problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
         elif not all(size_hw) and not is_told:
@@ -91,6 +80,14 @@ class ImageChecks:
             action: Action = "set_size" if is_settled else "leave_size"
             problems.append(Problem(file, entry, problem, cure, "warning", action, row))
         return found, problems
+
+    def _refused_link(self, path: Path, image: str, row: int) -> Problem | None:
+        try:
+            check_inside(self._root, path, str(self._root))
+        except InputError as error:
+            link = problem_of(error, str(self._root), image, "", "allow_link", row)
+            return replace(link, cure=f"{link.cure}; here: --follow-links")
+        return None
 
     def _cure_of_missing(self, path: Path) -> str:
         folder = path.parent
@@ -142,6 +139,21 @@ class ImageChecks:
             return []
         cure = "keep one of them, and never one in training and one in validation"
         return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
+
+
+def _damaged(error: InputError, path: Path, image: str, size_hw: Size, row: int) -> Problem:
+    problem = problem_of(error, str(path), image, "", "drop_image", row)
+    if isinstance(error, DamagedImageError) and not all(size_hw):  # cannot be skipped
+        return replace(problem, cure="replace the file, or write its size into the annotation")
+    return problem
+
+
+def _check_brightness(pixels: Pixels, image: str) -> Iterator[Problem]:
+    brightest = pixels.max()
+    if brightest < _BRIGHT:
+        problem = f"is nearly black: its brightest value is {brightest} of 255"
+        cure = "of a picture of 10 to 14 bits in 16 only the upper 8 are read: stretch it"
+        yield Problem(image, "", problem, cure, "warning", "none")
 
 
 def _read_pixels(path: Path, size_hw: Size) -> tuple[Pixels, InputError | None]:

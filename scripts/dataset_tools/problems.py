@@ -14,7 +14,7 @@ Severity = Literal["error", "warning"]
 Action = Literal[
     "drop_object", "drop_area", "drop_iscrowd", "drop_difficult", "drop_segmentation", "drop_parts",
     "clip_box", "clear_difficult", "drop_image", "set_size", "drop_line", "renumber", "complete",
-    "allow_link", "leave_size", "none",
+    "allow_link", "leave_size", "refuse", "none",
 ]  # fmt: skip
 
 # What --fix does, by the action.
@@ -34,7 +34,8 @@ REPAIRS: dict[Action, str] = {
     "complete": "fills in what is missing",
     "allow_link": "copies what it points to, with --follow-links",
     "leave_size": "",
-    "none": "",
+    "refuse": "",  # nothing of the file
+    "none": "",  # and leaves it for people to decide
 }
 
 # The keys of a COCO object that it can do without, and the action that takes them out.

@@ -31,9 +31,8 @@ def write_repaired(
         )
     by_file: dict[str, Rows] = defaultdict(lambda: defaultdict(set))
     for problem in problems:
-        if problem.action == "none" and problem.severity == "warning":
-            continue  # left for people to decide
-        by_file[problem.file][problem.action].add(problem.row)
+        if problem.action != "none":
+            by_file[problem.file][problem.action].add(problem.row)
     repair = repair_voc if layout.format == "voc" else repair_coco
     check_output(layout.root, output)
     with new_folder(output) as folder:

@@ -68,7 +68,7 @@ def _check_split(root: Path, split: str) -> tuple[set[str], list[Problem]]:
     try:
         lines = read_lines(root / file, root)
     except InputError as error:
-        return set(), [problem_of(error, str(root / file), file, "", "none")]
+        return set(), [problem_of(error, str(root / file), file, "", "refuse")]
     problems: list[Problem] = []
     members: set[str] = set()
     for row, line in enumerate(lines):
@@ -77,7 +77,7 @@ def _check_split(root: Path, split: str) -> tuple[set[str], list[Problem]]:
             problems += [found] if found else []
     if not members:
         cure = "write one image name a line"
-        problems.append(Problem(file, "", "lists no images", cure, "error", "none"))
+        problems.append(Problem(file, "", "lists no images", cure, "error", "refuse"))
     return members, problems
 
 
