@@ -226,7 +226,7 @@ def _ours(results: Results, cell: Cell | None, metric: str) -> str:
     own, digits = cell.summary(metric), results.study.score.digits
     if own is None:
         if cell.trouble:
-            return "failed"
+            return "no result"  # failed, of another config, or damaged: said below the table
         return "no score" if cell.cost else NOT_RUN  # as for a size of which there are no objects
     text = f"{own.mean:.{digits}f}"
     if own.deviation is not None:

@@ -182,9 +182,9 @@ def test_labels_are_read_as_they_stand(tmp_path: Path) -> None:
     ("text", "shown", "trouble"),
     [
         ('{"voc": {"area": {"mAP": null}}}', "no score", ""),
-        ('{"voc": {"area": {"mAP": NaN}}}', "failed", "voc.area.mAP is nan, no score"),
-        ('{"voc": {"area": {"mAP": "0.9"}}}', "failed", "voc.area.mAP is '0.9', no score"),
-        ('{"voc": {"area"', "failed", "scores-val.json"),
+        ('{"voc": {"area": {"mAP": NaN}}}', "no result", "voc.area.mAP is nan, no score"),
+        ('{"voc": {"area": {"mAP": "0.9"}}}', "no result", "voc.area.mAP is '0.9', no score"),
+        ('{"voc": {"area"', "no result", "scores-val.json"),
     ],
 )
 def test_what_is_no_score_is_not_counted_as_one(
@@ -223,7 +223,7 @@ def test_runs_of_another_config_and_failed_runs_are_told_and_not_counted(
     write_record(failed, {"error": "train.py ended with 2"})
     text = markdown(collect(tiny, tmp_path, {}))
     assert "0.8" not in text
-    assert "| fixed | 0.7500 | failed |" in text
+    assert "| fixed | 0.7500 | no result |" in text
     assert "train.epochs 3" in text
     assert "seed 1: train.py ended with 2" in text
 
