@@ -127,14 +127,16 @@ def score(
         engine: what computes the COCO scores.
 
     Returns:
-        ``{"images": int, "voc_iou": iou, "voc": {"area": ..., "11point": ...}, "coco": {"bbox":
-        ...}}`` with ``"segm"`` beside ``"bbox"`` where both detections and annotations have masks.
+        ``{"split": name, "images": int, "voc_iou": iou, "voc": {"area": ..., "11point": ...},
+        "coco": {"bbox": ...}}`` with ``"segm"`` beside ``"bbox"`` where both detections and
+        annotations have masks.
     """
     _check_coverage(detections, annotations)
     coco = {"bbox": coco_scores(detections, annotations, "bbox", engine)}
     if has_masks(detections, annotations):
         coco["segm"] = coco_scores(detections, annotations, "segm", engine)
     return {
+        "split": annotations.split,
         "images": len(annotations),
         "voc_iou": iou,
         "voc": voc_scores(detections, annotations, iou),

@@ -41,7 +41,8 @@ def test_checkpoint_flags_and_overrides_come_in_any_order(
     output = tmp_path / "scores.json"
     words = ["evaluate.iou=0.3", "--split", "train", trained / "last.pt", "data.batch_size=3"]
     assert call(monkeypatch, *words, "--output", output, "data.workers=0") == 0
-    assert json.loads(output.read_text())["images"] == 10
+    scores = json.loads(output.read_text())
+    assert (scores["split"], scores["images"]) == ("train", 10)
 
 
 def test_a_checkpoint_s_path_may_hold_an_equals_sign(
