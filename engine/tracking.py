@@ -235,6 +235,10 @@ def _describe(record: Mapping[str, Any]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds, rounded, -> ``1:02:03``."""
+    """Seconds, rounded, -> hours, minutes and seconds.
+
+    >>> clock(59.6), clock(3723), clock(360_000)
+    ('0:01:00', '1:02:03', '100:00:00')
+    """
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

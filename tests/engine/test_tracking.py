@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from engine.config import parse_config
 from engine.console import start_logging
+from engine.state import Progress
 from engine.tracking import Tracker
 
 PAIRS = {"head": ("classification", "bbox_regression")}
@@ -52,6 +54,27 @@ def test_what_a_bar_says_fits_into_80_columns(shown: str) -> None:
         r"loss 0.282, λ 0.41:1, lr 5.3e-07, 0:00:0[78] left, (10.0|9.\d) img/s", rest
     )
     assert len("epoch 30/30 # 31/37, " + rest) <= 80
+
+
+def test_an_evaluation_says_the_scores_that_there_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(voc_map: float | None, ap: float | None) -> str:
+        scores = {
+            "voc": {"area": {"mAP": voc_map}, "11point": {"mAP": voc_map}},
+            "coco": {"bbox": {"AP": ap, "AP50": None}},
+        }
+        config = parse_config({}, "test")
+        with (
+            caplog.at_level(logging.INFO),
+            Tracker(tmp_path, PAIRS, config, None, enabled=True) as tracker,
+        ):
+            tracker.evaluation(Progress(step=7, epoch=2), scores)
+        return caplog.messages[-1]
+
+    assert said(0.5, 0.25) == "epoch 2 scored: val/voc_mAP 0.5000, val/coco_AP 0.2500"
+    assert said(0.5, None) == "epoch 2 scored: val/voc_mAP 0.5000"
+    assert said(None, None) == "epoch 2 scored: no objects to score against"
 
 
 def test_the_whole_line_goes_to_train_log_and_not_through_the_bar(
