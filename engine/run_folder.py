@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from data.errors import InputError
 from engine.atomic_file import link_atomically, remove_unfinished, write_atomically
@@ -17,6 +16,7 @@ from engine.checkpoint import RESUMED, load_latest, save_checkpoint
 from engine.config import Config, dump_config
 from engine.console import LOG
 from engine.distributed import Ranks
+from engine.locks import try_lock
 from engine.scores import write_metrics
 from engine.state import TrainState
 
@@ -128,7 +128,7 @@ def _held(path: Path) -> Iterator[None]:
     with file:
         # The loaders of a run that was killed end a moment after it.
         for pause in (*LOCK_PAUSES, None):
-            if _lock(file):
+            if try_lock(file):
                 break
             if pause is None:
                 raise InputError(
@@ -137,14 +137,3 @@ def _held(path: Path) -> Iterator[None]:
                 )
             time.sleep(pause)
         yield
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Whether a file is ours until it is closed, or the file system knows no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

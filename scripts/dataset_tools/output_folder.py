@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from data.errors import InputError, unreadable
 from data.paths import check_inside
+from engine.locks import try_lock
 from scripts.dataset_tools.progress import progress
 
 
@@ -75,14 +75,10 @@ def _locked(folder: Path, path: Path) -> Iterator[None]:
     # No link: what is behind it is not ours to remove.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(descriptor):
             raise InputError(
                 f"{path}: another process is writing it; wait for that, or name another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
         yield
     finally:
         os.close(descriptor)

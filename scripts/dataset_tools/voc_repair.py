@@ -6,6 +6,7 @@ import os
 import posixpath
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
@@ -23,6 +24,14 @@ from scripts.dataset_tools.output_folder import copy_files
 from scripts.dataset_tools.progress import progress
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of a list, and the annotation file that it names, relative to the root; or ""."""
+
+    text: str
+    annotation: str
+
+
 def repair_voc(
     layout: Layout, splits: Sequence[str], by_file: dict[str, Rows], folder: Path, hardlink: bool
 ) -> Kept:
@@ -38,10 +47,13 @@ def repair_voc(
         images = layout.root / year / "JPEGImages"
         listing = images_by_stem(images, layout.root, layout.follow_links)
         lists = {
-            path: [_listed_file(layout.root, year, line) for line in read_lines(path, layout.root)]
+            path: [
+                _Line(line, _listed_file(layout.root, year, line))
+                for line in read_lines(path, layout.root)
+            ]
             for path in _lists_of(layout, year, splits)
         }
-        files = {file for named in lists.values() for file in named if file}
+        files = {line.annotation for lines in lists.values() for line in lines if line.annotation}
         if set(splits) >= set(layout.splits):
             files.update(annotation_files(layout, year))
         for file in progress(sorted(files), "repair"):
@@ -59,10 +71,10 @@ def repair_voc(
             kept.add(file)
             count.objects += _objects_in(annotation)
             pairs.append((layout.root / image, folder / image))
-        for path, named in lists.items():
-            lines = _repair_list(layout.root, path, named, by_file, kept, folder)
+        for path, lines in lists.items():
+            left = _repair_list(path.relative_to(layout.root), lines, by_file, kept, folder)
             split = posixpath.join(year, path.stem)
-            if not lines and split in splits:
+            if not left and split in splits:
                 raise nothing_left(path)
             _copy_rest(layout.root, split, folder)
     copy_files(pairs, hardlink, layout.root, layout.follow_links)
@@ -178,25 +190,18 @@ def _clip(annotation: Element, element: Element, first: int) -> None:
 
 
 def _repair_list(
-    root: Path,
-    path: Path,
-    named: Sequence[str],
-    by_file: dict[str, Rows],
-    kept: set[str],
-    folder: Path,
+    file: Path, lines: Sequence[_Line], by_file: dict[str, Rows], kept: set[str], folder: Path
 ) -> int:
     """Write a split without its faulty lines; returns how many are left.
 
-    Also for the lists of one class, which have a flag behind each name. ``named`` are the
-    annotation files of the lines.
+    Also for the lists of one class, which have a flag behind each name.
     """
-    file = path.relative_to(root)
     dropped = by_file.get(file.as_posix(), {}).get("drop_line", set())
-    lines = [
-        line
-        for row, (line, annotation) in enumerate(zip(read_lines(path, root), named, strict=True))
-        if row not in dropped and annotation in kept
+    left = [
+        line.text
+        for row, line in enumerate(lines)
+        if row not in dropped and line.annotation in kept
     ]
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return len(lines)
+    (folder / file).write_text("".join(f"{line}\n" for line in left), encoding="utf-8")
+    return len(left)
