@@ -11,7 +11,6 @@ from tiny_studies import finish, tiny_study
 from data.errors import InputError
 from engine.resume import NEUTRAL_KEYS
 from scripts.studies.definition import (
-    STUDIES,
     Study,
     load_study,
 )
@@ -28,11 +27,6 @@ from scripts.studies.run import (
 )
 from scripts.studies.running import plan
 from scripts.study import main
-
-ROOT = Path(__file__).parents[2]
-PAPER = Path(__file__).parent / "fixtures/paper.json"  # tables 1 to 8, each number as printed
-TABLES = [f"table{number}" for number in range(1, 9)]
-ALL = sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from scripts.studies.definition import (
 )
 from scripts.studies.results import collect
 
-ROOT = Path(__file__).parents[2]
 PAPER = Path(__file__).parent / "fixtures/paper.json"  # tables 1 to 8, each number as printed
 TABLES = [f"table{number}" for number in range(1, 9)]
 ALL = sorted(path.stem for path in STUDIES.glob("*.yaml"))
