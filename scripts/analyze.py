@@ -51,7 +51,7 @@ from engine.outputs import check_outputs
 from engine.trained import Trained, load_trained
 from scripts.analysis.bootstrap import compare
 from scripts.analysis.confusion import confusion_matrix
-from scripts.analysis.precision import calibration, class_curves
+from scripts.analysis.precision import are_probabilities, calibration, class_curves
 from scripts.analysis.report import build_report, percent
 from scripts.analysis.sizes import ap_by_size
 from scripts.analysis.tide import TYPES, judge_errors, tide
@@ -123,7 +123,7 @@ def look(
                 )
             detections = detections_of(detector, split, name)
         runs.append(Run(name, detections))
-        if len(detections) and not (detections.score.min() >= 0 and detections.score.max() <= 1):
+        if not are_probabilities(detections.score):
             print(
                 f"analyze.py: {file}: its scores are from {detections.score.min():.3g} to "
                 f"{detections.score.max():.3g}, no probabilities: they have no calibration, and "

@@ -64,6 +64,11 @@ def _curve(right: npt.NDArray[np.bool_], scores: FloatArray, objects: int) -> di
     }
 
 
+def are_probabilities(scores: FloatArray) -> bool:
+    """Whether scores may be probabilities: those of other programs may be logits or percent."""
+    return bool(((scores >= 0) & (scores <= 1)).all())
+
+
 def calibration(detections: Detections, annotations: Annotations, iou: float) -> dict[str, Any]:
     """Does a score of 0.8 mean that 80 % of such detections are right?
 
@@ -71,11 +76,11 @@ def calibration(detections: Detections, annotations: Annotations, iou: float) ->
         ``{"error", "bins": [{"low", "high", "count", "score", "precision"}]}``. The error is the
         mean distance of score and precision over the detections (expected calibration error, Guo
         et al. 2017); None, and empty bins, without detections and where scores are no
-        probabilities: other programs' may be logits or percent.
+        probabilities.
     """
     ((order, right, ignored),) = judge_beside_crowds(detections, annotations, [iou])
     scores, right = detections.score[order][~ignored], right[~ignored]
-    if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
+    if not are_probabilities(scores):
         scores, right = scores[:0], right[:0]
     places = np.clip((scores * BINS).astype(int), 0, BINS - 1)
     counts = np.bincount(places, minlength=BINS)

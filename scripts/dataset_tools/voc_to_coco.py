@@ -137,14 +137,14 @@ class VocToCoco:
 
 def _listed(root: Path, split: str) -> list[str]:
     path = root / split_file(root, split)
-    names: dict[str, int] = {}
+    names: dict[str, None] = {}  # in their order
     for number, line in enumerate(read_lines(path, root), start=1):
         if line.strip():
             where = f"{path}: line {number}"
             name = listed_name(line, root / "Annotations", where)
             if name in names:
                 raise InputError(f"{where}: {shown(name)} is listed twice; list it once")
-            names[name] = number
+            names[name] = None
     return list(names)
 
 
