@@ -36,7 +36,7 @@ from engine.drawing import draw_grid, write_png
 from engine.evaluator import read_detections, score
 from engine.exit_status import exit_status
 from engine.outputs import check_outputs
-from engine.precision import tell_precision
+from engine.precision import check_precision, tell_precision
 from engine.scores import format_table, write_metrics
 from engine.signals import StopRequest
 from engine.trained import load_trained
@@ -130,6 +130,7 @@ def score_checkpoint(
     config = trained.config
     with start_ranks(config.train.device) as ranks:
         start_logging(None, is_main_rank=ranks.is_main)
+        check_precision(config.train.amp, ranks)
         tell_precision(config.train.amp, ranks.device)
         annotations = build_annotations(config.data, config.data.split(split), trained.classes)
         check_outputs_of(annotations, outputs, [checkpoint], config.data.root)

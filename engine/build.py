@@ -23,7 +23,7 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import AveragedWeights
 from engine.optimization import build_optimization, tell_warmup
-from engine.precision import tell_precision
+from engine.precision import check_precision, tell_precision
 from engine.state import TrainState
 from losses.config import build_weighting
 from losses.weighting import LossWeighting
@@ -94,6 +94,7 @@ def build_state(
     iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
     _tell_windows(config, config.train.epochs * iterations)
     tell_warmup(config.train, config.train.epochs * iterations)
+    check_precision(config.train.amp, ranks)
     tell_precision(config.train.amp, ranks.device)
     optimizer, schedule = build_optimization(
         config.train,

@@ -10,6 +10,9 @@ from typing import Literal
 
 import torch
 
+from data.errors import InputError
+from engine.distributed import Ranks
+
 Amp = Literal["none", "bf16", "fp16", "auto"]
 AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_INFO = Path("/proc/cpuinfo")
@@ -42,6 +45,21 @@ def tell_precision(amp: Amp, device: torch.device) -> None:
         log.warning(
             "train.amp: bf16 on a CPU without bf16 instructions is many times slower than none; "
             "say train.amp=auto, or none"
+        )
+
+
+def check_precision(amp: Amp, ranks: Ranks) -> None:
+    """Every rank must call it.
+
+    Raises:
+        InputError: on every rank, where ``auto`` means different things on machines of a run.
+    """
+    found: list[str] = ranks.collect(precision_of(amp, ranks.device))
+    differing = next((rank for rank, name in enumerate(found) if name != found[0]), None)
+    if differing is not None:
+        raise InputError(
+            f"train.amp: auto is {found[0]} on rank 0 and {found[differing]} on rank {differing}: "
+            "ranks would not compute alike; name one of them, as train.amp=none"
         )
 
 

@@ -66,6 +66,15 @@ def test_ranks_that_find_different_checkpoints_are_refused_on_all(
         assert step == 7
 
 
+def test_ranks_that_would_compute_in_different_precisions_are_refused_on_all(
+    answers: list[dict[str, Any]],
+) -> None:
+    for answer in answers:
+        assert answer["precision"].startswith(
+            "train.amp: auto is none on rank 0 and bf16 on rank 1"
+        )
+
+
 def test_ranks_that_torchrun_did_not_start_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
