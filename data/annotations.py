@@ -26,6 +26,9 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
+# In pixels, inside the image. Boxes with a shorter side are not trained on, as in the paper's
+# toolbox: they are slips of the pen, or what a crop left of an object.
+MIN_BOX_SIDE = 1.0
 # float32 holds every whole pixel up to here; nothing beyond is a coordinate of an image.
 LARGEST_COORDINATE = float(1 << 24)
 NO_CATEGORY = -(1 << 62)  # category ids up to here stand for none: no file has such
@@ -98,6 +101,7 @@ class Annotations:
             for number, name in (
                 (int(self.difficult.sum()), "difficult"),
                 (int(self.crowd.sum()), "crowds"),
+                (int(self.thin.sum()), "thinner than a pixel"),
                 (self.dropped, "boxes without area dropped"),
             )
             if number
@@ -138,15 +142,23 @@ class Annotations:
         """``(N,)``: the objects that count in scores, which are neither difficult nor crowds."""
         return ~(self.difficult | self.crowd)
 
-    def trained(self, use_difficult: bool, rows: slice = slice(None)) -> npt.NDArray[np.bool_]:
-        """``(N,)``: the objects to train on: no crowds, and difficult ones on request."""
-        left_out = self.crowd[rows]
-        return ~(left_out if use_difficult else left_out | self.difficult[rows])
+    @property
+    def thin(self) -> npt.NDArray[np.bool_]:
+        """``(N,)``: the objects with a side shorter than ``MIN_BOX_SIDE`` inside their image."""
+        return _is_thin(self.boxes, self.sizes[self.object_images()])
+
+    def trained(self, use_difficult: bool) -> npt.NDArray[np.bool_]:
+        """``(N,)``: the objects to train on: no crowds, none that is thin, difficult on request."""
+        left_out = self.crowd | self.thin
+        return ~(left_out if use_difficult else left_out | self.difficult)
 
     def training_objects(self, image: int, use_difficult: bool = False) -> Rows:
         """The object rows of one image to train on, as ``trained`` has them."""
         rows = self.objects_of(image)
-        return np.flatnonzero(self.trained(use_difficult, rows)) + rows.start
+        left_out = self.crowd[rows] | _is_thin(self.boxes[rows], self.sizes[image])
+        if not use_difficult:
+            left_out |= self.difficult[rows]
+        return np.flatnonzero(~left_out) + rows.start
 
     def training_counts(self, use_difficult: bool) -> Rows:
         """``(I,)``: the number of ``training_objects`` of every image."""
@@ -228,6 +240,15 @@ class Annotations:
             f"image {shown(str(self.names[image]))}, is none of {some_of(classes)}; "
             "list it in data.classes, or rename or remove these objects"
         )
+
+
+def _is_thin(
+    boxes_xyxy: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32]
+) -> npt.NDArray[np.bool_]:
+    """``(N,)`` of ``(N, 4)`` boxes and ``(N, 2)`` sizes of their images, or one size of all."""
+    borders = sizes_hw[..., ::-1]
+    sides = np.minimum(boxes_xyxy[:, 2:], borders) - np.maximum(boxes_xyxy[:, :2], 0)
+    return np.asarray((sides < MIN_BOX_SIDE).any(axis=1))
 
 
 def arrange_objects(

@@ -18,12 +18,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data.annotations import MIN_BOX_SIDE
 from data.errors import InputError
 from data.sampling import stream_seed
 from data.transforms import build_transforms, import_albumentations, moves_boxes, one_line
-
-# In pixels. Boxes with a shorter side are what a crop left of an object: they are dropped.
-MIN_BOX_SIDE = 1.0
 
 
 @dataclass(frozen=True)

@@ -253,10 +253,11 @@ def read_categories(path: Path, categories: Any) -> dict[str, int]:
                 f"{where}: its name {shown(name)} holds the control character "
                 f"{shown(control_in(name))}; take it out"
             )
+        taken = f"name {shown(name)}" if name in ids else f"id {identity}"
         if name in ids or identity in ids.values():
             raise InputError(
-                f"{where}: id {identity} or name {shown(name)} is taken by another category; "
-                "give each an id and a name of its own"
+                f"{where}: its {taken} is that of another category, too; remove the one that no "
+                "annotation names, or give each an id and a name of its own"
             )
         ids[name] = identity
     return ids

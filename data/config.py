@@ -155,7 +155,8 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     workers: int = Field(
         default=2,
         ge=0,
-        description="loader processes of each training process; 0: it loads by itself",
+        description="loader processes of each training process, and as many again to evaluate; 0: "
+        "it loads by itself",
     )
     prefetch: int = Field(default=2, ge=1, description="batches that each worker prepares ahead")
     cache: Literal["none", "memory"] = Field(
@@ -193,7 +194,8 @@ class DataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     max_damaged: int = Field(
         default=100,
         ge=0,
-        description="with on_damaged skip: images that may be replaced before it stops",
+        description="with on_damaged skip: images that each process may replace, or leave out in "
+        "scoring, before it stops",
     )
     max_image_pixels: int = Field(
         default=200_000_000,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations, Rows
-from data.augment import MIN_BOX_SIDE, Augmentation, Picture, only_seen
+from data.augment import Augmentation, Picture, only_seen
 from data.errors import InputError
 from data.image_files import ImageFiles
 from data.images import DamagedImageError, resize_image, resize_masks, resized_size
@@ -48,8 +48,9 @@ def choose_images(
         )
     if not counts[rows].any():
         raise InputError(
-            f"{annotations.summary()}: no object to train on (crowds never are, difficult ones "
-            "with data.voc.use_difficult); check data.train and the annotations"
+            f"{annotations.summary()}: no object to train on (crowds and boxes thinner than a "
+            "pixel never are, difficult ones with data.voc.use_difficult); check data.train and "
+            "the annotations"
         )
     return rows
 
@@ -131,15 +132,11 @@ class TrainingDataset:
             raise InputError(f"{self.images.path(row)}: {error}") from error.__cause__
 
     def _objects(self, row: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        """``(N, 4)`` boxes clipped to the image, and the rows of their objects.
-
-        What is narrower or lower than MIN_BOX_SIDE is left out, as in the paper's toolbox.
-        """
+        """``(N, 4)`` boxes clipped to the image, and the rows of their objects."""
         objects = self.annotations.training_objects(row, self.use_difficult)
         height, width = self.images.size(row)
         boxes = self.annotations.boxes[objects].clip(0, (width, height, width, height))
-        large = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE).all(axis=1)
-        return boxes[large].astype(np.float32), objects[large]
+        return boxes.astype(np.float32), objects
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 
 
 def control_in(name: str) -> str:
-    """The first character of a name that no file or table could hold, or ""."""
+    """The first character of a name that no file, table or message should hold, or ""."""
     found = _CONTROL.search(name)
     return found.group() if found else ""
 

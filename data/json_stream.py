@@ -13,7 +13,9 @@ from data.errors import InputError, shown, unreadable
 _CHUNK = 1 << 22  # characters read at a time
 _SPACES = re.compile(r"[ \t\n\r]*")
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
-_LOOK_BACK = 64  # an error this close to the window's end may be one of the window, not of the file
+# So close to the window's end an error may be one of the window, not of the file, and a number may
+# go on: 1 of 1.5e3.
+_LOOK_BACK = 64
 
 
 def stream_members(path: Path, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -82,7 +84,8 @@ class _Text:
                 raise self.error("brackets are nested too deeply") from error
             except ValueError as error:  # an integer of thousands of digits
                 raise self.error("a number is too long") from error
-            if end < len(self._window) or not self._grow():  # else a number may go on
+            may_go_on = type(value) in (int, float) and end > len(self._window) - _LOOK_BACK
+            if not may_go_on or not self._grow():
                 self._position = end
                 return value
 

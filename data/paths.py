@@ -9,9 +9,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.errors import InputError, shown
+from data.errors import InputError, control_in, shown
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|^/|^[A-Za-z]:|^~")
+_LEADS_OUT = re.compile(r"\\|^/|^[A-Za-z]:|^~")
 OTHERWISE_WRITTEN = (
     "is the name in other letters (upper and lower case) or in another Unicode normal form (NFC, "
     "NFD): rename the files, or write the annotations as they are called"
@@ -28,7 +28,12 @@ def inner_path(name: object, where: str) -> str:
     """
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{where}: {shown(name)} is not a file name; write a relative path")
-    if _UNSAFE.search(name) or ".." in name.split("/"):
+    if control_in(name):
+        raise InputError(
+            f"{where}: the file name {shown(name)} holds the control character "
+            f"{shown(control_in(name))}; rename the file"
+        )
+    if _LEADS_OUT.search(name) or ".." in name.split("/"):
         slash = "/ in place of backslashes" if "\\" in name else "/"
         raise InputError(
             f"{where}: the file name {shown(name)} may leave the root of the data; write a path "
@@ -64,7 +69,9 @@ def require_images(
         some = ", ".join(shown(file) for file in missing[:3])
         cure = "put them there, or take them out of the annotations"
         folder, name = posixpath.split(missing[0])
-        if other := by_spelling(listed[folder]).get(spelling(name)):
+        if not (root / folder).is_dir():
+            cure = f"there is no folder {shown(folder)}: move or rename the one that holds them"
+        elif other := by_spelling(listed[folder]).get(spelling(name)):
             cure = f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
         raise InputError(
             f"{source}: {len(missing)} of {len(files)} images are missing under {root}, "

@@ -25,7 +25,7 @@ _WRONG_MASKS = {"RandomGridShuffle"}
 # OpenCV's border_mode that all transforms have by default, and the one of which no copy gets a box.
 _CONSTANT, _WRAP = 0, 3
 _TO_FLOAT = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
-_ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform", "Transform3D"}
+_ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform"}
 _NEED_CODE = {"Compose", "ReplayCompose", "Lambda"}
 
 
@@ -61,14 +61,22 @@ def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> A
     if not isinstance(parameters, Mapping):
         raise InputError(f"data.augment: {name}: {parameters!r} must be {{parameter: value}}")
     kind = _find_transform(library, str(name))
-    _check_parameters(kind, str(name), parameters)
-    inner = parameters.get("transforms")
-    if isinstance(inner, Sequence):
-        parameters = {**parameters, "transforms": build_transforms(library, inner, with_masks)}
+    known = _check_parameters(kind, str(name), parameters)
+    parameters = dict(parameters)
+    for key in parameters.keys() & {"first", "second"}:  # OneOrOther's
+        parameters[key] = _build_transform(library, parameters[key], with_masks)
+    if "transforms" in parameters:
+        inner = parameters["transforms"]
+        if not isinstance(inner, list | tuple):
+            raise InputError(
+                f"data.augment: {name}: transforms: {inner!r} is no list; write "
+                "[{Name: {parameter: value}}, ...]"
+            )
+        parameters["transforms"] = build_transforms(library, inner, with_masks)
     try:
         built = kind(**parameters)
     except Exception as error:  # pydantic's and the transforms' own checks
-        raise InputError(f"data.augment: {name}: {one_line(error)}") from None
+        raise InputError(f"data.augment: {name}: {one_line(error)}; it has {known}") from None
     _check_targets(built, str(name))
     _check_border(built, str(name), with_masks)
     if with_masks:
@@ -108,15 +116,16 @@ def _check_masks(built: Any, name: str) -> None:
     """Holes shrink the boxes that they cut off, so that they must be cut out of the masks too."""
     if name in _WRONG_MASKS:
         raise InputError(f"data.augment: {name}: masks do not fit their boxes after it; remove it")
-    fill = getattr(built, "fill_mask", 0)
-    if fill is None:
-        raise InputError(
-            f"data.augment: {name}: it cuts boxes and not their masks; write fill_mask: 0 for it"
-        )
-    if np.any(fill):
-        raise InputError(
-            f"data.augment: {name}: what it fills would belong to every mask; write fill_mask: 0"
-        )
+    for key in ("fill_mask", "mask_drop_value"):
+        fill = getattr(built, key, 0)
+        if fill is None and key == "fill_mask":
+            raise InputError(
+                f"data.augment: {name}: it cuts boxes and not their masks; write {key}: 0 for it"
+            )
+        if fill is not None and np.any(fill):
+            raise InputError(
+                f"data.augment: {name}: what it fills would belong to every mask; write {key}: 0"
+            )
 
 
 def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
@@ -131,7 +140,10 @@ def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
     known = {
         known: kind
         for known, kind in vars(library).items()
-        if inspect.isclass(kind) and issubclass(kind, bases) and known not in _ABSTRACT | _NEED_CODE
+        if inspect.isclass(kind)
+        and issubclass(kind, bases)
+        and not issubclass(kind, library.Transform3D)  # of volumes
+        and known not in _ABSTRACT | _NEED_CODE
     }
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
@@ -140,14 +152,18 @@ def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
     return known[name]
 
 
-def _check_parameters(kind: Callable[..., Any], name: str, parameters: Mapping[str, Any]) -> None:
-    """Albumentations only warns of unknown parameters, and goes on with its defaults."""
+def _check_parameters(kind: Callable[..., Any], name: str, parameters: Mapping[str, Any]) -> str:
+    """The parameters that there are, for messages.
+
+    Albumentations only warns of unknown ones, and goes on with its defaults.
+    """
     known = [key for key in inspect.signature(kind).parameters if key != "self"]
     unknown = [str(key) for key in parameters if key not in known]
     if unknown:
         raise InputError(
             f"data.augment: {name}: no parameter {', '.join(unknown)}; it has {', '.join(known)}"
         )
+    return ", ".join(known)
 
 
 def moves_boxes(library: ModuleType, transform: Any) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 from data.errors import unreadable
 from data.paths import inner_path, is_inside
 
+# On one way to a file, below JPEGImages: folders that all link to each other have ways without end.
+_MOST_LINKS = 2
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -25,8 +27,9 @@ def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict
 def files_below(folder: Path, root: Path, follow_links: bool = False) -> list[str]:
     """The files in and below a folder, by their paths in it; none where there is no such folder.
 
-    Folders that are links to outside the root are only entered on request, those inside that cannot
-    be read are passed over. Raises InputError where ``folder`` itself cannot be read.
+    Folders that are links to outside the root are only entered on request; those inside that cannot
+    be read are passed over, and so is what lies behind more than two links, one after the other.
+    Raises InputError where ``folder`` itself cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -35,10 +38,12 @@ def files_below(folder: Path, root: Path, follow_links: bool = False) -> list[st
 
     names = []
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = [
-            name for name in folders if _may_enter(os.path.join(place, name), root, follow_links)
-        ]
         inner = os.path.relpath(place, folder)
+        folders[:] = [
+            name
+            for name in folders
+            if _may_enter(folder, os.path.join(inner, name), root, follow_links)
+        ]
         names += files if inner == "." else [posixpath.join(inner, name) for name in files]
     return names
 
@@ -63,12 +68,16 @@ def has_image_ending(file: str) -> bool:
     return posixpath.splitext(file)[1].lower() in IMAGE_ENDINGS
 
 
-def _may_enter(folder: str, root: Path, follow_links: bool) -> bool:
-    """Whether a folder is none that leads back up, nor a link out of the root unasked."""
-    if not os.path.islink(folder):
+def _may_enter(start: Path, inner: str, root: Path, follow_links: bool) -> bool:
+    """Whether a folder is no link that leads back up, on and on, or out of the root unasked."""
+    folder = start / inner
+    if not folder.is_symlink():
         return True
     real = os.path.realpath(folder)
-    if any(os.path.realpath(above) == real for above in Path(folder).parents):
+    if any(os.path.realpath(above) == real for above in folder.parents):
+        return False
+    places = [start / above for above in Path(inner).parents if above.name]
+    if sum(place.is_symlink() for place in places) >= _MOST_LINKS:
         return False
     return follow_links or is_inside(root, folder)
 

@@ -102,7 +102,7 @@ def read_voc_side(annotation: Element, tag: str, path: Path) -> int:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return None if "_" in text else float(text)  # Python reads 1_5 as 15
     except ValueError:
         return None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from data.augment import MIN_BOX_SIDE
+from data.annotations import MIN_BOX_SIDE
 from data.errors import shown
 from scripts.dataset_tools.problems import Problem
 
@@ -43,7 +44,7 @@ def check_box(
     fractions = x2 <= 1 and y2 <= 1
     # A sliver at the border is what a cut has left of an object: nobody drew it so.
     drawn = min(x1, y1) > 0 and x2 < width and y2 < height
-    if min(x2 - max(x1, 0), y2 - max(y1, 0)) < MIN_BOX_SIDE and (fractions or drawn):
+    if is_thin(box_xyxy, size_hw) and (fractions or drawn):
         cure = "draw it again, or remove the object"
         if fractions:
             cure = f"if these are fractions of the image, multiply by its size; else {cure}"
@@ -52,13 +53,21 @@ def check_box(
             cure, "error", "drop_object", row,
         )  # fmt: skip
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
-        return Problem(
-            file, item, f"the box {numbers} leaves its image of {width}x{height}",
-            "cut it at the border; if many do, the image was resized or the coordinates "
-            "are of another convention",
-            "warning", "clip_box", row,
-        )  # fmt: skip
+        problem = f"the box {numbers} leaves its image of {width}x{height}"
+        cure = "cut it at the border; if many do, the image was resized"
+        if min(x1, y1) == -1 and not slack:
+            problem += ", whose first pixel is 1"
+            cure += ", or pixels are counted from 0: --zero-based, data.voc.coordinates: zero_based"
+        return Problem(file, item, problem, cure, "warning", "clip_box", row)
     return None
+
+
+def is_thin(box_xyxy: Box, size_hw: tuple[int, int]) -> bool:
+    """Whether a box is not trained on for its sides inside its image; a size of 0 is not known."""
+    x1, y1, x2, y2 = box_xyxy
+    height, width = (side or math.inf for side in size_hw)
+    sides = min(x2, width) - max(x1, 0), min(y2, height) - max(y1, 0)
+    return min(sides) < MIN_BOX_SIDE
 
 
 class Doubles:

@@ -17,10 +17,12 @@ class SplitClasses:
     Attributes:
         known: those that a detector has which is trained on the split; empty if it cannot be read.
         used: those that have objects, and where the first of them is.
+        trains: whether one of these objects is trained on.
     """
 
     known: frozenset[str]
     used: Mapping[str, str]
+    trains: bool
 
 
 def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
@@ -31,11 +33,14 @@ def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
     trained = [split for split in splits if "train" in role_of(split)]
     if not trained or not all(splits[split].known for split in trained):
         return
-    if not any(splits[split].used for split in trained):
-        yield Problem(
-            trained[0], "", "has no object to train on", "annotate some, or see why all were "
-            "left out", "error", "none",
-        )  # fmt: skip
+    if not any(splits[split].trains for split in trained):
+        problem, cure = "has no object to train on", "annotate some, or see why all were left out"
+        if any(splits[split].used for split in trained):
+            problem += ": all are crowds, difficult, or thinner than a pixel"
+            cure = (
+                "write iscrowd or difficult 0, or data.voc.use_difficult: true for difficult ones"
+            )
+        yield Problem(trained[0], "", problem, cure, "error", "none")
     known = frozenset().union(*(splits[split].known for split in trained))
     for split, classes in splits.items():
         for name in [] if split in trained else sorted(classes.used.keys() - known):

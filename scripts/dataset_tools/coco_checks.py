@@ -14,7 +14,7 @@ import numpy as np
 from data.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
 from data.errors import InputError, shown
 from data.json_stream import stream_members
-from scripts.dataset_tools.box_checks import Box, Doubles, check_box
+from scripts.dataset_tools.box_checks import Box, Doubles, check_box, is_thin
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, Size, is_size_of
 from scripts.dataset_tools.layout import Layout
@@ -80,6 +80,7 @@ class _Split:
         self._rows: dict[int, list[int]] = defaultdict(list)  # by id, of all image entries
         self._categories: dict[int, str] = {}
         self._used: dict[str, str] = {}  # the first object of each class
+        self._trains = False  # whether an object is trained on
         self._items: list[Any] = []
         self._kept: list[tuple[Box, Size]] = []  # boxes of images that a repair keeps
 
@@ -112,7 +113,7 @@ class _Split:
 
     def classes(self) -> SplitClasses:
         """Those that the file lists and those that have objects, once it has been checked."""
-        return SplitClasses(frozenset(self._categories.values()), self._used)
+        return SplitClasses(frozenset(self._categories.values()), self._used, self._trains)
 
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
         for row, entry in enumerate(entries):
@@ -140,7 +141,8 @@ class _Split:
             return columns, None
         except InputError as error:
             unsized = {"height": None, "width": None}
-            if not isinstance(entry, dict) or {**unsized, **entry} == {**entry, **unsized}:
+            sizes = [entry.get(side) for side in unsized] if isinstance(entry, dict) else []
+            if all(side is None for side in sizes):
                 return None, error
             return self._read_entry({**entry, **unsized})[0], error
 
@@ -263,7 +265,9 @@ class _Split:
             found = check_box(self._file, each.item, row, each.box, entry["bbox"], size, _SLACK)
             # Two objects that cover each other have one box, but each its mask.
             mask = json.dumps(entry.get("segmentation") or [])
-            key = (entry["category_id"], each.box, bool(entry.get("iscrowd")), mask)
+            flags = bool(entry.get("iscrowd")), bool(entry.get("difficult"))
+            self._trains |= not any(flags) and not is_thin(each.box, size)
+            key = (entry["category_id"], each.box, flags, mask)
             found = found or doubles.check(self._file, each.item, row, key) or of_masks.get(row)
             if found:
                 yield found
@@ -292,7 +296,7 @@ class _Split:
             if identity in seen:
                 problem = "its id is that of another annotation, too; other programs lose one"
                 cure = "give each its own"
-                yield Problem(self._file, item, problem, cure, "error", "renumber", row)
+                yield Problem(self._file, item, problem, cure, "warning", "renumber", row)
             elif identity <= 0:
                 problem = "its id is not positive: pycocotools scores 0 for such objects"
                 cure = "number annotations from 1"

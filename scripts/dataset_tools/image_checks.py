@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from data.config import DataConfig
 from data.errors import InputError, shown
 from data.image_sizes import MOST_PIXELS
 from data.images import DamagedImageError, Pixels, read_image, read_orientation
@@ -18,6 +19,7 @@ from scripts.dataset_tools.problems import Action, Problem, problem_of
 
 Size = tuple[int, int]
 
+_LIMIT: int = DataConfig().max_image_pixels  # what is beyond trains only where a config raises it
 _BRIGHT = 32  # of 255: what stays below shows a detector next to nothing
 
 
@@ -26,7 +28,8 @@ class ImageChecks:
 
     Args:
         root: of the dataset.
-        decode: read every image to the last pixel; False only checks that it is there.
+        decode: read every image to the last pixel; False only checks that it is there and may be
+            read, and opens those of which the annotation gives no size.
         follow_links: allow images that are links to outside the root.
     """
 
@@ -64,13 +67,17 @@ class ImageChecks:
             return size_hw, [link]
         try:
             if not self._decode and all(size_hw):
-                return size_hw, []
+                return size_hw, [*_check_limit(image, size_hw)]
             pixels, mismatch = _read_pixels(path, size_hw)
         except InputError as error:
             return size_hw, [_damaged(error, path, image, size_hw, row)]
         is_settled = self._note_orientation(path, image, size_hw)
-        problems = [*self._check_double(path, image), *_check_brightness(pixels, image)]
         found: Size = (pixels.shape[0], pixels.shape[1])
+        problems = [
+            *_check_limit(image, found),
+            *self._check_double(path, image),
+            *_check_brightness(pixels, image),
+        ]
         if mismatch is not None:
             problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
         elif not all(size_hw) and not is_told:
@@ -91,6 +98,9 @@ class ImageChecks:
 
     def _cure_of_missing(self, path: Path) -> str:
         folder = path.parent
+        if not folder.is_dir():
+            place = shown(folder.relative_to(self._root).as_posix())
+            return f"there is no folder {place}: move or rename the one that holds the images"
         if folder not in self._listed:
             try:
                 self._listed[folder] = by_spelling(os.listdir(folder))
@@ -146,6 +156,14 @@ def _damaged(error: InputError, path: Path, image: str, size_hw: Size, row: int)
     if isinstance(error, DamagedImageError) and not all(size_hw):  # cannot be skipped
         return replace(problem, cure="replace the file, or write its size into the annotation")
     return problem
+
+
+def _check_limit(image: str, size_hw: Size) -> Iterator[Problem]:
+    height, width = size_hw
+    if height * width > _LIMIT:
+        problem = f"its {width}x{height} pixels are more than data.max_image_pixels={_LIMIT}"
+        cure = "cut the picture into tiles, or raise the limit in the config"
+        yield Problem(image, "", problem, cure, "error", "none")
 
 
 def _check_brightness(pixels: Pixels, image: str) -> Iterator[Problem]:

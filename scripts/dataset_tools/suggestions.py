@@ -68,7 +68,7 @@ def choose_detector(annotations: Annotations) -> str:
 
     Mask R-CNN would learn of every object without a mask that it fills its box.
     """
-    trained = annotations.counted
+    trained = annotations.trained(use_difficult=False)
     if annotations.masks is None or not trained.any():
         return "retinanet"
     share = annotations.masks.present()[trained].mean()
@@ -80,7 +80,7 @@ def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
 
     ``detector`` is retinanet or mask_rcnn: their pyramids and their default anchors differ.
     """
-    rows = np.flatnonzero(annotations.counted)
+    rows = np.flatnonzero(annotations.trained(use_difficult=False))
     if not len(rows):
         return None
     if len(rows) > _SAMPLE:
@@ -105,10 +105,10 @@ def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
 
 
 def suggest_image_size(annotations: Annotations) -> tuple[int, int]:
-    """The median image, enlarged up to twice where a tenth of the objects is smaller than 24 px."""
+    """The median image, enlarged up to twice where a tenth of its objects is smaller than 24 px."""
     short = float(np.median(annotations.sizes.min(axis=1)))
     long = float(annotations.sizes.max())
-    sides = box_sides(annotations)
+    sides = box_sides(annotations)[annotations.trained(use_difficult=False)]
     low = float(np.percentile(sides, 10)) if len(sides) else _COMFORTABLE_SIDE
     scale = min(max(_COMFORTABLE_SIDE / low, 1.0), 2.0)
     wanted = min(short * scale, _LARGEST_SIZE[0])

@@ -24,7 +24,7 @@ from data.voc_xml import (
     read_voc_object,
     read_voc_side,
 )
-from scripts.dataset_tools.box_checks import Box, Doubles, check_box, named
+from scripts.dataset_tools.box_checks import Box, Doubles, check_box, is_thin, named
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, is_size_of, share_by_design
 from scripts.dataset_tools.layout import Layout, annotation_files, place_of
@@ -45,6 +45,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     annotations = sorted(set().union(*members.values()))
     owners: dict[str, list[str]] = defaultdict(list)
     classes: dict[str, set[str]] = {}  # by annotation file
+    training: set[str] = set()  # annotation files with objects that are trained on
     for annotation in progress(annotations, "validate"):
         folder, _ = place_of(annotation)
         if folder not in listings:
@@ -53,9 +54,13 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
         checked = _Document(layout, annotation, listings[folder], owners)
         problems += checked.check(images)
         classes[annotation] = checked.classes
+        if checked.trains:
+            training.add(annotation)
     for image, files in owners.items():
         problems += _check_owners(image, files)
-    problems += check_classes({split: _classes_of(own, classes) for split, own in members.items()})
+    problems += check_classes(
+        {split: _classes_of(own, classes, training) for split, own in members.items()}
+    )
     problems += images.check_orientations()
     if set(splits) >= set(layout.splits):
         problems += _check_unlisted(layout, set(annotations))
@@ -131,14 +136,17 @@ def _check_owners(image: str, files: list[str]) -> Iterator[Problem]:
             yield Problem(file, "", problem, cure, "error", "drop_image")
 
 
-def _classes_of(annotations: set[str], classes: dict[str, set[str]]) -> SplitClasses:
+def _classes_of(
+    annotations: set[str], classes: dict[str, set[str]], training: set[str]
+) -> SplitClasses:
     """Those of a split, as the reader finds them: all of VOC's 20 where there are no others."""
     used: dict[str, str] = {}
     for annotation in sorted(annotations):
         for name in classes[annotation]:
             used.setdefault(name, annotation)
     known = VOC_CLASSES if used.keys() <= set(VOC_CLASSES) else used
-    return SplitClasses(frozenset(known if annotations else ()), used)
+    trains = not annotations.isdisjoint(training)
+    return SplitClasses(frozenset(known if annotations else ()), used, trains)
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,7 @@ class _Document:
         self._listing = listing
         self._owners = owners
         self.classes: set[str] = set()  # of the objects that can be read
+        self.trains = False  # whether one of them is trained on
 
     def check(self, images: ImageChecks) -> list[Problem]:
         try:
@@ -173,6 +182,7 @@ class _Document:
         problems: list[Problem] = []
         size = self._size(annotation, problems)
         objects = self._objects(annotation, problems)
+        self.trains = any(not each.difficult and not is_thin(each.box, size) for each in objects)
         try:
             image = self._image(annotation, problems)
         except InputError as error:

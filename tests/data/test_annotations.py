@@ -71,6 +71,16 @@ def test_crowds_are_never_and_difficult_objects_only_on_request_trained_on() -> 
     assert annotations.training_objects(2, use_difficult=True).tolist() == [2, 3]
 
 
+def test_boxes_thinner_than_a_pixel_inside_their_image_are_not_trained_on() -> None:
+    whole = make_annotations(counts=(3, 0, 0, 0))
+    boxes = np.array([[1, 1, 1.9, 9], [-5, 3, 0.5, 9], [31, 31, 32, 40]])
+    annotations = replace(whole, boxes=boxes, difficult=np.zeros(3, bool))
+    assert annotations.thin.tolist() == [True, True, False]
+    assert annotations.training_objects(0).tolist() == [2]
+    assert annotations.training_counts(use_difficult=True).tolist() == [1, 0, 0, 0]
+    assert "2 thinner than a pixel" in annotations.summary()
+
+
 @pytest.mark.parametrize("use_difficult", [False, True])
 def test_training_counts_count_the_training_objects(use_difficult: bool) -> None:
     annotations = make_annotations()

@@ -285,6 +285,10 @@ def test_no_transforms_change_nothing() -> None:
         ([{"Normalize": {}}], "Normalize: pixels stay uint8 until they are on the device"),
         ([{"ToFloat": {"p": 0.1}}], "ToFloat: pixels stay uint8"),
         ([{"OneOf": {"transforms": [{"Morphological": {}}]}}], "Morphological: .* boxes are wrong"),
+        ([{"Sequential": {"transforms": "Blur"}}], "Sequential: transforms: 'Blur' is no list"),
+        ([{"SomeOf": {"n": [1, 2], "transforms": ["Blur"]}}], "SomeOf: .*; it has transforms, n"),
+        ([{"OneOrOther": {"first": "Blurr", "second": "Blur"}}], "'Blurr' is no"),
+        ([{"CenterCrop3D": {"size": [1, 1, 1]}}], "'CenterCrop3D' is no"),
         ([{"Mosaic": {}}], "Mosaic: it needs mosaic_metadata beside each image"),
         ([{"MaskDropout": {}}], "MaskDropout: it needs mask beside each image"),
         ([{"ConstrainedCoarseDropout": {"bbox_labels": [1]}}], "it cannot tell classes here"),
@@ -373,6 +377,8 @@ def test_a_wrapped_border_which_copies_objects_without_boxes_is_refused(
 
 def test_what_a_transform_fills_belongs_to_no_mask() -> None:
     pad: list[Transform] = [{"Pad": {"padding": 5, "fill_mask": 1}}]
+    with pytest.raises(InputError, match=r"PixelDropout: .* write mask_drop_value: 0"):
+        build_augmentation([{"PixelDropout": {"mask_drop_value": 1}}], with_masks=True)
     with pytest.raises(InputError, match=r"Pad: what it fills .* write fill_mask: 0"):
         build_augmentation(pad, with_masks=True)
     build_augmentation(pad)

@@ -75,6 +75,13 @@ def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
     assert len(build_annotations(config, "val", check_images=False)) == 3
 
 
+def test_a_folder_of_images_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = make_coco(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "images")
+    with pytest.raises(InputError, match="there is no folder 'val': move or rename the one that"):
+        build_annotations(config, "val")
+
+
 def test_a_name_in_another_normal_form_is_said_to_be_there(tmp_path: Path) -> None:
     config = make_coco(tmp_path, names=("caf\u00e9.jpg",))
     (tmp_path / "val/caf\u00e9.jpg").rename(tmp_path / "val/cafe\u0301.jpg")

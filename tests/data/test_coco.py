@@ -17,6 +17,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from data import json_stream
 from data.annotations import Annotations
 from data.coco import load_coco
 from data.errors import InputError
@@ -215,8 +216,9 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "no file name": ({"images": [without(IMAGE, "file_name")]}, "image 0: None is not a file"),
     "parent": ({"images": [changed(IMAGE, file_name="../a.jpg")]}, "image 0: .* may leave"),
     "absolute": ({"images": [changed(IMAGE, file_name="/a.jpg")]}, "may leave the root"),
-    "nul": ({"images": [changed(IMAGE, file_name="a\0.jpg")]}, "may leave the root"),
-    "surrogate": ({"images": [changed(IMAGE, file_name="\ud800.jpg")]}, "may leave the root"),
+    "nul": ({"images": [changed(IMAGE, file_name="a\0.jpg")]}, "holds the control character"),
+    "surrogate": ({"images": [changed(IMAGE, file_name="\ud800.jpg")]}, "control character"),
+    "turned name": ({"images": [changed(IMAGE, file_name="a\u202egpj.exe")]}, "control char"),
     "backslash": ({"images": [changed(IMAGE, file_name="..\\a.jpg")]}, "may leave the root"),
     "size of text": ({"images": [changed(IMAGE, height="80")]}, "height '80' is not a size"),
     "negative size": ({"images": [changed(IMAGE, width=-1)]}, "width -1 is not a size"),
@@ -251,7 +253,11 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "category without name": ({"categories": [{"id": 3}]}, "its name is None"),
     "category with control": ({"categories": [{"id": 3, "name": "a\nb"}]}, r"control .* '\\n'"),
     "category with a surrogate": ({"categories": [{"id": 3, "name": "a\ud800"}]}, "control"),
-    "category twice": ({"categories": [CATEGORIES[0]] * 2}, "taken by another"),
+    "category twice": (
+        {"categories": [CATEGORIES[0], {"id": 0, "name": "cat"}]},
+        "number 2: its name 'cat' is that of another category, too; remove the one that no",
+    ),
+    "id twice": ({"categories": [CATEGORIES[0], {"id": 3, "name": "b"}]}, "its id 3 is that of"),
 }
 
 
@@ -331,6 +337,18 @@ def test_streaming_reads_what_the_whole_file_holds(tmp_path: Path, length: int) 
     path = tmp_path / "a.json"
     for indent in (None, 2):
         path.write_text(json.dumps(content, indent=indent, ensure_ascii=False), encoding="utf-8")
+        assert exhausted(path) == content
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_values_that_a_window_cuts_are_read_whole(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "_CHUNK", size)
+    content = {"version": 1.5, "big": -12.25e-3, "array": [1.5, 2e3, 17, "a, 1", {"b": [0.5]}]}
+    path = tmp_path / "a.json"
+    for text in (json.dumps(content), json.dumps(content, indent=1)):
+        path.write_text(text)
         assert exhausted(path) == content
 
 

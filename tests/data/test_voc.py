@@ -15,6 +15,7 @@ from data.annotations import Annotations
 from data.errors import InputError
 from data.image_sizes import Access
 from data.voc import VOC_CLASSES, load_voc
+from data.voc_images import images_by_stem
 
 SHARED = Path(__file__).parents[2] / "../shared"
 BCCD = SHARED / "data/bccd"
@@ -205,6 +206,20 @@ def test_an_image_in_a_linked_folder_is_found_inside_the_root_and_outside_on_req
     trusting = load_voc(root, ["train"], access=Access(follow_links=True))
     assert trusting.files.tolist() == ["JPEGImages/sub/a.png"]
     assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/a.png"]
+
+
+def test_folders_that_all_link_to_each_other_are_not_walked_for_ever(tmp_path: Path) -> None:
+    places = [tmp_path / f"JPEGImages/{letter}" for letter in "abcdefgh"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "1.jpg").touch()
+        for other in places:
+            if other != place:
+                (place / other.name).symlink_to(other)
+    listing = images_by_stem(tmp_path / "JPEGImages", tmp_path)
+    assert {"a/1", "a/b/1", "a/b/c/1", "h/g/f/1"} <= listing.keys()
+    assert "a/b/c/d/1" not in listing
+    assert "a/b/a/1" not in listing
 
 
 @pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>"])

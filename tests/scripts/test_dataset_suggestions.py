@@ -75,6 +75,20 @@ def test_mask_rcnn_is_suggested_where_nearly_all_trained_objects_have_masks(
         assert inspect(root, capsys)["suggestion"]["detector"] == kind
 
 
+def test_an_image_size_is_suggested_for_what_is_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(n, n, [5, 5, 50, 50]) for n in (1, 2)]
+    small = coco_object(3, 1, [60, 5, 8, 8])
+    for flags, size in (
+        ({}, [128, 160]),
+        ({"difficult": 1}, [96, 128]),
+        ({"iscrowd": 1}, [96, 128]),
+    ):
+        root = write_coco(tmp_path / f"{flags}", [*objects, {**small, **flags}])
+        assert inspect(root, capsys)["suggestion"]["image_size"] == size
+
+
 def write_large_boxes(root: Path, sizes_wh: list[tuple[float, float]], outlined: bool) -> Path:
     """Boxes in an image that is said to be of 800 x 1333 pixels, so that nothing resizes it."""
     outline = {"segmentation": [[5, 5, 25, 5, 25, 25]]} if outlined else {}

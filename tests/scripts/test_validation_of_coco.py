@@ -57,7 +57,7 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
         ({"segmentation": [[1, 2, 3]]}, "has a part of 3 numbers", "error"),
         ({"segmentation": {"size": [8, 8], "counts": [64]}}, "is of size [8, 8]", "error"),
         ({"segmentation": [[60, 60, 70, 60, 70, 70]]}, "is not that of its mask", "warning"),
-        ({"id": 1}, "its id is that of another annotation", "error"),
+        ({"id": 1}, "its id is that of another annotation", "warning"),
         ({"id": 0}, "its id is not positive", "warning"),
         ({"bbox": [5, 5, 20, 20]}, "has the class and the box of annotation 1", "warning"),
     ],
@@ -325,3 +325,44 @@ def test_the_real_coco_data_has_no_problems(name: str, capsys: pytest.CaptureFix
     if not (SHARED / name).is_dir():
         pytest.skip(f"{name} is not here")
     assert validate(SHARED / name, capsys, "--skip-pixels") == (0, [])
+
+
+@pytest.mark.parametrize("flag", ["iscrowd", "difficult"])
+def test_a_split_to_train_on_of_which_nothing_is_trained_is_an_error(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(1, 1, [5, 5, 20, 20], **{flag: 1})]
+    root = write_coco(tmp_path / "coco", objects)
+    code, (found,) = validate(root, capsys)
+    assert (code, found["problem"].partition(":")[0]) == (1, "has no object to train on")
+    assert "iscrowd or difficult 0" in found["cure"]
+
+
+def test_an_object_that_counts_is_not_taken_for_a_difficult_one_of_its_box(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(n, 1, [5, 5, 20, 20], difficult=2 - n) for n in (1, 2)]
+    assert validate(write_coco(tmp_path / "coco", objects), capsys) == (0, [])
+
+
+@pytest.mark.parametrize("options", [[], ["--skip-pixels"]])
+def test_a_picture_that_the_default_config_refuses_is_an_error(
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scripts.dataset_tools.image_checks._LIMIT", 7999)
+    root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])], images=1)
+    code, (found,) = validate(root, capsys, *options)
+    assert (code, found["repair"]) == (1, "")
+    assert "100x80 pixels are more than data.max_image_pixels=7999" in found["problem"]
+
+
+def test_a_folder_of_another_name_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])], images=1)
+    (root / "train").rename(root / "images")
+    _, (found,) = validate(root, capsys)
+    assert found["cure"].startswith("there is no folder 'train': move or rename the one")

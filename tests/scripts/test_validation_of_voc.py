@@ -25,6 +25,7 @@ VOC_OBJECTS = [
     (voc_object("cat", (0.1, 0.2, 0.5, 0.4)), "covers less than a pixel", "error"),
     (voc_object("cat", (30, 7, 10, 9)), "ends before it begins", "error"),
     (voc_object("cat", ("a", 7, 10, 9)), "<xmin> is 'a', not a coordinate", "error"),
+    (voc_object("cat", ("1_5", 7, 20, 9)), "<xmin> is '1_5', not a coordinate", "error"),
     (voc_object("cat", ("nan", 7, 10, 9)), "<xmin> is 'nan', not a coordinate", "error"),
     (voc_object("", (1, 7, 10, 9)), "its <name> is ''", "error"),
     (voc_object("cat", (1, 7, 10, 9), "<difficult>9</difficult>"), "<difficult> is '9'", "error"),
@@ -50,6 +51,16 @@ def test_a_wrong_object_of_voc_is_named_and_repaired(
     load_voc(copy, ["train"])
 
 
+def test_pixels_counted_from_0_are_named_with_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", (0, 0, 99, 79))]}, {"train": ["a"]})
+    _, (found,) = validate(root, capsys)
+    assert found["problem"].endswith("of 100x80, whose first pixel is 1")
+    assert "--zero-based, data.voc.coordinates: zero_based" in found["cure"]
+    assert validate(root, capsys, "--zero-based") == (0, [])
+
+
 def test_all_problems_of_a_file_are_found_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +68,7 @@ def test_all_problems_of_a_file_are_found_at_once(
     root = write_voc(tmp_path / "voc", {"a": [voc_object("dog", GOOD), *texts]}, {"train": ["a"]})
     problems, copy = check_and_repair(root, capsys)
     named = {each["object"].split(" (")[0] for each in problems}
-    assert named == {f"object {number}" for number in range(2, 15)}
+    assert named == {f"object {number}" for number in range(2, len(VOC_OBJECTS) + 2)}
     assert len(problems) == len(VOC_OBJECTS)
     # the good one, two that are cut at the border, one whose flag says 0 in another form
     assert len(load_voc(copy, ["train"]).boxes) == 4
