@@ -83,6 +83,22 @@ def pad_targets(
     return Targets(padded_boxes, padded_labels, counts, None if masks is None else tuple(masks))
 
 
+def check_targets(targets: object, images: int) -> Targets:
+    """What a detector was given to train on.
+
+    Raises:
+        ValueError: no ``Targets``, or those of another number of images.
+    """
+    if not isinstance(targets, Targets):
+        raise ValueError(
+            "a detector in training mode needs targets: Targets, as data.target.pad_targets makes "
+            f"them of boxes and labels, got {type(targets).__name__}"
+        )
+    if len(targets) != images:
+        raise ValueError(f"the targets are those of {len(targets)} images, and there are {images}")
+    return targets
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch on its way to the detector.

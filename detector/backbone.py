@@ -86,6 +86,8 @@ class Backbone(BackboneWithFPN):
             norm_layer=pyramid_norm_layer(fpn_norm),
         )
         if extra is None:  # torchvision would put a max-pool there
+            # Deleted: of a module that is None torch takes any tensors, and loads none of them.
+            del self.fpn.extra_blocks
             self.fpn.extra_blocks = None
         self.levels = levels
         self.lateral_names = tuple(str(index) for index in range(len(chosen)))
@@ -129,9 +131,10 @@ class Backbone(BackboneWithFPN):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        eps = state_dict.pop(prefix + "norm_eps", None)
-        if eps is not None and not self._eps_is_given:
-            self.norm_eps = float(eps)
+        eps = float(state_dict.pop(prefix + "norm_eps", DEFAULT_EPS))
+        holds_norms = any(name.startswith(f"{prefix}body.") for name in state_dict)
+        if holds_norms and not self._eps_is_given:
+            self.norm_eps = eps
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -157,14 +160,15 @@ class P6P7(LastLevelP6P7):
         super().__init__(in_channels, out_channels)
         self.use_P5 = from_p5
         self.relu_before_p7 = relu_before_p7
+        self.with_p7 = with_p7
         if not with_p7:
-            self.p7 = None
+            del self.p7
 
     def forward(
         self, p: list[Tensor], c: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(p[-1] if self.use_P5 else c[-1])
-        if self.p7 is None:
+        if not self.with_p7:
             return [*p, p6], [*names, "p6"]
         p7 = self.p7(F.relu(p6) if self.relu_before_p7 else p6)
         return [*p, p6, p7], [*names, "p6", "p7"]

@@ -234,7 +234,9 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         description="eps of the backbone's normalization; null: that of the weights or the "
         "checkpoint, 1e-5, or 0 where torchvision's COCO_V1 detectors were trained with 0; 0 is "
         "for the frozen ones. A file of your own of torchvision's ResNet-50 detector with frozen "
-        "norms and 91 classes cannot be told from COCO_V1: set 1e-5 for it",
+        "norms and 91 classes cannot be told from COCO_V1: set 1e-5 for it; for one that was "
+        "fine-tuned from COCO_V1 to other classes, set 0. mobilenet_v3_large's ImageNet weights "
+        "were trained with 1e-3, and are used with 1e-5, as in torchvision's detectors",
     )
     fpn_channels: Count = Field(
         default=256, description="width of the pyramid and of the heads on it"

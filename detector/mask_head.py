@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import roi_align
 
+from detector.rpn_at_anchors import as_rows
+
 
 def crop_masks(
     masks: Sequence[Tensor], boxes: Sequence[Tensor], objects: Sequence[Tensor], size: int
@@ -52,7 +54,7 @@ def mask_logits_of(predictor: MaskRCNNPredictor, features: Tensor, classes: Tens
     last = predictor.mask_fcn_logits
     # RoIs share classes: the gradient of embedding adds them up in one order on every device, that
     # of [classes] on a CPU, and that of index_select on a GPU, in the order in which threads come.
-    weights = F.embedding(classes, last.weight.flatten(1)).unsqueeze(1)
+    weights = F.embedding(classes, as_rows(last.weight)).unsqueeze(1)
     logits = torch.bmm(weights, hidden.flatten(2)).unflatten(2, hidden.shape[2:]).squeeze(1)
     return logits + F.embedding(classes, last.bias.unsqueeze(1)).unsqueeze(1)
 

@@ -35,7 +35,11 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
 
 
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its stored statistics; scale and shift are trained."""
+    """Batch norm that always uses its stored statistics; scale and shift are trained.
+
+    ``nn.SyncBatchNorm.convert_sync_batchnorm`` must not be given it: once it is folded, a module in
+    its place would do its work again.
+    """
 
     running_mean: Tensor
     running_var: Tensor

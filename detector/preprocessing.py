@@ -40,7 +40,12 @@ class Preprocessing(nn.Module):
         Returns:
             ``tensors``: ``(B, 3, H, W)`` with H and W the largest sides, rounded up;
             ``image_sizes``: the ``(H_b, W_b)`` as host integers.
+
+        Raises:
+            ValueError: no images.
         """
+        if not images:
+            raise ValueError("a detector needs at least one image")
         sizes = [_size_of(image) for image in images]
         height = padded(max(height for height, _ in sizes))
         width = padded(max(width for _, width in sizes))

@@ -11,7 +11,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from data.target import Targets
+from data.target import Targets, check_targets
 from detector.anchors import build_anchors
 from detector.backbone import Backbone
 from detector.box_head import BoxHead
@@ -81,12 +81,10 @@ class FasterRCNN(GeneralizedRCNN):
             ``scores (D,)``, and ``masks (D, 1, M, M)`` probabilities where there is a mask head.
 
         Raises:
-            ValueError: training without targets.
+            ValueError: no images, or training without ``Targets`` of each.
         """
-        if self.training and targets is None:
-            raise ValueError("a detector in training mode needs targets")
         batch = self.transform(images)
-        targets = targets if self.training else None
+        targets = check_targets(targets, len(images)) if self.training else None
         if has_kernels(batch.tensors.device):
             return self._forward_in_slots(batch.tensors, batch.image_sizes, targets)
         padded_size = (batch.tensors.shape[-2], batch.tensors.shape[-1])

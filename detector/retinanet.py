@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection import retinanet
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from data.target import Targets
+from data.target import Targets, check_targets
 from detector.anchors import PyramidAnchors, build_anchors
 from detector.backbone import Backbone
 from detector.box_regression import BoxCoder, BoxLoss
@@ -89,11 +89,9 @@ class RetinaNet(retinanet.RetinaNet):
             int64.
 
         Raises:
-            ValueError: training without targets.
+            ValueError: no images, or training without ``Targets`` of each.
         """
-        if self.training and targets is None:
-            raise ValueError("a detector in training mode needs targets")
-        targets = targets if self.training else None
+        targets = check_targets(targets, len(images)) if self.training else None
         batch = self.transform(images)
         graphs = self.graphs if has_kernels(batch.tensors.device) else None
         run = graphs or self._pass

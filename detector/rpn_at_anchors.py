@@ -37,15 +37,22 @@ def predictions_at(head: RPNHead, maps: Sequence[Tensor], indices: Tensor) -> tu
     convolution, anchors = head.conv[0][0], head.cls_logits.out_channels
     image = torch.arange(len(indices)).unsqueeze(1).expand_as(indices).flatten()
     patches = _patches_at(maps, image, indices.flatten() // anchors)
-    # Patches hold (y, x, channel), as a row of channels is what memory has in one piece.
-    kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)
-    hidden = F.linear(patches, kernel, convolution.bias).relu()
-    logits = F.linear(hidden, head.cls_logits.weight.flatten(1), head.cls_logits.bias)
-    deltas = F.linear(hidden, head.bbox_pred.weight.flatten(1), head.bbox_pred.bias)
+    hidden = F.linear(patches, as_rows(convolution.weight), convolution.bias).relu()
+    logits = F.linear(hidden, as_rows(head.cls_logits.weight), head.cls_logits.bias)
+    deltas = F.linear(hidden, as_rows(head.bbox_pred.weight), head.bbox_pred.bias)
     own = (indices.flatten() % anchors).unsqueeze(1)
     logits = logits.gather(1, own)
     deltas = deltas.unflatten(1, (anchors, 4)).gather(1, own.unsqueeze(2).expand(-1, -1, 4))
     return logits.view(indices.shape), deltas.view(*indices.shape, 4)
+
+
+def as_rows(weight: Tensor) -> Tensor:
+    """A convolution's ``(O, C, h, w)`` weight as ``(O, h * w * C)``, in the order of patches.
+
+    Their channels stand side by side, as memory has them in channels-last maps and weights: the
+    gradient comes back in that order, which DDP's buckets have too.
+    """
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tensor:

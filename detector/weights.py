@@ -44,6 +44,7 @@ CLASS_LAYERS = {
     "roi_heads.mask_predictor.mask_fcn_logits": 1,
 }
 BODY = "backbone.body."
+BOX_HEAD = "roi_heads.box_head."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm
 # Layers that are worth nothing with a part of them from a file and the rest random, and the cure.
 WHOLES = {
@@ -168,6 +169,13 @@ def _load_detector(
     else:
         state = {name: tensor for name, tensor in state.items() if not _has_class_rows(name)}
     missing, unused = _load_strictly(detector, state, config, stored.source)
+    random_layers = [name for name in missing if name.startswith(BOX_HEAD)]
+    if found and random_layers:
+        raise InputError(
+            f"detector.weights: {stored.source} does not fit: it has rows of the classes, but not "
+            f"{random_layers[0]}, whose outputs they read: its box head is another one, as that of "
+            f"torchvision's v2; take its backbone alone: a file of the tensors {BODY}*"
+        )
     if config.norm_eps is None and _was_trained_without_eps(stored, rows, config):
         detector.backbone.norm_eps = 0.0
     elif detector.backbone.norm_eps == 0 and config.norm not in FROZEN_NORMS:

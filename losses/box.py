@@ -3,7 +3,8 @@
 They give the values of their namesakes in ``torch.nn.functional`` and ``torchvision.ops`` on valid
 boxes. Signatures are theirs, but for L1 and SmoothL1: there ``reduction`` comes third (pass it, and
 ``beta``, by keyword, which both understand), and ``size_average``, ``reduce`` and ``weight`` do not
-exist.
+exist. Only L1 can be scripted (``torch.jit.script``, which torch has deprecated); ``torch.compile``
+takes them all.
 
 What they add: they compute in float32 whatever the autocast (float64 stays float64), and value and
 gradient are finite for every box that is not NaN, be it without area, inverted or huge. The

@@ -18,6 +18,8 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Cross-entropy that fades where the model is right, as ``torchvision.ops.sigmoid_focal_loss``.
 
+    Of half and bfloat16 it is float32, where torchvision's keeps the type.
+
     Args:
         inputs: logits of any shape.
         targets: of the same shape, 1 for the positive class, 0 for the negative (or between).

@@ -42,6 +42,7 @@ def focal_sums(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
     Args:
         logits: ``(B, A, classes)``.
         labels: ``(B, A)`` int64: the class, -1 for background, -2 for anchors that do not count.
+            Not checked on the device: a class beyond the last is an error on a CPU alone.
         alpha: weight of the positives in 0..1, 1 - alpha that of the negatives; -1 for no weights.
         gamma: exponent of the fading factor, not negative.
 

@@ -88,6 +88,12 @@ class GradNorm(LossWeighting):
     def observe(self, losses: Sequence[Tensor]) -> None:
         if not self._watched:
             raise ValueError("GradNorm needs the last shared layer: call watch(parameters) first")
+        if not all(parameter.requires_grad for parameter in self._watched):
+            raise ValueError(
+                "GradNorm needs a shared layer that is trained: what watch() was given is frozen"
+            )
+        if not any(loss.requires_grad for loss in losses):
+            raise ValueError("GradNorm needs gradients in training: call eval() for a pass without")
         values = detached_pairs(losses)
         named = zip(self._names, losses, strict=True)
         gradients = torch.stack([self._gradient(name, loss) for name, loss in named])

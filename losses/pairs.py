@@ -16,11 +16,14 @@ def checked_pairs(pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, 
     Raises:
         ValueError: for no pair, names that are not two, or a loss that stands in two places.
     """
-    if not pairs:
-        raise ValueError("pairs must name at least one pair of losses, like {'head': ('a', 'b')}")
+    if not pairs or not isinstance(pairs, Mapping):
+        raise ValueError(
+            "pairs must name at least one pair of losses, like {'head': ('a', 'b')}, got "
+            f"{pairs!r}"
+        )
     seen: set[str] = set()
     for pair, names in pairs.items():
-        if isinstance(names, str) or len(names) != 2:
+        if not isinstance(names, tuple | list) or len(names) != 2:
             raise ValueError(f"pair '{pair}' must be the names of two losses, got {names!r}")
         for name in names:
             if name in seen:
@@ -36,7 +39,10 @@ def checked_weights(weights: Sequence[float]) -> list[float]:
         ValueError: unless they are two numbers that float32, which holds them, has as positive
             and finite.
     """
-    values = [float(weight) for weight in weights]
+    try:
+        values = [float(weight) for weight in weights]
+    except (TypeError, ValueError):  # no sequence, or not of numbers
+        values = []
     held = torch.tensor(values, dtype=torch.float32).tolist()
     if len(values) != 2 or not all(0 < value < math.inf for value in held):
         raise ValueError(

@@ -228,6 +228,25 @@ def test_an_eps_of_zero_survives_the_state_dict(norm: str) -> None:
     assert {m.eps for m in restored.body.modules() if isinstance(m, kinds)} == {0.0}
 
 
+def test_a_state_with_the_usual_eps_brings_it_along() -> None:
+    backbone = small(norm="frozen")
+    backbone.norm_eps = 0.0
+    backbone.load_state_dict({}, strict=False)  # of no norms
+    assert backbone.norm_eps == 0.0
+    backbone.load_state_dict(small(norm="frozen").state_dict())
+    assert backbone.norm_eps == 1e-5
+
+
+@pytest.mark.parametrize(("levels", "lost"), [((3, 4, 5, 6), ("p7",)), ((3, 4, 5), ("p6", "p7"))])
+def test_coarse_levels_that_a_pyramid_lacks_are_unexpected_in_its_state(
+    levels: tuple[int, ...], lost: tuple[str, ...]
+) -> None:
+    state = small(levels=(3, 4, 5, 6, 7), coarse="p5").state_dict()
+    keys = small(levels=levels, coarse="p5").load_state_dict(state, strict=False)
+    expected = [f"fpn.extra_blocks.{name}.{part}" for name in lost for part in ("weight", "bias")]
+    assert keys == ([], expected)
+
+
 def test_an_eps_that_was_asked_for_stays_when_a_state_is_loaded() -> None:
     backbone = small(norm_eps=1e-5)
     backbone.load_state_dict(small(norm_eps=1e-3).state_dict())

@@ -178,6 +178,41 @@ def test_building_is_reproducible_from_the_seed() -> None:
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
+def small_step(kind: str) -> tuple[Detector, dict[str, torch.Tensor]]:
+    """A detector and its losses of two images with an object each."""
+    torch.manual_seed(0)
+    detector = build(
+        type=kind, backbone="resnet18", norm="batch", trainable_stages=5, fpn_channels=16
+    )
+    boxes, masks = torch.tensor([[5.0, 5, 60, 60]]), torch.ones(1, 96, 96, dtype=torch.uint8)
+    targets = pad_targets([boxes] * 2, [torch.tensor([1])] * 2, [masks] * 2)
+    return detector, detector([torch.rand(3, 96, 96)] * 2, targets)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_gradients_lie_in_memory_as_their_parameters_do(kind: str) -> None:
+    """Where they do not, DDP copies them, and warns of it in every run."""
+    detector, losses = small_step(kind)
+    sum(losses.values()).backward()
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_images_and_targets_that_do_not_belong_together_are_refused(kind: str) -> None:
+    detector = build(type=kind, backbone="resnet18", fpn_channels=16)
+    image, box = torch.rand(3, 64, 64), torch.tensor([[5.0, 5, 60, 60]])
+    targets = pad_targets([box], [torch.tensor([1])])
+    with pytest.raises(ValueError, match=r"needs targets: Targets, .*pad_targets.* got NoneType"):
+        detector([image])
+    with pytest.raises(ValueError, match=r"needs targets: Targets, .* got list"):
+        detector([image], [{"boxes": box, "labels": torch.tensor([1])}])
+    with pytest.raises(ValueError, match="targets are those of 1 images, and there are 2"):
+        detector([image, image], targets)
+    with pytest.raises(ValueError, match="at least one image"):
+        detector.eval()([])
+
+
 @pytest.fixture
 def four_threads() -> Iterator[None]:
     before = torch.get_num_threads()

@@ -334,8 +334,12 @@ def test_a_second_version_of_torchvision_needs_its_norms_and_its_depth(tmp_path:
         start(("cat",), **options)
     with pytest.raises(InputError, match="conv_depth"):
         start(("cat",), fpn_norm="batch", **options)
-    ours, report = start(("cat",), fpn_norm="batch", rpn={"conv_depth": 2}, **options)
-    assert {name.rpartition(".")[0] for name in report.reinitialized} == {"roi_heads.box_head"}
+    fitting: dict[str, Any] = {"fpn_norm": "batch", "rpn": {"conv_depth": 2}, **options}
+    with pytest.raises(InputError, match=r"not roi_heads\.box_head\.fc6\.weight, .*v2; take its"):
+        start(("cat",), **fitting)
+    ours, report = start(("cell",), **fitting)  # of which the file has no rows
+    heads = {name.rpartition(".")[0] for name in report.reinitialized if "." in name}
+    assert heads == {"roi_heads.box_head", "roi_heads.box_predictor"}
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         maps = ours.eval().backbone(image)

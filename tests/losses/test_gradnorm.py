@@ -170,6 +170,13 @@ def test_the_layer_must_be_known_and_reached() -> None:
     gradnorm.watch([shared])
     with pytest.raises(ValueError, match="loss 'box' does not depend on the parameters"):
         gradnorm({**losses, "box": torch.tensor(1.0)})
+    with torch.no_grad(), pytest.raises(ValueError, match=r"needs gradients .* call eval\(\)"):
+        gradnorm({"cls": shared * 2, "box": shared * 3})
+    frozen = torch.tensor(1.0)
+    gradnorm.watch([shared, frozen])
+    with pytest.raises(ValueError, match="layer that is trained"):
+        gradnorm(losses)
+    gradnorm.watch([shared])
     gradnorm(losses)
 
 

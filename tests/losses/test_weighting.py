@@ -354,12 +354,12 @@ def test_whole_numbers_of_numpy_are_taken_and_kept_as_python_has_them() -> None:
         (1, float("inf")),
         (1e-50, 1),
         (1, 1e39),
+        (1, "a"),
+        1.0,
     ],
 )
 @both
-def test_weights_that_are_not_two_positive_numbers_are_refused(
-    build: Build, weights: tuple[float, ...]
-) -> None:
+def test_weights_that_are_not_two_positive_numbers_are_refused(build: Build, weights: Any) -> None:
     with pytest.raises(ValueError, match="weights must be two positive numbers that float32"):
         build(weights=weights)
 
@@ -371,6 +371,8 @@ def test_weights_that_are_not_two_positive_numbers_are_refused(
         ({"head": ("a", "a")}, "pair 'head': loss 'a' already stands in a pair"),
         ({"one": ("a", "b"), "two": ("c", "a")}, "pair 'two': loss 'a' already stands in a pair"),
         ({"head": ("a", "b", "c")}, "pair 'head' must be the names of two losses"),
+        ([("a", "b")], "pairs must name at least one pair .* got .*'a', 'b'"),
+        ({"head": {"a", "b"}}, "pair 'head' must be the names of two losses"),
         ({"head": "ab"}, "pair 'head' must be the names of two losses, got 'ab'"),
     ],
 )
