@@ -37,6 +37,7 @@ from engine.evaluator import read_detections, score
 from engine.exit_status import exit_status
 from engine.outputs import check_outputs
 from engine.precision import check_precision, tell_precision
+from engine.run_folder import CHECKPOINTS
 from engine.scores import format_table, write_metrics
 from engine.signals import StopRequest
 from engine.trained import load_trained
@@ -64,7 +65,8 @@ def main() -> int:
             arguments.output, arguments.coco_results, arguments.comp4, arguments.picture
         )
         if arguments.detections is not None:
-            score_file(arguments.detections, arguments.config, arguments.split, words, outputs)
+            files = arguments.detections, arguments.config
+            score_file(*files, arguments.split, words, outputs, stop)
         else:
             score_checkpoint(arguments.checkpoint, arguments.split, words, outputs, stop)
 
@@ -108,7 +110,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def score_file(
-    path: str, config_file: str, split: str, overrides: Sequence[str], outputs: Outputs
+    path: str,
+    config_file: str,
+    split: str,
+    overrides: Sequence[str],
+    outputs: Outputs,
+    stop: StopRequest,
 ) -> None:
     """Score existing detections: needs neither a model nor the image files."""
     config = load_config(config_file, overrides)
@@ -117,7 +124,9 @@ def score_file(
         config.data, config.data.split(split), classes, check_images=False
     )
     check_outputs_of(annotations, outputs, [path, config_file], config.data.root)
+    stop.check()
     detections = read_detections(path, annotations)
+    stop.check()
     scores = score(detections, annotations, config.evaluate.iou, config.evaluate.engine)
     report(scores, detections, annotations, outputs)
 
@@ -126,14 +135,16 @@ def score_checkpoint(
     checkpoint: str, split: str, overrides: Sequence[str], outputs: Outputs, stop: StopRequest
 ) -> None:
     """Run a checkpoint's detector over a split and score it."""
+    beside = [Path(checkpoint).with_name(name) for name in ("metrics.json", *CHECKPOINTS)]
+    outputs = replace(outputs, scores=outputs.scores or beside[0])
     trained = load_trained(checkpoint, overrides, torch.device("cpu"))
     config = trained.config
     with start_ranks(config.train.device) as ranks:
-        start_logging(None, is_main_rank=ranks.is_main)
+        start_logging(None, rank=ranks.rank)
         check_precision(config.train.amp, ranks)
         tell_precision(config.train.amp, ranks.device)
         annotations = build_annotations(config.data, config.data.split(split), trained.classes)
-        check_outputs_of(annotations, outputs, [checkpoint], config.data.root)
+        check_outputs_of(annotations, outputs, [checkpoint, *beside[1:]], config.data.root)
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
         with closing(validation.loader):
@@ -141,8 +152,7 @@ def score_checkpoint(
     if result is None:
         return
     detections, scores = result
-    beside = Path(checkpoint).with_name("metrics.json")
-    report(scores, detections, annotations, replace(outputs, scores=outputs.scores or beside))
+    report(scores, detections, annotations, outputs)
     if outputs.picture:
         rows, images = validation.examples(count=6)
         if not images:
@@ -152,17 +162,18 @@ def score_checkpoint(
 
 
 def check_outputs_of(
-    annotations: Annotations, outputs: Outputs, inputs: Sequence[str], data_root: Path
+    annotations: Annotations, outputs: Outputs, inputs: Sequence[str | Path], data_root: Path
 ) -> None:
     """See that the result files can hold the split: now, not when all images were looked at.
 
     And that they replace nothing that is scored, or scored against.
     """
     check_outputs(
-        [outputs.scores, outputs.coco_results, outputs.picture, outputs.comp4],
+        [outputs.scores, outputs.coco_results, outputs.picture],
         [*inputs, *annotations.coco_files],
         data_root,
         annotations.files,
+        folders=[outputs.comp4],
     )
     if outputs.coco_results:
         check_ids(outputs.coco_results, annotations)

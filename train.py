@@ -32,8 +32,8 @@ from engine.dry_run import dry_run
 from engine.exit_status import exit_status
 from engine.freezing import Freezing
 from engine.loop import Training
-from engine.resume import check_data, check_resume, scores_alike
-from engine.run_folder import RunFolder, holds_checkpoint, load_shared, open_run_folder
+from engine.resume import check_data, digests, identity, keep_comparable, load_resumed
+from engine.run_folder import RunFolder, holds_checkpoint, open_run_folder
 from engine.signals import StopRequest
 from engine.tracking import Tracker
 from engine.train_step import TrainStep
@@ -57,8 +57,8 @@ def main() -> int:
             return
         with start_ranks(config.train.device) as ranks:
             if arguments.dry_run:
-                start_logging(None, logging.INFO, ranks.is_main)
-                report = dry_run(config, ranks)
+                start_logging(None, logging.INFO, ranks.rank)
+                report = dry_run(config, ranks, stop)
                 if ranks.is_main:
                     print(report)
                 return
@@ -114,7 +114,8 @@ def train(
 ) -> None:
     """Build the parts and run the loop."""
     with open_run_folder(config, ranks, resume=resume, requeue=requeue) as path:
-        start_logging(path if ranks.is_main else None, is_main_rank=ranks.is_main)
+        # The folder of the main rank may be on another machine.
+        start_logging(path if path.is_dir() else None, rank=ranks.rank)
         resume = resume or (requeue and ranks.share(holds_checkpoint(path)))
         train_in(path, config, ranks, stop, resume=resume, allow_changed=allow_changed)
 
@@ -130,36 +131,20 @@ def train_in(
 ) -> None:
     """The same, in the folder of the run."""
     log.info("%s", environment(ranks))
-    source, saved = load_shared(path, ranks) if resume else (None, None)
-    if saved is not None:
-        done = (saved["progress"].get(key, 0) for key in ("step", "epoch"))
-        log.info("--resume: %s: after step %d, %d epochs done", source, *done)
-        check_resume(saved, config, ranks.world_size, allow_changed)
-
+    source, saved = load_resumed(path, config, ranks, allow_changed) if resume else (None, None)
     training, held_out = build_splits(config, ranks, saved)
-    data = {
-        "images": len(training),
-        "training": training.digest(),
-        "validation": held_out.digest(),
-    }
+    data = digests(training, held_out)
     if saved is not None:
         check_data(saved, data, allow_changed)
+    stop.check_together(ranks)
     loader = build_loader(config, training, ranks)
     state = build_state(config, training.classes, len(loader), ranks, saved)
-    if saved is not None and not scores_alike(saved, config, data):
-        log.warning("the best score so far was another one: best.pt is chosen anew")
-        state.progress.best_score = state.progress.best_epoch = None
+    if saved is not None:
+        keep_comparable(state.progress, saved, config, data)
     freezing = Freezing(state.detector, config.train.freeze)
     validation = build_validation(config, held_out, ranks, stop)
-    global_batch = config.global_batch(ranks.world_size)
-    identity = {
-        "config": config.model_dump(mode="json"),
-        "classes": list(training.classes),
-        "global_batch": global_batch,
-        "world_size": ranks.world_size,
-        **data,
-    }
-    folder = RunFolder(path, ranks, identity)
+    stop.check_together(ranks)
+    folder = RunFolder(path, ranks, identity(config, training.classes, ranks, data))
     model = ranks.wrap(state.detector, has_frozen_parts=bool(config.train.freeze))
     train_step = TrainStep(state, model, config.train, ranks, training.files)
     if source is not None:
@@ -175,7 +160,7 @@ def train_in(
             train_step=train_step,
             freezing=freezing,
             loader=loader,
-            global_batch=global_batch,
+            global_batch=config.global_batch(ranks.world_size),
             config=config.train,
             evaluate_every=config.evaluate.every,
             ranks=ranks,

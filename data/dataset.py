@@ -118,7 +118,7 @@ class TrainingDataset:
             except DamagedImageError as error:
                 if len(damaged) >= min(self.replacements, len(self.rows) - 1):
                     raise
-                damaged.append(str(error))
+                damaged.append(error.complaint)
 
     def _picture(self, row: int, seed: int) -> Picture:
         image = self.images.read(row)

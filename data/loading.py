@@ -196,4 +196,4 @@ class _EvaluationBatches:
         except DamagedImageError as error:
             if not self.skip:
                 raise
-            return str(error)
+            return error.complaint

@@ -147,9 +147,9 @@ class BatchStream:
             if len(self._damaged) > self._max_damaged:
                 raise InputError(
                     f"{complaint}; with it more than data.max_damaged={self._max_damaged} images "
-                    "are damaged"
+                    "are damaged; replace them, or raise it"
                 )
-            log.warning("left out: %s", complaint)
+            log.warning("damaged, and passed over: %s", complaint)
 
     def close(self) -> None:
         """End the workers; the stream cannot be used afterwards."""

@@ -32,11 +32,13 @@ class StoredWeights:
         state: tensors by name.
         classes: the class names of a checkpoint or an exported file of ours (without background),
             else None.
+        config: the whole config of a checkpoint of ours, as plain values; nothing of it is checked.
     """
 
     source: str
     state: dict[str, Tensor]
     classes: tuple[str, ...] | None = None
+    config: Any = None
 
 
 def read_weights(path: Path) -> StoredWeights:
@@ -53,7 +55,9 @@ def read_weights(path: Path) -> StoredWeights:
         raise InputError(
             f"detector.weights: there is no file {path}; choose imagenet, coco, none or a file"
         )
-    return StoredWeights(str(path), *_unwrap(_read(path), path))
+    content = _read(path)
+    config = content.get("config") if isinstance(content, dict) else None
+    return StoredWeights(str(path), *_unwrap(content, path), config)
 
 
 def fetch_weights(url: str) -> StoredWeights:

@@ -5,12 +5,15 @@ Architectures are built without them (``detector.build``); a checkpoint of ours 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models.detection import (
@@ -57,6 +60,18 @@ WHOLES = {
 }
 
 
+# What layers of a detector mean, beside their shapes: the pyramid's maps, and boxes in the heads.
+MEANINGS = (
+    "pyramid_levels",
+    "anchors.sizes",
+    "anchors.scales_per_octave",
+    "anchors.ratios",
+    "anchors.rounded",
+    "retinanet.relu_before_p7",
+    "roi.box_weights",
+)
+
+
 @dataclass(frozen=True)
 class PretrainedReport:
     """What was loaded; ``str`` of it is for the log.
@@ -71,6 +86,8 @@ class PretrainedReport:
         random: the names of all parameters and buffers of the detector of which at least some rows
             are not from the file.
         unused: tensors of the file that the detector has no place for.
+        trained_with: options under which a checkpoint's layers were trained and the detector has
+            others, in words.
     """
 
     source: str
@@ -80,6 +97,7 @@ class PretrainedReport:
     reinitialized: tuple[str, ...] = ()
     random: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
+    trained_with: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = f"{self.loaded} tensors" if self.loaded else "random initialization"
@@ -191,6 +209,23 @@ def _load_detector(
         random=frozenset((*missing, *layers_of_classes)),
         unused=_modules_of(unused),
         norm_eps=detector.backbone.norm_eps,
+        trained_with=_other_meanings(stored, config),
+    )
+
+
+def _other_meanings(stored: StoredWeights, config: DetectorConfig) -> tuple[str, ...]:
+    """Options of ``MEANINGS`` that a checkpoint of the same kind of detector has otherwise."""
+    try:
+        theirs = DetectorConfig.model_validate(stored.config["detector"])
+    except (TypeError, KeyError, ValidationError):  # no checkpoint, or one of another version
+        return ()
+    if theirs.type != config.type:
+        return ()
+    values = ((name, attrgetter(name)(theirs), attrgetter(name)(config)) for name in MEANINGS)
+    return tuple(
+        f"{name.replace('pyramid_levels', 'levels')} {json.dumps(before)}, here {json.dumps(now)}"
+        for name, before, now in values
+        if before != now
     )
 
 

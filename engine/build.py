@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from detector.weights import load_pretrained
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import AveragedWeights
-from engine.optimization import build_optimization, tell_warmup
+from engine.freezing import refuse_random_frozen
+from engine.optimization import build_optimization, iterations_of_epoch, tell_warmup
 from engine.precision import check_precision, tell_precision
 from engine.state import TrainState
 from losses.config import build_weighting
@@ -91,7 +91,7 @@ def build_state(
     """
     detector = _build_detector(config, classes, ranks, load=pretrained and saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
-    iterations = math.ceil(batches_per_epoch / config.train.accumulate)  # of an epoch
+    iterations = iterations_of_epoch(config.train, batches_per_epoch)
     _tell_windows(config, config.train.epochs * iterations)
     tell_warmup(config.train, config.train.epochs * iterations)
     check_precision(config.train.amp, ranks)
@@ -113,7 +113,7 @@ def build_state(
         # Where it was, unless a change that was allowed made epochs longer or shorter: then perhaps
         # more of the epoch under way is done than it now has.
         done = min(progress.batch, batches_per_epoch)
-        under_way = math.ceil(done / config.train.accumulate)
+        under_way = iterations_of_epoch(config.train, done)
         state.place_schedule(progress.epoch * iterations + under_way)
     return state
 
@@ -127,7 +127,14 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
         with ranks.main_first():
             report = load_pretrained(detector, config.detector, classes)
             log.info("%s", report)
-        _refuse_random_frozen(config, report.random)
+            for option in report.trained_with:
+                log.warning(
+                    "detector.weights: %s was trained with detector.%s: its boxes are wrong until "
+                    "they are learned anew",
+                    report.source,
+                    option,
+                )
+        refuse_random_frozen(config.train, report)
     return detector.to(ranks.device)
 
 
@@ -144,25 +151,6 @@ def _check_norms(config: DetectorConfig, device: torch.device) -> None:
         raise InputError(
             f"{', '.join(wrong)}: sync does not train on the CPU; choose batch or group there, "
             "or train on GPUs"
-        )
-
-
-def _refuse_random_frozen(config: Config, random: Collection[str]) -> None:
-    """A part that begins at random and is frozen in every epoch would never be anything else."""
-    epochs, freeze = config.train.epochs, config.train.freeze
-    frozen: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
-    for value in sorted(random):
-        names = tuple(name for name in freeze if value.startswith(f"{name}."))
-        spans = [freeze[name] for name in names]
-        if all(any(start <= epoch < end for start, end in spans) for epoch in range(epochs)):
-            frozen.setdefault(names, []).append(value)
-    for names, values in frozen.items():
-        more = f" and {len(values) - 1} more" if len(values) > 1 else ""
-        raise InputError(
-            f"train.freeze: {' and '.join(map(repr, names))} would stay at random weights "
-            f"({values[0]}{more}) in all {epochs} epochs; detector.weights="
-            f"{config.detector.weights} does not hold them: set others, freeze less, or let it "
-            "train in some epochs"
         )
 
 

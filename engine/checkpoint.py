@@ -188,6 +188,11 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         InputError: neither can be read.
     """
+    if not any((folder / name).exists() for name in RESUMED):
+        raise InputError(
+            f"--resume: {folder} has no checkpoint yet; leave --resume out, or say --requeue to "
+            "begin where there is none"
+        )
     problems = []
     for name in RESUMED:
         try:

@@ -129,7 +129,7 @@ def _check_index(path: Path, annotations: Annotations) -> None:
         content = json.loads(index.read_bytes())
         files = {each["id"]: posixpath.basename(each["file_name"]) for each in content["images"]}
         classes = {each["id"]: each["name"] for each in content["categories"]}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         log.warning("%s: is no index of %s, and is passed over", index, path.name)
         return
     own_files = [posixpath.basename(file) for file in annotations.files.tolist()]

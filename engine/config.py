@@ -32,6 +32,7 @@ PLAIN_MESSAGES = {
 }
 # Not a list, or not as long as it must be: "missing" is an item of it, as every key has a default.
 LIST_PROBLEMS = ("tuple_type", "missing", "too_long")
+ONE_OR_MORE = ("str", "tuple[str, ...]")  # the types of a key that holds a name or several
 COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
@@ -142,6 +143,8 @@ def _place_of(problem: str, source: str, overrides: Sequence[str]) -> str:
     """Where the key is that a message begins with: on the command line, or in the source."""
     key = problem.partition(":")[0]
     written = [override.partition("=")[0] for override in overrides]
+    if not _keys_at(key.split(".")):  # train.lr.x=1 is wrong of train.lr
+        written = [key if name.startswith(f"{key}.") else name for name in written]
     given = any(key == name or key.startswith(f"{name}.") for name in written)
     return "command line" if given else source
 
@@ -152,13 +155,14 @@ def dump_config(values: Mapping[str, Any]) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> one mapping with dotted keys."""
+    """Nested blocks of a config -> one mapping with dotted keys; one of free names is a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and _keys_at(path.split(".")):
+            flat |= flatten(value, f"{path}.")
         else:
-            flat[prefix + key] = value
+            flat[path] = value
     return flat
 
 
@@ -228,7 +232,10 @@ def _describe(problem: Any) -> str:
         return f"{key}: {value!r} is not a choice; choose {problem['ctx']['expected']}"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
-        return f"{key}: {reason}" if key else reason
+        named = reason.partition(":")[0].partition(".")[0] in _keys_at(location)
+        return f"{key}{'.' if named else ': '}{reason}" if key else reason
+    if problem["loc"][-1] in ONE_OR_MORE:
+        return f"{key}: a name or a list of names is needed, got {shown(value)}"
     if problem["type"] in LIST_PROBLEMS:
         key = key.rpartition(".")[0] if problem["type"] == "missing" else key
         return f"{key}: {_list_needed(location)}, got {shown(value)}"
@@ -264,7 +271,7 @@ def _without_types(location: Sequence[str | int]) -> list[str | int]:
 
     Where a key may hold one of several types pydantic adds the type that it tried.
     """
-    return [part for part in location if part not in ("str", "tuple[str, ...]")]
+    return [part for part in location if part not in ONE_OR_MORE]
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:

@@ -10,34 +10,37 @@ from pathlib import Path
 from tqdm import tqdm
 
 LOG = "train.log"
-
-
 OF_ONE_RANK = ("data.workers",)  # tells of images that no other rank has seen
 
 
-def start_logging(
-    folder: Path | None, level: int = logging.WARNING, is_main_rank: bool = True
-) -> None:
+def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int = 0) -> None:
     """Send the program's messages to the console and to ``train.log`` in a folder.
 
     Args:
         folder: None for the console alone.
         level: from which on the console alone reports; with a folder everything is.
-        is_main_rank: others tell only what the main one does not know.
+        rank: those beside the main one, 0, tell only what that does not know.
     """
     logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
     console = _ConsoleHandler()
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
-    if not is_main_rank:
-        console.addFilter(lambda record: record.name in OF_ONE_RANK)
     handlers: list[logging.Handler] = [console]
     if folder is not None:
         file = logging.FileHandler(folder / LOG, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        of_rank = f"rank {rank}: " if rank else ""
+        file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {of_rank}%(message)s"))
         handlers.append(file)
         level = logging.INFO
+    if rank:
+        for handler in handlers:
+            handler.addFilter(_is_of_one_rank)
     logging.basicConfig(level=level, handlers=handlers, force=True)
+
+
+def _is_of_one_rank(record: logging.LogRecord) -> bool:
+    """Whether something happened on a rank, and not on all: its images, or what ended it."""
+    return record.name in OF_ONE_RANK or record.levelno >= logging.ERROR
 
 
 class _ConsoleHandler(logging.Handler):

@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from engine.distributed import Ranks
 
+CURE = "lower train.lr, lengthen train.warmup_iterations or set train.clip_gradients"
+
 
 class DivergenceError(RuntimeError):
-    """A loss became infinite or NaN. The weights are those before that iteration."""
+    """A loss, or the weights after an update, became infinite or NaN; neither is saved."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class FiniteGuard:
         if not bool(self.diverged):
             return
         reports = [report for report in self.ranks.collect(self._report()) if report]
-        raise DivergenceError("\n".join(reports))
+        if not reports:
+            reports = ["a loss was not finite in an iteration before those that are remembered"]
+        raise DivergenceError("\n".join(reports) + f"; {CURE}")
 
     def _spoil_a_gradient(self) -> None:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])

@@ -27,25 +27,29 @@ from engine.validation import build_validation
 MIB = 2**20
 
 
-def dry_run(config: Config, ranks: Ranks) -> str:
+def dry_run(config: Config, ranks: Ranks, stop: StopRequest) -> str:
     """Train on one batch, detect in one batch of the validation split; write no run.
 
     Raises:
         InputError: whatever is wrong with the config, the data or the weights.
         DivergenceError: a loss is not finite.
+        Stopped: a signal came.
     """
     training, held_out = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
     check_best(config.train.best, held_out)
     check_boards(config.train.trackers)
-    evaluation = build_validation(config, held_out, ranks, StopRequest()).loader
+    evaluation = build_validation(config, held_out, ranks, stop).loader
+    stop.check_together(ranks)
     with closing(loader), closing(evaluation):
         state = build_state(config, training.classes, len(loader), ranks)
         Freezing(state.detector, config.train.freeze).apply(0)
+        stop.check_together(ranks)
         batch = next(iter(loader.epoch(0)))
         train_step = TrainStep(state, state.detector, config.train, ranks, training.files)
         losses = train_step([batch]).losses
         train_step.guard.check()
+        stop.check_together(ranks)
         first = list(islice(evaluation, 1))
         found = detect(state.evaluated, first, held_out, ranks.device, config.train.amp)
     lines = [

@@ -19,15 +19,8 @@ from engine.signals import Stopped, StopRequest, catch_stop_signals
 from engine.standard_output import READER_LEFT, reader_left, tell
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
-FAILED_WRITES = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-    errno.EACCES,
-    errno.EPERM,
-)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DENIED = (errno.EIO, errno.EACCES, errno.EPERM)  # of reading, too
 # Ranks that only miss another one leave after it: torchrun names the first to end as the cause.
 LOST_RANK_DELAY_SECONDS = 2.0
 
@@ -80,10 +73,12 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
     if is_out_of_files(error):
         _report("too many open files: raise the limit (ulimit -n), or lower data.workers")
         return WRONG_INPUT
-    if isinstance(error, OSError) and error.errno in FAILED_WRITES:
+    if isinstance(error, OSError) and error.errno in (*FULL, *DENIED):
+        what = "written" if error.errno in FULL else "read or written"
+        cure = "make room" if error.errno in FULL else "see to the disk, or give the right to it"
         _report(
-            f"{error.filename or 'a file of the run'}: cannot be written: {error.strerror}; "
-            f"make room, or give the right to write there; {goes_on}"
+            f"{error.filename or 'a file of the run'}: cannot be {what}: {error.strerror}; {cure}; "
+            f"{goes_on}"
         )
         return WRONG_INPUT
     if is_lost_rank(error):

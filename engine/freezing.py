@@ -8,6 +8,8 @@ from torch import nn
 
 from data.errors import InputError
 from detector.cuda_graphs import forget_recordings
+from detector.weights import PretrainedReport
+from engine.run_config import TrainConfig
 
 # What passes in training mode change, or draw at random.
 CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -48,7 +50,7 @@ class Freezing:
         left = self._left(epoch)
         for parameter in self._trained:
             parameter.requires_grad_(id(parameter) in left)
-        frozen = self._frozen_in(epoch)
+        frozen = frozen_in(self._spans, epoch)
         for name in frozen:
             # These layers alone: the RPN, say, proposes less in evaluation mode.
             for layer in self._modules[name].modules():
@@ -58,13 +60,32 @@ class Freezing:
             forget_recordings(self._detector)
         self._frozen = frozen
 
-    def _frozen_in(self, epoch: int) -> list[str]:
-        return [name for name, (start, end) in self._spans.items() if start <= epoch < end]
-
     def _left(self, epoch: int) -> set[int]:
         """The ids of the parameters that are trained in an epoch."""
-        frozen = [self._modules[name].parameters() for name in self._frozen_in(epoch)]
+        frozen = [self._modules[name].parameters() for name in frozen_in(self._spans, epoch)]
         return {id(value) for value in self._trained} - {id(v) for part in frozen for v in part}
+
+
+def frozen_in(spans: Mapping[str, tuple[int, int]], epoch: int) -> list[str]:
+    """The names of what is frozen in an epoch."""
+    return [name for name, (start, end) in spans.items() if start <= epoch < end]
+
+
+def refuse_random_frozen(config: TrainConfig, weights: PretrainedReport) -> None:
+    """Raise InputError for what begins at random and is frozen in every epoch: it would stay so."""
+    frozen: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
+    for value in sorted(weights.random):
+        spans = {name: span for name, span in config.freeze.items() if value.startswith(f"{name}.")}
+        if all(frozen_in(spans, epoch) for epoch in range(config.epochs)):
+            frozen.setdefault(tuple(spans), []).append(value)
+    for names, values in frozen.items():
+        more = f" and {len(values) - 1} more" if len(values) > 1 else ""
+        raise InputError(
+            f"train.freeze: {' and '.join(map(repr, names))} would stay at random weights "
+            f"({values[0]}{more}) in all {config.epochs} epochs; detector.weights="
+            f"{weights.source} does not hold them: set others, freeze less, or let it train in "
+            "some epochs"
+        )
 
 
 def _find(detector: nn.Module, name: str) -> nn.Module:

@@ -15,7 +15,7 @@ from data.loading import TrainLoader
 from data.target import Batch
 from engine.detections import Detections
 from engine.distributed import Ranks
-from engine.divergence import DivergenceError
+from engine.divergence import CURE, DivergenceError
 from engine.drawing import draw_pair
 from engine.evaluator import check_best
 from engine.freezing import Freezing
@@ -195,8 +195,7 @@ class Training:
         if spoiled:
             raise DivergenceError(
                 f"step {self.state.progress.step}: the weights are not finite after it, though its "
-                "losses were: a gradient overflowed; it is not saved. Lower train.lr or set "
-                "train.clip_gradients"
+                f"losses were: a gradient overflowed; it is not saved; {CURE}"
             )
         self.folder.save(self.state)
 

@@ -48,7 +48,7 @@ def build_optimization(
         config.weight_decay,
         weighting_parameters,
     )
-    iterations = math.ceil(batches_per_epoch / config.accumulate)
+    iterations = iterations_of_epoch(config, batches_per_epoch)
     schedule = build_schedule(
         optimizer,
         config.schedule,
@@ -59,6 +59,11 @@ def build_optimization(
         warmup_factor=config.warmup_factor,
     )
     return optimizer, schedule
+
+
+def iterations_of_epoch(config: TrainConfig, batches: int) -> int:
+    """Updates in an epoch of so many batches of one rank; the last one may be of fewer batches."""
+    return math.ceil(batches / config.accumulate)
 
 
 def tell_warmup(config: TrainConfig, iterations: int) -> None:

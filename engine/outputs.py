@@ -19,17 +19,30 @@ def check_outputs(
     inputs: Iterable[Named],
     data_root: Path | None = None,
     pictures: Iterable[str] = (),
+    folders: Sequence[Named] = (),
 ) -> None:
     """Raise InputError for an output that would take the place of an input, or of another output.
+
+    And for one that cannot be written.
 
     Args:
         outputs: files; None for those that were not asked for.
         inputs: files, and folders whose files are read.
         data_root: of a dataset, whose annotations are read, too.
         pictures: those of it that are, relative to its root.
+        folders: outputs that are folders of files.
     """
-    wanted = [Path(output) for output in outputs if output is not None]
-    files = [output for output in wanted if not is_stream(output)]
+    named = [Path(output) for output in outputs if output is not None]
+    named_folders = [Path(output) for output in folders if output is not None]
+    for output in named:
+        if os.path.isdir(output):
+            raise InputError(f"{output}: is a folder; name a file")
+    for output in named_folders:
+        if os.path.exists(output) and not os.path.isdir(output):
+            raise InputError(f"{output}: is a file; name a folder")
+    files = [output for output in (*named, *named_folders) if not is_stream(output)]
+    for output in files:
+        _check_writable(output)
     places: set[str] = set()
     for output in files:
         place = os.path.realpath(output)
@@ -42,6 +55,15 @@ def check_outputs(
         is_data = data_root is not None and _is_of_data(output, data_root, pictures)
         if is_data or _identity(output) in read:
             raise InputError(f"{output}: is read here and would be replaced; name another")
+
+
+def _check_writable(output: Path) -> None:
+    """Raise InputError where the folder that an output will be written into does not allow it."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"{output}: cannot be written: {folder} is no folder; name another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{output}: cannot be written: {folder} allows no files; name another")
 
 
 def _files_of(path: Named) -> Iterator[Path]:

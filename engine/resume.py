@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from data.annotations import Annotations
 from data.errors import InputError
 from engine.config import Config, flatten
+from engine.distributed import Ranks
+from engine.run_folder import load_shared
+from engine.state import Progress
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +66,50 @@ SCORING_KEYS = frozenset(
         "train.best",
     }
 )
+# Never changed: what they say went into the state that a run goes on with.
 WEIGHTING = "loss.weighting."
+STATE_OF = {
+    WEIGHTING: "a run goes on with the state of its weighting",
+    "train.optimizer": "a run goes on with the state of its optimizer",
+    "detector.weights": "initial weights are read when a run begins",
+}
+
+
+def load_resumed(
+    path: Path, config: Config, ranks: Ranks, allow_changed: bool
+) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a run's folder that it may go on from. Every rank must call it.
+
+    Raises:
+        InputError: there is none, or it may not go on: see ``check_resume``.
+    """
+    source, saved = load_shared(path, ranks)
+    done = (saved["progress"].get(key, 0) for key in ("step", "epoch"))
+    log.info("--resume: %s: after step %d, %d epochs done", source, *done)
+    check_resume(saved, config, ranks.world_size, allow_changed)
+    return source, saved
+
+
+def identity(
+    config: Config, classes: Sequence[str], ranks: Ranks, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run's checkpoints carry beside its state, for ``check_resume`` and ``check_data``."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "classes": list(classes),
+        "global_batch": config.global_batch(ranks.world_size),
+        "world_size": ranks.world_size,
+        **data,
+    }
+
+
+def digests(training: Annotations, held_out: Annotations) -> dict[str, Any]:
+    """What ``check_data`` compares: how many images are trained on, and digests of both splits."""
+    return {
+        "images": len(training),
+        "training": training.digest(),
+        "validation": held_out.digest(),
+    }
 
 
 def check_resume(
@@ -70,9 +118,33 @@ def check_resume(
     """Compare a checkpoint's config with the one to go on with.
 
     Raises:
-        InputError: keys differ that decide the result (with a list of them), or the classes, the
-            weighting or the global batch do, whether changes are allowed or not.
+        InputError: the classes, the global batch, the weighting, the optimizer or the initial
+            weights differ, whether changes are allowed or not; or other keys do that decide the
+            result, with a list of them.
     """
+    changed = changed_keys(saved, config)
+    _refuse_another_state(changed)
+    check_classes(saved, config)
+    _check_batch(saved, config, world_size)
+    if changed and not allow_changed:
+        raise InputError(
+            "--resume: the config has changed since the checkpoint:\n  "
+            + "\n  ".join(changed.values())
+            + "\nchange it back, or say --allow-changed to go on with the new one"
+        )
+    for line in changed.values():
+        log.warning("--allow-changed: %s", line)
+    if saved.get("world_size", world_size) != world_size:
+        log.warning(
+            "--resume: processes: %d, and %d before: the images of a batch are the same, but "
+            "not what is computed of each process's part: sampling, batch norm, normalizer: batch",
+            world_size,
+            saved["world_size"],
+        )
+
+
+def changed_keys(saved: Mapping[str, Any], config: Config) -> dict[str, str]:
+    """What differs from a checkpoint's config and decides the result: by key, in words."""
     before, now = flatten(saved["config"]), config.flat()
     # What an older checkpoint knows nothing of was as it is by default.
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
@@ -81,39 +153,29 @@ def check_resume(
         free |= NAMES_OF_DATA
     if config.train.schedule == "cosine":
         free -= COSINE_KEYS
-    changed = [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+    return {
+        key: f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in free
-    ]
-    if changed and not allow_changed:
-        raise InputError(
-            "--resume: the config has changed since the checkpoint:\n  "
-            + "\n  ".join(changed)
-            + "\nchange it back, or say --allow-changed to go on with the new one"
-        )
-    if weighting := [line for line in changed if line.startswith(WEIGHTING)]:
-        raise InputError(
-            f"--resume: {'; '.join(weighting)}: a run goes on with the state of its weighting, "
-            "which is of the old one; change it back, or begin a run of another train.name from "
-            "this one's weights (detector.weights names its last.pt)"
-        )
-    for line in changed:
-        log.warning("--allow-changed: %s", line)
-    check_classes(saved, config)
+    }
+
+
+def _refuse_another_state(changed: Mapping[str, str]) -> None:
+    for start, reason in STATE_OF.items():
+        if lines := [line for key, line in changed.items() if key.startswith(start)]:
+            raise InputError(
+                f"--resume: {'; '.join(lines)}: {reason}; change it back, or begin a run of "
+                "another train.name from this one's weights (detector.weights names its last.pt)"
+            )
+
+
+def _check_batch(saved: Mapping[str, Any], config: Config, world_size: int) -> None:
     batch = config.global_batch(world_size)
     if batch != saved["global_batch"]:
         raise InputError(
             f"--resume: the run was trained with global batches of {saved['global_batch']} images "
             f"and {config.data.batch_size} x {world_size} processes make {batch}: the order of the "
             "data would not be the same; change data.batch_size or the number of processes"
-        )
-    if saved.get("world_size", world_size) != world_size:
-        log.warning(
-            "--resume: processes: %d, and %d before: the images of a batch are the same, but "
-            "not what is computed of each process's part: sampling, batch norm, normalizer: batch",
-            world_size,
-            saved["world_size"],
         )
 
 
@@ -124,8 +186,7 @@ def check_data(
 
     Args:
         saved: the checkpoint; what an older one does not know is not compared.
-        data: ``images``, how many the training split has, and ``training`` and ``validation``, the
-            digests of both splits.
+        data: the ``digests``.
         allow_changed: go on with other ones, and say so.
 
     Raises:
@@ -149,6 +210,15 @@ def check_data(
         )
     for text in changed:
         log.warning("--allow-changed: %s", text)
+
+
+def keep_comparable(
+    progress: Progress, saved: Mapping[str, Any], config: Config, data: Mapping[str, Any]
+) -> None:
+    """Forget the best score of a run that goes on where its scores will be of another kind."""
+    if progress.evaluated < config.train.epochs and not scores_alike(saved, config, data):
+        log.warning("the best score so far was another one: best.pt is chosen anew")
+        progress.best_score = progress.best_epoch = None
 
 
 def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any]) -> bool:

@@ -94,7 +94,10 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     best: Literal["voc_mAP", "coco_AP", "coco_segm_AP"] = Field(
         default="voc_mAP", description="Validation score that decides which epoch best.pt holds."
     )
-    log_every: PositiveInt = Field(default=20, description="Iterations between log lines.")
+    log_every: PositiveInt = Field(
+        default=20,
+        description="Iterations between log lines. Their losses are of one iteration, not means.",
+    )
     checkpoint_every: int = Field(
         default=0,
         ge=0,

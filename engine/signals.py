@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from data.parent_process import signal_at_parents_end
-from engine.distributed import world_size
+from engine.distributed import Ranks, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 18.0  # schedulers and torchrun kill 30 s after SIGTERM; leave before they do
@@ -76,6 +76,12 @@ class StopRequest:
         """Raise ``Stopped`` if a signal has come: for places where nothing needs to be saved."""
         if self.signal_number is not None:
             raise Stopped(self.signal_number)
+
+    def check_together(self, ranks: Ranks) -> None:
+        """The same, on every rank if a signal has come to any; all must call it."""
+        (asked,) = ranks.any(self.signal_number is not None)
+        if asked:
+            raise Stopped(self.signal_number or signal.SIGTERM)
 
 
 @contextmanager

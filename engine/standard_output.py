@@ -63,8 +63,16 @@ def tell(text: str) -> None:
 
 
 def is_watched() -> bool:
-    """Whether the standard error is a terminal, which has a use for a progress bar."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether the standard error is a terminal that has room for a progress bar.
+
+    One of unknown size, as of a container's or a CI's, counts 0 columns: tqdm would draw nothing.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        return False
+    try:
+        return min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except OSError:
+        return False
 
 
 def flush_outputs() -> None:

@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from engine.boards import Evaluation
 from engine.precision_recall import THRESHOLDS
 
+_OF_HYPERPARAMETERS = ".hyperparameters"  # how the name of their file ends
 Plain = bool | str | float | int
 
 
@@ -35,11 +36,9 @@ class TensorBoard:
         scores: Sequence[str],
         purge_step: int,
     ) -> None:
+        _write_hyperparameters(folder, hyperparameters, scores)
         self._writer = SummaryWriter(folder, purge_step=purge_step)
         self._writer.add_custom_scalars(layout(pairs))
-        # The table takes the newest value of each score's curve, so no end of the run is needed.
-        for summary in hparams(dict(hyperparameters), dict.fromkeys(scores, 0.0)):
-            self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Points of curves."""
@@ -70,6 +69,23 @@ class TensorBoard:
     def close(self, finished: bool) -> None:  # noqa: ARG002
         """Flush and close the file."""
         self._writer.close()
+
+
+def _write_hyperparameters(
+    folder: Path, hyperparameters: Mapping[str, Plain], scores: Sequence[str]
+) -> None:
+    """Into an event file of their own, in place of the one that is there.
+
+    TensorBoard keeps the first that it reads of a folder, also of a run that was begun anew or
+    resumed under another config; no purge takes them back. The table shows the newest value of each
+    score's curve, so no end of the run is needed.
+    """
+    for file in folder.glob(f"events.out.tfevents.*{_OF_HYPERPARAMETERS}"):
+        file.unlink()
+    writer = SummaryWriter(folder, filename_suffix=_OF_HYPERPARAMETERS)
+    for summary in hparams(dict(hyperparameters), dict.fromkeys(scores, 0.0)):
+        writer._get_file_writer().add_summary(summary)
+    writer.close()
 
 
 def layout(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:

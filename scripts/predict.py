@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drawn = [] if drawn_to is None else [target_of(source, drawn_to) for source in sources]
     index = None if options.coco is None or options.ids is not None else index_of(options.coco)
     read = [words[0], options.ids, *(source.path for source in sources)]
-    check_outputs([*drawn, options.coco, index, options.comp4], read)
+    check_outputs([*drawn, options.coco, index], read, folders=[options.comp4])
     trained = load_trained(words[0], overrides)
     predict(sources, Looker(trained), options)
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # docs/study holds kept runs, not pages
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if DOCS / "study" not in path.parents]
+BLOCK = re.compile(r"^```python\n(def .*?|# losses/.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
@@ -34,3 +37,14 @@ def test_the_site_lists_every_page_once() -> None:
 def test_links_lead_to_files(page: Path) -> None:
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", ["box-loss", "weighting"])
+def test_code_to_paste_into_the_project_passes_its_linter(page: str) -> None:
+    (code,) = BLOCK.findall((DOCS / f"howto/{page}.md").read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", "losses/pasted.py", "-"]
+    # a function alone does not import what its file imports
+    found = subprocess.run(
+        [*command, "--ignore=F821"], input=code, text=True, cwd=ROOT, capture_output=True
+    )
+    assert found.returncode == 0, found.stdout

@@ -193,7 +193,8 @@ class _Split:
         missing = [key for key in ("id", "area", "iscrowd") if entry.get(key) is None]
         if missing:
             problem = f"has no {', '.join(missing)}, which other programs need"
-            yield Problem(self._file, item, problem, "add it", "warning", "complete", row)
+            cure = "add it, or let --fix do so"
+            yield Problem(self._file, item, problem, cure, "warning", "complete", row)
         if type(entry.get("area")) in (int, float) and entry["area"] == 0 < min(entry["bbox"][2:]):
             problem = "its area is 0, by which COCO's scores judge how large it is"
             cure = "write that of its mask or box, or leave it out to have it computed"

@@ -36,8 +36,10 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     """Check the splits, their annotation files and images, and what no split lists."""
     problems: list[Problem] = []
     members: dict[str, set[str]] = {}
+    mentioned: set[str] = set()  # annotation files, also by lines that are wrong
     for split in splits:
-        members[split], found = _check_split(layout.root, split)
+        members[split], others, found = _check_split(layout.root, split)
+        mentioned |= members[split] | others
         problems += found
     problems += _check_leaks(members)
     images = ImageChecks(layout.root, decode, layout.follow_links)
@@ -63,27 +65,30 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     )
     problems += images.check_orientations()
     if set(splits) >= set(layout.splits):
-        problems += _check_unlisted(layout, set(annotations))
+        problems += _check_unlisted(layout, mentioned)
     return problems
 
 
-def _check_split(root: Path, split: str) -> tuple[set[str], list[Problem]]:
-    """The annotation files of a split, and what is wrong with its lines."""
+def _check_split(root: Path, split: str) -> tuple[set[str], set[str], list[Problem]]:
+    """The annotation files of a split, those that its lines may mean, and what is wrong."""
     folder, file = posixpath.dirname(split), split_file(root, split)
     try:
         lines = read_lines(root / file, root)
     except InputError as error:
-        return set(), [problem_of(error, str(root / file), file, "", "refuse")]
+        return set(), set(), [problem_of(error, str(root / file), file, "", "refuse")]
     problems: list[Problem] = []
     members: set[str] = set()
+    mentioned: set[str] = set()
     for row, line in enumerate(lines):
         if line.strip():
             found = _check_line(root, file, folder, line.strip(), row, members)
             problems += [found] if found else []
-    if not members:
+            stem = posixpath.splitext(posixpath.basename(line.strip()))[0]
+            mentioned.add(posixpath.join(folder, "Annotations", f"{stem}.xml"))
+    if not mentioned:
         cure = "write one image name a line"
         problems.append(Problem(file, "", "lists no images", cure, "error", "refuse"))
-    return members, problems
+    return members, mentioned, problems
 
 
 def _check_line(

@@ -158,6 +158,30 @@ def test_an_eps_of_zero_of_our_own_file_is_for_frozen_statistics(
     assert report.norm_eps == detector.backbone.norm_eps == eps
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, ()),
+        ({"anchors": {"sizes": [16, 32, 64, 128, 256]}}, ("anchors.sizes null, here [[16",)),
+        ({"retinanet": {"relu_before_p7": False}}, ("retinanet.relu_before_p7 true, here false",)),
+        (
+            {"type": "faster_rcnn", "levels": [3, 4, 5], "anchors": {"ratios": [1]}},
+            (),
+        ),  # no head of it
+    ],
+)
+def test_what_a_checkpoint_s_layers_meant_otherwise_is_told(
+    options: dict[str, Any], told: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = DetectorConfig(**SMALL)
+    first = build_detector(config, LossConfig(), 1)
+    saved = {"classes": ["a"], "config": {"detector": config.model_dump(mode="json")}}
+    torch.save({"detector": first.state_dict(), **saved}, tmp_path / "best.pt")
+    _, report = start(("a",), weights=str(tmp_path / "best.pt"), **SMALL, **options)
+    assert len(report.trained_with) == len(told)
+    assert all(a.startswith(b) for a, b in zip(report.trained_with, told, strict=True))
+
+
 def test_a_configured_eps_wins(published: Any) -> None:
     _, report = start(("cat",), weights=str(published["retinanet"][0]), norm_eps=1e-3)
     assert report.norm_eps == 1e-3

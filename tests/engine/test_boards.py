@@ -20,6 +20,7 @@ from data.errors import InputError
 from engine import boards
 from engine.config import Config
 from engine.hyperparameters import hyperparameters
+from engine.tensorboard import TensorBoard
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,21 @@ def test_hyperparameters_stand_beside_the_final_scores(finished: EventAccumulato
     assert session.hparams["loss.weighting.type"].string_value == "alwa"
     scores = {metric.name.tag for metric in experiment.metric_infos}
     assert {"val/voc_mAP", "val/coco_AP"} <= scores <= set(finished.Tags()["scalars"])
+
+
+def test_a_run_that_begins_anew_shows_its_own_hyperparameters(tmp_path: Path) -> None:
+    for lr in (1e6, 0.01):
+        board = TensorBoard(tmp_path, {}, {"train.lr": lr}, ["val/voc_mAP"], purge_step=0)
+        board.scalars({"val/voc_mAP": 0.5}, 1)
+        board.close(finished=True)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (session,) = [
+        data.session_start_info
+        for data in hparams_of(events)
+        if data.HasField("session_start_info")
+    ]
+    assert session.hparams["train.lr"].number_value == 0.01
 
 
 def test_the_layout_lays_both_losses_of_a_pair_over_each_other(finished: EventAccumulator) -> None:

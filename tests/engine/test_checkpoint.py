@@ -301,7 +301,7 @@ def test_two_processes_may_write_one_file_at_the_same_time(tmp_path: Path) -> No
 
 
 def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing to go on from"):
+    with pytest.raises(InputError, match="has no checkpoint yet; leave --resume out, or say --req"):
         load_latest(tmp_path)
 
 

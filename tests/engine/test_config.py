@@ -97,7 +97,8 @@ def test_numbers_may_be_written_as_1e_minus_4(tmp_path: Path) -> None:
         ("train: {device: gpu}", ["train.device", "'gpu'", "'cuda'"]),
         ("train: {best: coco_segm_AP}", ["train.best", "masks", "mask_rcnn"]),
         ("train:", ["train: a mapping of keys is needed"]),
-        ("data: {train: 3}", ["data.train: text is needed", "data.train: a list is needed"]),
+        ("data: {train: 3}", ["data.train: a name or a list of names is needed, got 3"]),
+        ("data: {val: null}", ["data.val: a name or a list of names is needed, got None"]),
         ("data: {image_size: 600}", ["image_size: two numbers are needed, such as [600, 1000], "]),
         ("data: {image_size: [600]}", ["data.image_size: two numbers", "got [600]"]),
         ("data: {image_size: [1, 2, 3]}", ["data.image_size: two numbers", "got [1, 2, 3]"]),
@@ -193,6 +194,12 @@ def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(tmp_path: P
     }
     with pytest.raises(InputError, match=r"^command line: train\.lr: a number is needed, not True"):
         load_config(write(tmp_path, ""), ["train.lr=true"])
+    with pytest.raises(InputError, match=r"^command line: train\.lr: a number is needed, got {"):
+        load_config(write(tmp_path, ""), ["train.lr.x=1"])
+    with pytest.raises(
+        InputError, match=r"^command line: detector\.levels: \[2, 3\] is no pyramid"
+    ):
+        load_config(write(tmp_path, ""), ["detector.levels=[2, 3]"])
 
 
 def test_a_long_override_is_no_file_name() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from engine.console import start_logging
 
 
-@pytest.mark.parametrize("is_main_rank", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_what_all_ranks_know_is_told_by_the_main_one(
-    is_main_rank: bool, capsys: pytest.CaptureFixture[str]
+    rank: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start_logging(None, is_main_rank=is_main_rank)
+    start_logging(tmp_path, rank=rank)
     logging.getLogger("engine.build").warning("of the run")
     logging.getLogger("data.workers").warning("of an image")
     told = capsys.readouterr().err.splitlines()
-    assert told == (["of the run", "of an image"] if is_main_rank else ["of an image"])
+    assert told == (["of an image"] if rank else ["of the run", "of an image"])
+    logged = (tmp_path / "train.log").read_text().splitlines()
+    expected = ["rank 1: of an image"] if rank else ["of the run", "of an image"]
+    assert [line.partition("WARNING ")[2] for line in logged] == expected

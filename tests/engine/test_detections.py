@@ -153,7 +153,9 @@ def test_results_whose_index_calls_images_or_classes_otherwise_are_refused(
         read_coco_json(path, annotations)
 
 
-@pytest.mark.parametrize("text", ["[", "{}", '{"images": [3], "categories": []}'])
+@pytest.mark.parametrize(
+    "text", ["[", "{}", '{"images": [3], "categories": []}', "[" * 200_000], ids=len
+)
 def test_what_is_no_index_is_passed_over_aloud(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

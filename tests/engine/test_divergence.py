@@ -51,6 +51,16 @@ def test_the_weights_are_those_before_the_first_bad_iteration(
     assert torch.equal(training.weight.detach(), Training(at_once, name, scaled).run([1, 2]))
 
 
+def test_a_bad_iteration_that_is_not_remembered_any_more_is_told_all_the_same() -> None:
+    with pytest.raises(DivergenceError, match=r"^a loss was not finite in an iteration before"):
+        Training(at_once=False).run([1, float("nan"), 1, 1, 1, 1, 1])
+
+
+def test_what_to_do_is_told_once_at_the_end() -> None:
+    with pytest.raises(DivergenceError, match=r"updated since; lower train\.lr, .*gradients$"):
+        Training(at_once=True).run([float("nan")])
+
+
 def test_finite_losses_pass_unchanged_however_often_they_are_checked() -> None:
     assert torch.equal(
         Training(at_once=False).run([1, 2, 3]), Training(at_once=True).run([1, 2, 3])

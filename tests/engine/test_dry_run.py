@@ -20,6 +20,7 @@ from detector.build import build_detector
 from engine.config import load_config
 from engine.config_reference import keys
 from engine.dry_run import count_flops, dry_run
+from engine.signals import StopRequest
 from losses.config import LossConfig
 
 
@@ -30,7 +31,7 @@ def test_a_dry_run_describes_the_model_and_writes_nothing(
     classes = ["circle", "square", "star", "triangle"]
     config = config_of(tiny(tmp_path, kind, data={"classes": classes}, train={"ema": 0.9}))
     with caplog.at_level(logging.INFO):
-        text = dry_run(config, ALONE)
+        text = dry_run(config, ALONE, StopRequest())
     assert "one batch of 2 images: " in text
     assert "evaluation of 2 images: " in text
     assert f"{kind} on resnet18: " in text
@@ -46,7 +47,7 @@ def test_a_batch_larger_than_the_training_data_is_said(
 ) -> None:
     def warnings(batch_size: int) -> list[str]:
         caplog.clear()
-        dry_run(config_of(tiny(tmp_path, data={"batch_size": batch_size})), ALONE)
+        dry_run(config_of(tiny(tmp_path, data={"batch_size": batch_size})), ALONE, StopRequest())
         return [line for line in caplog.messages if "several times" in line]
 
     assert warnings(10) == []
@@ -57,7 +58,7 @@ def test_a_batch_larger_than_the_training_data_is_said(
 
 def test_a_dry_run_freezes_what_rests_at_first(tmp_path: Path) -> None:
     def trained(freeze: dict[str, list[int]]) -> int:
-        text = dry_run(config_of(tiny(tmp_path, train={"freeze": freeze})), ALONE)
+        text = dry_run(config_of(tiny(tmp_path, train={"freeze": freeze})), ALONE, StopRequest())
         found = re.search(r"([\d,]+) of them trained", text)
         assert found is not None
         return int(found[1].replace(",", ""))
@@ -80,7 +81,7 @@ def test_a_norm_over_processes_is_refused_on_cpus_by_its_key(
 ) -> None:
     config = config_of(tiny(tmp_path, detector=detector))
     with pytest.raises(InputError, match=f"^{re.escape(keys_of_it)}: sync does not train"):
-        dry_run(config, ALONE)
+        dry_run(config, ALONE, StopRequest())
 
 
 SHAPES = ("circle", "square", "triangle")
@@ -114,7 +115,7 @@ def test_a_part_that_would_stay_random_throughout_is_refused(
     values["detector"]["weights"] = "none" if source == "none" else str(tmp_path / "file.pth")
     message = rf"'{re.escape(part)}' would stay at random weights \({re.escape(part)}\..* all 3 e"
     with pytest.raises(InputError, match=message) if refused else nullcontext():
-        dry_run(config_of(values), ALONE)
+        dry_run(config_of(values), ALONE, StopRequest())
 
 
 @pytest.mark.parametrize(("start", "refused"), [(1, True), (2, False)])
@@ -124,7 +125,9 @@ def test_names_that_freeze_a_part_by_turns_are_seen_together(
     freeze = {"backbone": [0, 1], "backbone.body": [start, 3]}
     message = "'backbone' and 'backbone.body' would stay at random weights"
     with pytest.raises(InputError, match=message) if refused else nullcontext():
-        dry_run(config_of(tiny(tmp_path, train={"epochs": 3, "freeze": freeze})), ALONE)
+        dry_run(
+            config_of(tiny(tmp_path, train={"epochs": 3, "freeze": freeze})), ALONE, StopRequest()
+        )
 
 
 def test_flops_are_those_of_a_convolution() -> None:

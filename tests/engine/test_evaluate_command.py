@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from runs import config_of, run, tiny, write_config
 
 import evaluate
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.signals import Stopped, StopRequest
 from engine.validation import Validation
 
 
@@ -236,6 +238,8 @@ def test_a_file_that_cannot_be_written_costs_no_other(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # as where it could be when the evaluation began
+    monkeypatch.setattr("engine.outputs._check_writable", lambda _: None)
     (tmp_path / "file").touch()
     results = tmp_path / "results.json"
     words = trained / "last.pt", "--output", tmp_path / "file/metrics.json"
@@ -248,3 +252,47 @@ def test_a_file_that_cannot_be_written_costs_no_other(
     assert call(monkeypatch, *words, "--coco-results", tmp_path / "file/results.json") == 2
     assert "file/results.json: cannot be written" in capsys.readouterr().err
     assert (tmp_path / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--coco-results", "{run}/metrics.json"], "metrics.json: is named for two outputs"),
+        (["--output", "{run}/last.pt"], "last.pt: is read here and would be replaced"),
+        (["--coco-results", "{folder}"], "is a folder; name a file"),
+        (["--picture", "{folder}"], "is a folder; name a file"),
+        (["--comp4", "{folder}/file"], "file: is a file; name a folder"),
+        (["--output", "{folder}/file/m.json"], "file is no folder; name another place"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_the_evaluation(
+    words: list[str],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+    monkeypatch.delattr(Validation, "run")
+    places = [word.format(run=trained, folder=tmp_path) for word in words]
+    assert call(monkeypatch, trained / "best.pt", *places) == 2
+    assert message in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+
+
+def test_a_signal_stops_the_scoring_of_a_file(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text("[]")
+    stop = StopRequest()
+    stop.handle(signal.SIGINT)
+    with pytest.raises(Stopped):
+        evaluate.score_file(
+            str(tmp_path / "found.json"),
+            str(trained / "config.yaml"),
+            "val",
+            [],
+            evaluate.Outputs(tmp_path / "metrics.json", None, None, None),
+            stop,
+        )
+    assert not (tmp_path / "metrics.json").exists()

@@ -266,8 +266,32 @@ def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
     values = tiny(tmp_path, train={"epochs": 1, "pictures": 0})
     run(config_of(values))
     values["train"] |= {"epochs": 2, "optimizer": "adamw"}
-    with pytest.raises(InputError, match=r"another train\.optimizer"):
-        run(config_of(values), resume=True, allow_changed=True)
+    for allowed in (False, True):
+        with pytest.raises(
+            InputError, match=r"optimizer: .* the state of its optimizer; change it"
+        ):
+            run(config_of(values), resume=True, allow_changed=allowed)
+
+
+def test_what_is_never_accepted_is_told_before_what_may_be_allowed(finished: Path) -> None:
+    weighting = tiny(finished.parent, loss={"weighting": {"interval": 5}})
+    weights = tiny(finished.parent, detector={"weights": str(finished / "last.pt")})
+    batch = tiny(finished.parent, train={"lr": 0.5}, data={"batch_size": 1})
+    for values, message in (
+        (weighting, "the state of its weighting"),
+        (weights, r"detector\.weights: .* initial weights are read when a run begins"),
+        (batch, "global batches of"),
+    ):
+        for allowed in (False, True):
+            with pytest.raises(InputError, match=message) as error:
+                run(config_of(values), resume=True, allow_changed=allowed)
+            assert "--allow-changed" not in str(error.value)
+
+
+def test_a_map_of_free_names_is_shown_as_one_value(finished: Path) -> None:
+    changed = tiny(finished.parent, train={"freeze": {"backbone.body": [0, 1]}})
+    with pytest.raises(InputError, match=r"train\.freeze: {} -> {'backbone\.body': \[0, 1\]}"):
+        run(config_of(changed), resume=True)
 
 
 def test_another_architecture_is_refused_in_one_line(finished: Path) -> None:

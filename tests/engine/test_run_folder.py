@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import train
 from data.errors import InputError
 from engine import run_folder
 from engine.distributed import Ranks
+from engine.dry_run import dry_run
 from engine.metrics_file import read_records
 from engine.run_folder import RunFolder, open_run_folder
-from engine.signals import StopRequest
+from engine.signals import Stopped, StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,12 @@ def test_a_run_begins_anew_over_one_that_was_killed_before_its_first_checkpoint(
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/classification")] == [1, 2, 3, 4, 5]
+
+
+def test_a_signal_before_the_first_iteration_leaves_no_checkpoint(tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.handle(signal.SIGINT)
+    folder = run(config_of(tiny(tmp_path)), stop)
+    assert [path.name for path in folder.iterdir()] == ["train.log"]
+    with pytest.raises(Stopped):
+        dry_run(config_of(tiny(tmp_path)), ALONE, stop)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from engine.standard_output import is_watched
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = """
@@ -84,6 +89,7 @@ def left() -> tuple[int, Callable[[], None]]:
 
 def terminal() -> tuple[int, Callable[[], None]]:
     reader, console = os.openpty()
+    fcntl.ioctl(console, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
     def close() -> None:
         shown = b""
@@ -112,6 +118,17 @@ def test_a_console_that_goes_away_ends_nothing_and_the_log_says_all(
     assert process.returncode == status
     told = [line.split(maxsplit=3)[3] for line in (tmp_path / "train.log").read_text().splitlines()]
     assert told == ["before", "after"] * 2 + end
+
+
+def test_a_terminal_of_unknown_size_is_shown_lines_and_no_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, console = os.openpty()
+    with os.fdopen(console, "w") as stream, os.fdopen(reader):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert not is_watched()
+        fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        assert is_watched()
 
 
 def test_a_program_without_a_console_ends_as_ever(tmp_path: Path) -> None:

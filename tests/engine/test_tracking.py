@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,12 +32,16 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return 2
+
 
 @pytest.fixture
 def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a terminal shows of one log line: 40 images in four seconds, ten batches of 8 left."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
     start_logging(tmp_path)
     config = parse_config({"train": {"epochs": 30}}, "test")
     with Tracker(tmp_path, PAIRS, config, None, enabled=True) as tracker:

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from tiny_studies import finish, log_of, recorded_run, tiny_study
 
 from data.errors import InputError
+from losses.box import BOX_LOSSES
 from scripts.studies.definition import Figure
 from scripts.studies.figures import ShownRun, draw_losses, draw_windows, write_figure
 from scripts.studies.plotting import draw, shown_runs
@@ -35,7 +36,7 @@ def test_the_sliding_box_has_the_iou_of_two_squares() -> None:
 
 def test_box_losses_are_zero_on_the_object_and_never_fall_with_the_shift() -> None:
     data = slide()
-    assert set(data.box) == {"l1", "smooth_l1", "giou", "diou", "ciou"}
+    assert set(data.box) == set(BOX_LOSSES)
     for name, values in data.box.items():
         assert values[0] == pytest.approx(0, abs=1e-6), name
         assert (np.diff(values) >= -1e-5).all(), name

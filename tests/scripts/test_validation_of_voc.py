@@ -285,3 +285,14 @@ def test_bccd_has_its_two_boxes_without_area(
     before, after = load_voc(SHARED / "bccd", ["trainval"]), load_voc(copy, ["trainval"])
     assert (before.dropped, after.dropped) == (2, 0)
     assert before.boxes.tolist() == after.boxes.tolist()
+
+
+def test_names_with_an_ending_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object("dog", GOOD)] for name in "ab"}
+    root = write_voc(tmp_path / "voc", images, {"train": ["a.png", "b.png"]})
+    code, problems = validate(root, capsys)
+    assert code == 1
+    assert [each["object"] for each in problems] == ["line 1", "line 2"]
+    assert all("a line is a name without folder and ending" in each["problem"] for each in problems)
