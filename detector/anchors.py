@@ -10,7 +10,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from data.errors import InputError
-from detector.config import AnchorConfig
+from detector.config import AnchorConfig, DetectorConfig
+
+RETINANET_OCTAVE_BASE, RPN_OCTAVE_BASE = 4.0, 8.0  # the smallest anchor's size in strides
+RETINANET_SCALES_PER_OCTAVE, RPN_SCALES_PER_OCTAVE = 3, 1
 
 
 class PyramidAnchors(AnchorGenerator):
@@ -35,6 +38,13 @@ class PyramidAnchors(AnchorGenerator):
         if strides is not None:
             self.cell_anchors = [_exact_cell(size, ratios) for size in sizes]
 
+    def equals(self, other: PyramidAnchors) -> bool:
+        """Whether both lay the same boxes over maps of the same levels."""
+        mine, theirs = self.cell_anchors, other.cell_anchors
+        return self.exact_strides == other.exact_strides and (
+            [cell.tolist() for cell in mine] == [cell.tolist() for cell in theirs]
+        )
+
     def of_pyramid(self, image_size: tuple[int, int], features: Sequence[Tensor]) -> list[Tensor]:
         """The anchors of each level, ``(H_l * W_l * anchors a location, 4)`` xyxy in pixels.
 
@@ -57,6 +67,17 @@ class PyramidAnchors(AnchorGenerator):
         height, width = image_list.tensors.shape[-2:]
         anchors = torch.cat(self.of_pyramid((height, width), feature_maps))
         return [anchors] * len(image_list.image_sizes)
+
+
+def anchors_of(config: DetectorConfig) -> PyramidAnchors:
+    """The anchors of a detector; raises InputError as ``build_anchors`` does."""
+    is_retinanet = config.type == "retinanet"
+    return build_anchors(
+        config.anchors,
+        config.pyramid_levels,
+        RETINANET_OCTAVE_BASE if is_retinanet else RPN_OCTAVE_BASE,
+        RETINANET_SCALES_PER_OCTAVE if is_retinanet else RPN_SCALES_PER_OCTAVE,
+    )
 
 
 def build_anchors(

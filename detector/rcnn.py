@@ -12,7 +12,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from data.target import Targets, check_targets
-from detector.anchors import build_anchors
+from detector.anchors import anchors_of
 from detector.backbone import Backbone
 from detector.box_head import BoxHead
 from detector.config import DetectorConfig, MaskConfig
@@ -23,9 +23,6 @@ from detector.roi_pooling import RoIPooler, to_rois
 from detector.rpn import RegionProposalNetwork, RPNHead
 from losses.config import LossConfig
 from losses.gpu import has_kernels
-
-RPN_OCTAVE_BASE = 8.0  # an anchor's size in strides
-RPN_SCALES_PER_OCTAVE = 1
 
 
 class FasterRCNN(GeneralizedRCNN):
@@ -197,7 +194,7 @@ class MaskRCNN(FasterRCNN):
 def _build_rpn(
     backbone: Backbone, config: DetectorConfig, loss: LossConfig
 ) -> RegionProposalNetwork:
-    anchors = build_anchors(config.anchors, backbone.levels, RPN_OCTAVE_BASE, RPN_SCALES_PER_OCTAVE)
+    anchors = anchors_of(config)
     head = RPNHead(
         backbone.out_channels,
         anchors.num_anchors_per_location()[0],

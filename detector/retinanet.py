@@ -11,7 +11,7 @@ from torchvision.models.detection import retinanet
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from data.target import Targets, check_targets
-from detector.anchors import PyramidAnchors, build_anchors
+from detector.anchors import PyramidAnchors, anchors_of
 from detector.backbone import Backbone
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import DetectorConfig
@@ -24,9 +24,6 @@ from detector.windows import Wanted
 from losses.config import LossConfig
 from losses.focal_sums import fastest_focal_sums
 from losses.gpu import has_kernels
-
-OCTAVE_BASE = 4.0  # the smallest anchor's size in strides
-SCALES_PER_OCTAVE = 3
 
 
 class RetinaNet(retinanet.RetinaNet):
@@ -55,7 +52,7 @@ class RetinaNet(retinanet.RetinaNet):
     def __init__(
         self, backbone: Backbone, config: DetectorConfig, loss: LossConfig, num_classes: int
     ) -> None:
-        anchors = build_anchors(config.anchors, backbone.levels, OCTAVE_BASE, SCALES_PER_OCTAVE)
+        anchors = anchors_of(config)
         super().__init__(
             backbone,
             num_classes,

@@ -13,7 +13,6 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models.detection import (
@@ -23,8 +22,9 @@ from torchvision.models.detection import (
 )
 
 from data.errors import InputError, shown
+from detector.anchors import anchors_of
 from detector.build import Detector
-from detector.config import FROZEN_NORMS, DetectorConfig
+from detector.config import FROZEN_NORMS, AnchorConfig, DetectorConfig
 from detector.norm import DEFAULT_EPS
 from detector.weight_files import StoredWeights, fetch_weights, read_weights
 
@@ -61,15 +61,8 @@ WHOLES = {
 
 
 # What layers of a detector mean, beside their shapes: the pyramid's maps, and boxes in the heads.
-MEANINGS = (
-    "pyramid_levels",
-    "anchors.sizes",
-    "anchors.scales_per_octave",
-    "anchors.ratios",
-    "anchors.rounded",
-    "retinanet.relu_before_p7",
-    "roi.box_weights",
-)
+MEANINGS = ("pyramid_levels", "retinanet.relu_before_p7", "roi.box_weights")
+ANCHOR_OPTIONS = tuple(f"anchors.{name}" for name in AnchorConfig.model_fields)
 
 
 @dataclass(frozen=True)
@@ -214,14 +207,17 @@ def _load_detector(
 
 
 def _other_meanings(stored: StoredWeights, config: DetectorConfig) -> tuple[str, ...]:
-    """Options of ``MEANINGS`` that a checkpoint of the same kind of detector has otherwise."""
+    """What a checkpoint of the same kind of detector means otherwise, by its options."""
     try:
         theirs = DetectorConfig.model_validate(stored.config["detector"])
-    except (TypeError, KeyError, ValidationError):  # no checkpoint, or one of another version
+        anchors = anchors_of(theirs)
+    except (TypeError, LookupError, ValueError):  # no checkpoint, or one of another version
         return ()
     if theirs.type != config.type:
         return ()
-    values = ((name, attrgetter(name)(theirs), attrgetter(name)(config)) for name in MEANINGS)
+    # Options of the same anchors can be written in several ways.
+    names = MEANINGS if anchors.equals(anchors_of(config)) else (*MEANINGS, *ANCHOR_OPTIONS)
+    values = ((name, attrgetter(name)(theirs), attrgetter(name)(config)) for name in names)
     return tuple(
         f"{name.replace('pyramid_levels', 'levels')} {json.dumps(before)}, here {json.dumps(now)}"
         for name, before, now in values
