@@ -144,7 +144,10 @@ def score_checkpoint(
         check_precision(config.train.amp, ranks)
         tell_precision(config.train.amp, ranks.device)
         annotations = build_annotations(config.data, config.data.split(split), trained.classes)
-        check_outputs_of(annotations, outputs, [checkpoint, *beside[1:]], config.data.root)
+        with ranks.main_first():
+            if ranks.is_main:
+                inputs: list[str | Path] = [checkpoint, *beside[1:]]
+                check_outputs_of(annotations, outputs, inputs, config.data.root)
         detector = trained.detector.to(ranks.device)
         validation = build_validation(config, annotations, ranks, stop)
         with closing(validation.loader):

@@ -149,16 +149,18 @@ class Annotations:
 
     def trained(self, use_difficult: bool) -> npt.NDArray[np.bool_]:
         """``(N,)``: the objects to train on: no crowds, none that is thin, difficult on request."""
-        left_out = self.crowd | self.thin
-        return ~(left_out if use_difficult else left_out | self.difficult)
+        return self._trained(slice(None), self.sizes[self.object_images()], use_difficult)
+
+    def _trained(
+        self, rows: slice, sizes_hw: npt.NDArray[np.int32], use_difficult: bool
+    ) -> npt.NDArray[np.bool_]:
+        left_out = self.crowd[rows] | _is_thin(self.boxes[rows], sizes_hw)
+        return ~(left_out if use_difficult else left_out | self.difficult[rows])
 
     def training_objects(self, image: int, use_difficult: bool = False) -> Rows:
         """The object rows of one image to train on, as ``trained`` has them."""
         rows = self.objects_of(image)
-        left_out = self.crowd[rows] | _is_thin(self.boxes[rows], self.sizes[image])
-        if not use_difficult:
-            left_out |= self.difficult[rows]
-        return np.flatnonzero(~left_out) + rows.start
+        return np.flatnonzero(self._trained(rows, self.sizes[image], use_difficult)) + rows.start
 
     def training_counts(self, use_difficult: bool) -> Rows:
         """``(I,)``: the number of ``training_objects`` of every image."""

@@ -38,13 +38,6 @@ class PyramidAnchors(AnchorGenerator):
         if strides is not None:
             self.cell_anchors = [_exact_cell(size, ratios) for size in sizes]
 
-    def equals(self, other: PyramidAnchors) -> bool:
-        """Whether both lay the same boxes over maps of the same levels."""
-        mine, theirs = self.cell_anchors, other.cell_anchors
-        return self.exact_strides == other.exact_strides and (
-            [cell.tolist() for cell in mine] == [cell.tolist() for cell in theirs]
-        )
-
     def of_pyramid(self, image_size: tuple[int, int], features: Sequence[Tensor]) -> list[Tensor]:
         """The anchors of each level, ``(H_l * W_l * anchors a location, 4)`` xyxy in pixels.
 
@@ -78,6 +71,17 @@ def anchors_of(config: DetectorConfig) -> PyramidAnchors:
         RETINANET_OCTAVE_BASE if is_retinanet else RPN_OCTAVE_BASE,
         RETINANET_SCALES_PER_OCTAVE if is_retinanet else RPN_SCALES_PER_OCTAVE,
     )
+
+
+def same_anchors(one: DetectorConfig, other: DetectorConfig) -> bool:
+    """Whether two detectors have the same anchors on the levels that both have."""
+    cells, others = (
+        dict(zip(config.pyramid_levels, anchors_of(config).cell_anchors, strict=True))
+        for config in (one, other)
+    )
+    shared = cells.keys() & others.keys()
+    same = all(torch.equal(cells[level], others[level]) for level in shared)
+    return same and one.anchors.rounded == other.anchors.rounded
 
 
 def build_anchors(

@@ -44,7 +44,7 @@ class Preprocessing(nn.Module):
         Raises:
             ValueError: no images.
         """
-        if not images:
+        if len(images) == 0:  # it may be a tensor of them
             raise ValueError("a detector needs at least one image")
         sizes = [_size_of(image) for image in images]
         height = padded(max(height for height, _ in sizes))

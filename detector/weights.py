@@ -22,7 +22,7 @@ from torchvision.models.detection import (
 )
 
 from data.errors import InputError, shown
-from detector.anchors import anchors_of
+from detector.anchors import same_anchors
 from detector.build import Detector
 from detector.config import FROZEN_NORMS, AnchorConfig, DetectorConfig
 from detector.norm import DEFAULT_EPS
@@ -60,8 +60,7 @@ WHOLES = {
 }
 
 
-# What layers of a detector mean, beside their shapes: the pyramid's maps, and boxes in the heads.
-MEANINGS = ("pyramid_levels", "retinanet.relu_before_p7", "roi.box_weights")
+# What boxes in the heads are relative to.
 ANCHOR_OPTIONS = tuple(f"anchors.{name}" for name in AnchorConfig.model_fields)
 
 
@@ -207,19 +206,20 @@ def _load_detector(
 
 
 def _other_meanings(stored: StoredWeights, config: DetectorConfig) -> tuple[str, ...]:
-    """What a checkpoint of the same kind of detector means otherwise, by its options."""
+    """What boxes are relative to in a checkpoint of the same kind of detector, and not here."""
     try:
         theirs = DetectorConfig.model_validate(stored.config["detector"])
-        anchors = anchors_of(theirs)
+        # Options of the same anchors can be written in several ways.
+        names = () if same_anchors(theirs, config) else ANCHOR_OPTIONS
     except (TypeError, LookupError, ValueError):  # no checkpoint, or one of another version
         return ()
     if theirs.type != config.type:
         return ()
-    # Options of the same anchors can be written in several ways.
-    names = MEANINGS if anchors.equals(anchors_of(config)) else (*MEANINGS, *ANCHOR_OPTIONS)
+    if config.type != "retinanet":
+        names = (*names, "roi.box_weights")
     values = ((name, attrgetter(name)(theirs), attrgetter(name)(config)) for name in names)
     return tuple(
-        f"{name.replace('pyramid_levels', 'levels')} {json.dumps(before)}, here {json.dumps(now)}"
+        f"{name} {json.dumps(before)}, here {json.dumps(now)}"
         for name, before, now in values
         if before != now
     )

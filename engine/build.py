@@ -134,7 +134,7 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
                     report.source,
                     option,
                 )
-        refuse_random_frozen(config.train, report)
+        refuse_random_frozen(config.train, report.random, config.detector.weights)
     return detector.to(ranks.device)
 
 

@@ -27,10 +27,12 @@ def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int =
     console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
     handlers: list[logging.Handler] = [console]
     if folder is not None:
-        file = logging.FileHandler(folder / LOG, encoding="utf-8")
-        of_rank = f"rank {rank}: " if rank else ""
-        file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {of_rank}%(message)s"))
-        handlers.append(file)
+        # Other ranks may see the folder of the main one without the right to write there.
+        with suppress(*([OSError] if rank else [])):
+            file = logging.FileHandler(folder / LOG, encoding="utf-8")
+            of_rank = f"rank {rank}: " if rank else ""
+            file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {of_rank}%(message)s"))
+            handlers.append(file)
         level = logging.INFO
     if rank:
         for handler in handlers:
@@ -39,7 +41,7 @@ def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int =
 
 
 def _is_of_one_rank(record: logging.LogRecord) -> bool:
-    """Whether something happened on a rank, and not on all: its images, or what ended it."""
+    """Whether a rank beside the main one tells of it: its images, and what ended it."""
     return record.name in OF_ONE_RANK or record.levelno >= logging.ERROR
 
 

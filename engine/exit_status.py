@@ -19,8 +19,16 @@ from engine.signals import Stopped, StopRequest, catch_stop_signals
 from engine.standard_output import READER_LEFT, reader_left, tell
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-DENIED = (errno.EIO, errno.EACCES, errno.EPERM)  # of reading, too
+# Errors of files: what cannot be done, and the cure.
+FILE_ERRORS = {
+    errno.ENOSPC: ("written", "make room"),
+    errno.EDQUOT: ("written", "make room"),
+    errno.EFBIG: ("written", "raise the limit of a file's size (ulimit -f)"),
+    errno.EROFS: ("written", "give the right to write there"),
+    errno.EACCES: ("read or written", "give the right to it"),
+    errno.EPERM: ("read or written", "give the right to it"),
+    errno.EIO: ("read or written", "see to the disk"),
+}
 # Ranks that only miss another one leave after it: torchrun names the first to end as the cause.
 LOST_RANK_DELAY_SECONDS = 2.0
 
@@ -47,7 +55,7 @@ def exit_status(
                 sys.stdout.flush()
         except Stopped as stopped:
             _note(logging.INFO, stopped)
-            tell(f"{stopped}; {goes_on}\n")
+            tell(f"{stopped}; {goes_on if stopped.begun else 'start it again'}\n")
             return stopped.exit_code
         except (InputError, DivergenceError) as error:
             _report(error)
@@ -73,9 +81,8 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
     if is_out_of_files(error):
         _report("too many open files: raise the limit (ulimit -n), or lower data.workers")
         return WRONG_INPUT
-    if isinstance(error, OSError) and error.errno in (*FULL, *DENIED):
-        what = "written" if error.errno in FULL else "read or written"
-        cure = "make room" if error.errno in FULL else "see to the disk, or give the right to it"
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+        what, cure = FILE_ERRORS[error.errno]
         _report(
             f"{error.filename or 'a file of the run'}: cannot be {what}: {error.strerror}; {cure}; "
             f"{goes_on}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
 from data.errors import InputError
 from detector.cuda_graphs import forget_recordings
-from detector.weights import PretrainedReport
 from engine.run_config import TrainConfig
 
 # What passes in training mode change, or draw at random.
@@ -71,10 +70,15 @@ def frozen_in(spans: Mapping[str, tuple[int, int]], epoch: int) -> list[str]:
     return [name for name, (start, end) in spans.items() if start <= epoch < end]
 
 
-def refuse_random_frozen(config: TrainConfig, weights: PretrainedReport) -> None:
-    """Raise InputError for what begins at random and is frozen in every epoch: it would stay so."""
+def refuse_random_frozen(config: TrainConfig, random: Collection[str], weights: str) -> None:
+    """Raise InputError for what begins at random and is frozen in every epoch: it would stay so.
+
+    Args:
+        random: the names of parameters and buffers that ``weights`` do not hold.
+        weights: ``detector.weights``.
+    """
     frozen: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
-    for value in sorted(weights.random):
+    for value in sorted(random):
         spans = {name: span for name, span in config.freeze.items() if value.startswith(f"{name}.")}
         if all(frozen_in(spans, epoch) for epoch in range(config.epochs)):
             frozen.setdefault(tuple(spans), []).append(value)
@@ -83,8 +87,7 @@ def refuse_random_frozen(config: TrainConfig, weights: PretrainedReport) -> None
         raise InputError(
             f"train.freeze: {' and '.join(map(repr, names))} would stay at random weights "
             f"({values[0]}{more}) in all {config.epochs} epochs; detector.weights="
-            f"{weights.source} does not hold them: set others, freeze less, or let it train in "
-            "some epochs"
+            f"{weights} does not hold them: set others, freeze less, or let it train in some epochs"
         )
 
 

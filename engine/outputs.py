@@ -42,7 +42,7 @@ def check_outputs(
             raise InputError(f"{output}: is a file; name a folder")
     files = [output for output in (*named, *named_folders) if not is_stream(output)]
     for output in files:
-        _check_writable(output)
+        _check_writable(output, is_folder=output in named_folders)
     places: set[str] = set()
     for output in files:
         place = os.path.realpath(output)
@@ -57,9 +57,11 @@ def check_outputs(
             raise InputError(f"{output}: is read here and would be replaced; name another")
 
 
-def _check_writable(output: Path) -> None:
+def _check_writable(output: Path, is_folder: bool) -> None:
     """Raise InputError where the folder that an output will be written into does not allow it."""
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    above = output.absolute().parents
+    places = [output.absolute(), *above] if is_folder else above
+    folder = next(place for place in places if place.exists())
     if not folder.is_dir():
         raise InputError(f"{output}: cannot be written: {folder} is no folder; name another place")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -21,11 +21,17 @@ SAME_REQUEST_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has stopped; everything worth keeping is saved."""
+    """A program was asked to stop and has stopped; everything worth keeping is saved.
 
-    def __init__(self, signal_number: int) -> None:
+    Args:
+        signal_number: of the signal that asked.
+        begun: whether there is anything to keep.
+    """
+
+    def __init__(self, signal_number: int, begun: bool = True) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
+        self.begun = begun
 
 
 class StopRequest:
@@ -78,10 +84,13 @@ class StopRequest:
             raise Stopped(self.signal_number)
 
     def check_together(self, ranks: Ranks) -> None:
-        """The same, on every rank if a signal has come to any; all must call it."""
+        """The same before anything has begun, on every rank if a signal has come to any.
+
+        All must call it.
+        """
         (asked,) = ranks.any(self.signal_number is not None)
         if asked:
-            raise Stopped(self.signal_number or signal.SIGTERM)
+            raise Stopped(self.signal_number or signal.SIGTERM, begun=False)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ def checked_pairs(pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, 
         )
     seen: set[str] = set()
     for pair, names in pairs.items():
-        if not isinstance(names, tuple | list) or len(names) != 2:
+        if isinstance(names, str | Set) or len(names) != 2:
             raise ValueError(f"pair '{pair}' must be the names of two losses, got {names!r}")
         for name in names:
             if name in seen:
@@ -40,7 +40,7 @@ def checked_weights(weights: Sequence[float]) -> list[float]:
             and finite.
     """
     try:
-        values = [float(weight) for weight in weights]
+        values = [] if isinstance(weights, str) else [float(weight) for weight in weights]
     except (TypeError, ValueError):  # no sequence, or not of numbers
         values = []
     held = torch.tensor(values, dtype=torch.float32).tolist()

@@ -55,7 +55,7 @@ def check_box(
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
         problem = f"the box {numbers} leaves its image of {width}x{height}"
         cure = "cut it at the border; if many do, the image was resized"
-        if min(x1, y1) == -1 and not slack:
+        if min(x1, y1) == -1 and min(written) == 0:  # VOC's, which count from 1
             problem += ", whose first pixel is 1"
             cure += ", or pixels are counted from 0: --zero-based, data.voc.coordinates: zero_based"
         return Problem(file, item, problem, cure, "warning", "clip_box", row)

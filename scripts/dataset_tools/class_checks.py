@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from data.errors import shown
-from scripts.dataset_tools.problems import Problem
+from scripts.dataset_tools.problems import Problem, Severity
 from scripts.dataset_tools.split_names import role_of
 
 
@@ -18,11 +18,13 @@ class SplitClasses:
         known: those that a detector has which is trained on the split; empty if it cannot be read.
         used: those that have objects, and where the first of them is.
         trains: whether one of these objects is trained on.
+        is_difficult: whether one would be with ``data.voc.use_difficult``.
     """
 
     known: frozenset[str]
     used: Mapping[str, str]
     trains: bool
+    is_difficult: bool
 
 
 def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
@@ -35,12 +37,14 @@ def check_classes(splits: Mapping[str, SplitClasses]) -> Iterator[Problem]:
         return
     if not any(splits[split].trains for split in trained):
         problem, cure = "has no object to train on", "annotate some, or see why all were left out"
-        if any(splits[split].used for split in trained):
-            problem += ": all are crowds, difficult, or thinner than a pixel"
-            cure = (
-                "write iscrowd or difficult 0, or data.voc.use_difficult: true for difficult ones"
-            )
-        yield Problem(trained[0], "", problem, cure, "error", "none")
+        severity: Severity = "error"
+        if any(splits[split].is_difficult for split in trained):
+            problem, severity = f"{problem} but difficult ones", "warning"
+            cure = "train with data.voc.use_difficult: true, or write difficult 0"
+        elif any(splits[split].used for split in trained):
+            problem += ": all are crowds, or thinner than a pixel"
+            cure = "write iscrowd 0, or draw them again"
+        yield Problem(trained[0], "", problem, cure, severity, "none")
     known = frozenset().union(*(splits[split].known for split in trained))
     for split, classes in splits.items():
         for name in [] if split in trained else sorted(classes.used.keys() - known):

@@ -80,7 +80,7 @@ class _Split:
         self._rows: dict[int, list[int]] = defaultdict(list)  # by id, of all image entries
         self._categories: dict[int, str] = {}
         self._used: dict[str, str] = {}  # the first object of each class
-        self._trains = False  # whether an object is trained on
+        self._trains = self._is_difficult = False  # see SplitClasses
         self._items: list[Any] = []
         self._kept: list[tuple[Box, Size]] = []  # boxes of images that a repair keeps
 
@@ -113,7 +113,8 @@ class _Split:
 
     def classes(self) -> SplitClasses:
         """Those that the file lists and those that have objects, once it has been checked."""
-        return SplitClasses(frozenset(self._categories.values()), self._used, self._trains)
+        known = frozenset(self._categories.values())
+        return SplitClasses(known, self._used, self._trains, self._is_difficult)
 
     def _check_entries(self, entries: list[Any]) -> Iterator[Problem]:
         for row, entry in enumerate(entries):
@@ -267,7 +268,9 @@ class _Split:
             # Two objects that cover each other have one box, but each its mask.
             mask = json.dumps(entry.get("segmentation") or [])
             flags = bool(entry.get("iscrowd")), bool(entry.get("difficult"))
-            self._trains |= not any(flags) and not is_thin(each.box, size)
+            if not (flags[0] or is_thin(each.box, size)):
+                self._trains |= not flags[1]
+                self._is_difficult |= flags[1]
             key = (entry["category_id"], each.box, flags, mask)
             found = found or doubles.check(self._file, each.item, row, key) or of_masks.get(row)
             if found:

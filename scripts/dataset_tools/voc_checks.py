@@ -47,7 +47,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     annotations = sorted(set().union(*members.values()))
     owners: dict[str, list[str]] = defaultdict(list)
     classes: dict[str, set[str]] = {}  # by annotation file
-    training: set[str] = set()  # annotation files with objects that are trained on
+    trainable: dict[str, set[bool]] = {}  # likewise, see _Document
     for annotation in progress(annotations, "validate"):
         folder, _ = place_of(annotation)
         if folder not in listings:
@@ -56,12 +56,11 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
         checked = _Document(layout, annotation, listings[folder], owners)
         problems += checked.check(images)
         classes[annotation] = checked.classes
-        if checked.trains:
-            training.add(annotation)
+        trainable[annotation] = checked.trainable
     for image, files in owners.items():
         problems += _check_owners(image, files)
     problems += check_classes(
-        {split: _classes_of(own, classes, training) for split, own in members.items()}
+        {split: _classes_of(own, classes, trainable) for split, own in members.items()}
     )
     problems += images.check_orientations()
     if set(splits) >= set(layout.splits):
@@ -82,10 +81,11 @@ def _check_split(root: Path, split: str) -> tuple[set[str], set[str], list[Probl
     for row, line in enumerate(lines):
         if line.strip():
             found = _check_line(root, file, folder, line.strip(), row, members)
-            problems += [found] if found else []
-            stem = posixpath.splitext(posixpath.basename(line.strip()))[0]
-            mentioned.add(posixpath.join(folder, "Annotations", f"{stem}.xml"))
-    if not mentioned:
+            if found:
+                problems.append(found)
+                stem = posixpath.splitext(posixpath.basename(line.strip()))[0]
+                mentioned.add(posixpath.join(folder, "Annotations", f"{stem}.xml"))
+    if not (members or mentioned):
         cure = "write one image name a line"
         problems.append(Problem(file, "", "lists no images", cure, "error", "refuse"))
     return members, mentioned, problems
@@ -142,7 +142,7 @@ def _check_owners(image: str, files: list[str]) -> Iterator[Problem]:
 
 
 def _classes_of(
-    annotations: set[str], classes: dict[str, set[str]], training: set[str]
+    annotations: set[str], classes: dict[str, set[str]], trainable: dict[str, set[bool]]
 ) -> SplitClasses:
     """Those of a split, as the reader finds them: all of VOC's 20 where there are no others."""
     used: dict[str, str] = {}
@@ -150,8 +150,9 @@ def _classes_of(
         for name in classes[annotation]:
             used.setdefault(name, annotation)
     known = VOC_CLASSES if used.keys() <= set(VOC_CLASSES) else used
-    trains = not annotations.isdisjoint(training)
-    return SplitClasses(frozenset(known if annotations else ()), used, trains)
+    kinds = {kind for annotation in annotations for kind in trainable[annotation]}
+    names = frozenset(known if annotations else ())
+    return SplitClasses(names, used, trains=False in kinds, is_difficult=True in kinds)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class _Document:
         self._listing = listing
         self._owners = owners
         self.classes: set[str] = set()  # of the objects that can be read
-        self.trains = False  # whether one of them is trained on
+        # whether the objects are difficult that are trained on, or may be
+        self.trainable: set[bool] = set()
 
     def check(self, images: ImageChecks) -> list[Problem]:
         try:
@@ -187,7 +189,7 @@ class _Document:
         problems: list[Problem] = []
         size = self._size(annotation, problems)
         objects = self._objects(annotation, problems)
-        self.trains = any(not each.difficult and not is_thin(each.box, size) for each in objects)
+        self.trainable = {each.difficult for each in objects if not is_thin(each.box, size)}
         try:
             image = self._image(annotation, problems)
         except InputError as error:

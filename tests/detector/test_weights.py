@@ -164,7 +164,7 @@ def test_an_eps_of_zero_of_our_own_file_is_for_frozen_statistics(
         ({}, ()),
         ({"anchors": {"sizes": [16, 32, 64, 128, 256]}}, ("anchors.sizes null, here [[16",)),
         ({"anchors": {"sizes": [32, 64, 128, 256, 512], "scales_per_octave": 3}}, ()),  # the same
-        ({"retinanet": {"relu_before_p7": False}}, ("retinanet.relu_before_p7 true, here false",)),
+        ({"levels": [3, 4, 5, 6], "roi": {"box_weights": [1, 1, 1, 1]}}, ()),  # RetinaNet has none
         (
             {"type": "faster_rcnn", "levels": [3, 4, 5], "anchors": {"ratios": [1]}},
             (),

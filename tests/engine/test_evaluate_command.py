@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import torch
 from runs import config_of, run, tiny, write_config
 
 import evaluate
+from data.errors import InputError
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.outputs import check_outputs
 from engine.signals import Stopped, StopRequest
 from engine.validation import Validation
 
@@ -239,7 +243,7 @@ def test_a_file_that_cannot_be_written_costs_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # as where it could be when the evaluation began
-    monkeypatch.setattr("engine.outputs._check_writable", lambda _: None)
+    monkeypatch.setattr("engine.outputs._check_writable", lambda *_, **__: None)
     (tmp_path / "file").touch()
     results = tmp_path / "results.json"
     words = trained / "last.pt", "--output", tmp_path / "file/metrics.json"
@@ -296,3 +300,16 @@ def test_a_signal_stops_the_scoring_of_a_file(trained: Path, tmp_path: Path) -> 
             stop,
         )
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("is_folder", "refused"), [(True, False), (False, True)])
+def test_a_folder_that_is_there_may_lie_in_one_that_allows_no_files(
+    is_folder: bool, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "comp4"
+    place.mkdir()
+    # as to who is not root
+    monkeypatch.setattr(os, "access", lambda folder, _: Path(folder) == place)
+    names = {"outputs": [], "folders": [place]} if is_folder else {"outputs": [tmp_path / "a"]}
+    with pytest.raises(InputError, match="allows no files") if refused else nullcontext():
+        check_outputs(**names, inputs=[])

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from engine.exit_status import exit_status
-from engine.signals import StopRequest
+from engine.signals import Stopped, StopRequest
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,15 @@ from engine.signals import StopRequest
     [
         (OSError(errno.EMFILE, "Too many open files"), 2, "too many open files: raise the limit"),
         (RuntimeError("Too many open files. Communication ..."), 2, "too many open files: raise"),
-        (OSError(errno.ENOSPC, "No space left", "last.pt"), 2, "last.pt: cannot be written"),
+        (
+            OSError(errno.ENOSPC, "No space left", "last.pt"),
+            2,
+            "cannot be written: No space left; m",
+        ),
+        (OSError(errno.EROFS, "Read-only", "a"), 2, "a: cannot be written: Read-only; give the ri"),
+        (OSError(errno.EACCES, "Denied", "a"), 2, "a: cannot be read or written: Denied; give the"),
+        (Stopped(2), 130, "stopped by SIGINT; start from here"),
+        (Stopped(15, begun=False), 143, "stopped by SIGTERM; start it again"),
         (MemoryError(), 2, "no memory is left: lower data.batch_size"),
         (OSError(errno.ENOTDIR, "Not a directory"), 1, "a fault of this program"),
         (RuntimeError("other"), 1, "a fault of this program"),
@@ -27,5 +35,5 @@ def test_what_went_wrong_is_told(
     def command(_: StopRequest) -> None:
         raise error
 
-    assert exit_status(command, "data.batch_size") == status
+    assert exit_status(command, "data.batch_size", goes_on="start from here") == status
     assert message in capfd.readouterr().err

@@ -103,11 +103,16 @@ def test_a_signal_saves_the_last_iteration_and_the_run_goes_on_as_if_undisturbed
         assert code == (128 + number if ranks == 1 else 1), errors
         assert seconds < GRACE
         assert program.orphans() == {}
-    step = load_checkpoint(folder / "last.pt")["progress"]["step"]
-    logged = [line["step"] for line in metrics(folder) if line["kind"] == "train"]
-    assert step == logged[-1]
     assert f"stopped by {signal.Signals(number).name}" in errors
-    complete(config, "--resume", ranks=ranks)
+    if stage == "start" and not (folder / "last.pt").exists():
+        assert "start it again" in errors
+        assert [path.name for path in folder.iterdir()] == ["train.log"]
+        complete(config, ranks=ranks)
+    else:
+        step = load_checkpoint(folder / "last.pt")["progress"]["step"]
+        logged = [line["step"] for line in metrics(folder) if line["kind"] == "train"]
+        assert step == logged[-1]
+        complete(config, "--resume", ranks=ranks)
     whole, cut = (load_checkpoint(path / "last.pt") for path in (undisturbed[ranks], folder))
     assert set(differences(whole, cut)) <= {"/config/train/name", "/config/train/output"}
     assert metrics(undisturbed[ranks]) == metrics(folder)

@@ -427,7 +427,7 @@ def test_a_report_that_cannot_be_written_costs_no_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as where it could be when the work began
-    monkeypatch.setattr("engine.outputs._check_writable", lambda _: None)
+    monkeypatch.setattr("engine.outputs._check_writable", lambda *_, **__: None)
     config = tmp_path / "config.yaml"
     config.write_text(f"data: {{format: voc, root: {write_data(tmp_path)}}}\n")
     found = tmp_path / "found.json"

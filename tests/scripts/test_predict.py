@@ -319,7 +319,7 @@ def test_results_that_cannot_be_written_cost_nothing_that_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as where it could be when the work began
-    monkeypatch.setattr("engine.outputs._check_writable", lambda _: None)
+    monkeypatch.setattr("engine.outputs._check_writable", lambda *_, **__: None)
     write_image(tmp_path / "a.png", 40, 40)
     command = [str(write_checkpoint(tmp_path)), str(tmp_path / "a.png"), "--no-pictures", "--json"]
     assert main([*command, "--coco", str(tmp_path / "a.png/c.json")]) == 2

@@ -287,6 +287,25 @@ def test_bccd_has_its_two_boxes_without_area(
     assert before.boxes.tolist() == after.boxes.tolist()
 
 
+def test_only_difficult_objects_to_train_on_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [voc_object("dog", GOOD, "<difficult>1</difficult>")]
+    root = write_voc(tmp_path / "voc", {"a": objects}, {"train": ["a"]})
+    code, (found,) = validate(root, capsys)
+    assert (code, found["severity"]) == (0, "warning")
+    assert found["problem"] == "has no object to train on but difficult ones"
+
+
+def test_an_annotation_is_not_listed_by_a_longer_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {name: [voc_object("dog", GOOD)] for name in ("a", "a.v1")}
+    root = write_voc(tmp_path / "voc", images, {"train": ["a.v1"]})
+    _, (found,) = validate(root, capsys)
+    assert (found["file"], found["problem"]) == ("Annotations/a.xml", "no split lists it")
+
+
 def test_names_with_an_ending_are_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
