@@ -8,11 +8,12 @@
     python scripts/benchmark.py {voc,coco} [--json]
     python scripts/benchmark.py scaling --ranks 1 2
 
-Every comparison first checks that both sides give the same losses or scores, with the same weights
-and the same batch, and ends where they do not. Then both are timed in turns in one process; with
---separate (step, losses) each in a process of its own, as its program is shipped. Times are medians
-(quartiles); the ratio is the median over the rounds, above 1 where ours is faster. scaling has no
-peer: it compares ranks.
+A comparison first checks that both sides give the same losses and gradients, detections or scores,
+with the same weights and the same batch, and ends where they do not (but for inference of a split
+from its files, where both resize in their own way). Then both are timed in turns in one process;
+with --separate (step, losses) each in a process of its own, as its program is shipped. Times are
+medians (quartiles); the ratio is the median over pairs of repetitions, with --separate of processes
+that followed each other, above 1 where ours is faster. scaling has no peer: it compares ranks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if __name__ == "__main__" and "theirs" not in sys.argv:
     keep_freed_memory()
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -61,12 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU here; leave it out")
+    if "box_sides" in options:
+        _check_boxes(options.box_sides[0], options.size)
     if options.threads:
         torch.set_num_threads(options.threads)
     result = options.run(options)
     as_table = not isinstance(result, Alone) and not options.json
     print(result.as_markdown() if as_table else result.as_json())
     return 0
+
+
+def _check_boxes(shortest: float, size: Sequence[int]) -> None:
+    """Boxes are rounded to whole pixels, and torchvision refuses one without area."""
+    pixels = shortest * min(size)
+    if pixels < 1:
+        raise InputError(
+            f"--box-sides: the shortest side would be {pixels:.2g} pixels; enlarge it, or --size"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,9 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_losses(commands.add_parser("losses", help="RetinaNet's matching and losses"))
     _add_loading(commands.add_parser("loading", help="files to normalized batches"))
     voc = commands.add_parser("voc", help="VOC mAP")
-    _add_scoring(voc, run_voc, 4952, 20, 14976, 248_000, 5)
+    amounts = {"images": 4952, "classes": 20, "objects": 14_976, "detections": 248_000}
+    _add_scoring(voc, run_voc, {**amounts, "repeats": 5})
     coco = commands.add_parser("coco", help="COCO AP by each engine")
-    _add_scoring(coco, run_coco, 5000, 80, 36_000, 500_000, 1)
+    amounts = {"images": 5000, "classes": 80, "objects": 36_000, "detections": 500_000}
+    _add_scoring(coco, run_coco, {**amounts, "repeats": 1})
     _add_weighting(commands.add_parser("weighting", help="ALWA's share of a step"))
     _add_inference(commands.add_parser("inference", help="detection"))
     _add_scaling(commands.add_parser("scaling", help="a step on more and more ranks"))
@@ -96,11 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser, size: tuple[int, int], classes: int) -> None:
+def _add_model(
+    parser: argparse.ArgumentParser, size: tuple[int, int], classes: int, whose: str = "our"
+) -> None:
     parser.add_argument("--detector", choices=DETECTORS, default="retinanet")
     parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
     _add_input(parser, size, classes)
-    parser.add_argument("--amp", choices=AMP, default="none", help="our precision")
+    parser.add_argument("--amp", choices=AMP, default="none", help=f"{whose} precision")
 
 
 def _add_input(parser: argparse.ArgumentParser, size: tuple[int, int], classes: int) -> None:
@@ -118,7 +134,6 @@ def _add_input(parser: argparse.ArgumentParser, size: tuple[int, int], classes: 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=at_least(1), default=2)
     parser.add_argument("--boxes", type=at_least(0), default=7, help="boxes an image")
-    parser.add_argument("--peer-amp", choices=AMP, default="none", help="torchvision's precision")
 
 
 def _add_separate(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +144,7 @@ def _add_separate(parser: argparse.ArgumentParser) -> None:
 
 def _add_step(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, (400, 400), 91)
+    parser.add_argument("--peer-amp", choices=AMP, default="none", help="torchvision's precision")
     _add_batch(parser)
     _add_separate(parser)
     parser.add_argument("--repeats", type=at_least(1), default=7)
@@ -157,15 +173,9 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_loading)
 
 
-def _add_scoring(
-    parser: argparse.ArgumentParser, run: object, images: int, classes: int, *amounts: int
-) -> None:
-    objects, detections, repeats = amounts
-    parser.add_argument("--images", type=at_least(1), default=images)
-    parser.add_argument("--classes", type=at_least(1), default=classes)
-    parser.add_argument("--objects", type=at_least(1), default=objects)
-    parser.add_argument("--detections", type=at_least(1), default=detections)
-    parser.add_argument("--repeats", type=at_least(1), default=repeats)
+def _add_scoring(parser: argparse.ArgumentParser, run: object, amounts: Mapping[str, int]) -> None:
+    for name, amount in amounts.items():
+        parser.add_argument(f"--{name}", type=at_least(1), default=amount)
     parser.set_defaults(run=run)
 
 
@@ -178,7 +188,7 @@ def _add_weighting(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser, (600, 800), 91)
+    _add_model(parser, (600, 800), 91, whose="both sides'")
     parser.add_argument("--batches", type=at_least(1), nargs="+", default=(1, 8))
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument(

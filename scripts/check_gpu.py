@@ -30,6 +30,7 @@ if __name__ == "__main__":
     keep_freed_memory()
 
 import argparse
+import json
 import subprocess
 import tempfile
 import traceback
@@ -52,6 +53,7 @@ from scripts.gpu_checks.steps import (
 
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
 CUDA = torch.device("cuda")
+LARGEST_MAP_DIFFERENCE = 0.01  # between two devices: rounding moves scores near each other
 
 STEP = "step --device cuda --size 800 800 --boxes 8 --repeats 15"
 BENCHMARKS = (
@@ -138,9 +140,14 @@ def _training(options: argparse.Namespace) -> Iterator[str]:
             _python("train.py", "--config", str(config.resolve()), *overrides)
             log = Path(folder, "run", "train.log").read_text(encoding="utf-8")
             yield f"{config}: {log.strip().splitlines()[-1]}"
+            found = {}
             for device in ("cuda", "cpu"):
-                scores = _python("evaluate.py", f"{folder}/run/last.pt", f"train.device={device}")
-                yield f"{config} on {device}: {scores}"
+                output = Path(folder, f"{device}.json")
+                words = f"{folder}/run/last.pt", f"train.device={device}", "--output", str(output)
+                yield f"{config} on {device}: {_python('evaluate.py', *words)}"
+                found[device] = json.loads(output.read_text())["voc"]["area"]["mAP"]
+            if not abs(found["cuda"] - found["cpu"]) <= LARGEST_MAP_DIFFERENCE:
+                raise SystemExit(f"{config}: mAP differs: {found}")
 
 
 def _python(*command: str) -> str:
@@ -160,7 +167,7 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--backbone", default="resnet50", help="of torchvision's ResNets")
+    parser.add_argument("--backbone", choices=benchmark.BACKBONES, default="resnet50")
     parser.add_argument(
         "--config",
         type=Path,

@@ -13,7 +13,10 @@ cd "$(dirname "$0")/.."
 
 combinations=${COMBINATIONS:-"3.10:oldest 3.10:newest 3.13:oldest 3.13:newest"}
 oldest=$(sed -n 's/^ *torch>=\([0-9.]*\)$/\1/p' setup.cfg)
-environments=${ENVIRONMENTS:-$(mktemp -d)}
+temporary=$(mktemp -d)
+environments=${ENVIRONMENTS:-$temporary}
+trap 'rm -rf "$temporary"' EXIT
+trap 'exit 130' INT
 results=()
 status=0
 
@@ -36,8 +39,11 @@ check() {
 
 for combination in $combinations; do
     python=${combination%%:*}
-    torch="torch"
-    [ "${combination##*:}" = oldest ] && torch="torch==$oldest.*"
+    case ${combination##*:} in
+        oldest) torch="torch==$oldest.*" ;;
+        newest) torch="torch" ;;
+        *) echo "COMBINATIONS: $combination: write PYTHON:oldest or PYTHON:newest" >&2; exit 2 ;;
+    esac
     if ! interpreter=$(find_python "$python"); then
         results+=("not checked  Python $python, $torch: no such Python on this machine")
         continue
@@ -46,11 +52,13 @@ for combination in $combinations; do
     echo "== Python $python, $torch"
     "$interpreter" -m venv "$environment" && check "$environment" "$torch" "$@"
     code=$?
+    # pytest answers Ctrl-C with 2
+    [ $code = 2 ] && { rm -rf "$environment"; echo "interrupted" >&2; exit 130; }
     [ $code = 0 ] && verdict="passed      " || { verdict="FAILED ($code)  "; status=1; }
     versions=$("$environment/bin/python" -c 'import platform, torch, torchvision
 print(f"Python {platform.python_version()}, torch {torch.__version__}, "
       f"torchvision {torchvision.__version__}")' 2>/dev/null)
-    results+=("$verdict ${versions:-Python $python, $torch: could not be installed}")
+    results+=("$verdict ${versions:-Python $python, $torch, which cannot be imported}")
     rm -rf "$environment"
 done
 

@@ -65,6 +65,7 @@ RULES: dict[str, Callable[[int], LossWeighting]] = {
     "self-balancing": lambda interval: SelfBalancing(PAIR, interval),
     "GradNorm": lambda interval: GradNorm(PAIR, interval),
 }
+SMALLEST = 1e-4  # weight that is drawn
 LR = 0.02  # of the log-variances of uncertainty weighting: SGD with momentum, as the network
 
 
@@ -81,14 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules = [rule for rule in RULES if rule != "GradNorm" or "cls_gradient" in recording]
     weights = {rule: replay(RULES[rule](options.interval), recording) for rule in rules}
     print(table(weights, recording))
-    save_figure(draw(weights, recording), options.output)
+    save_figure(draw(weights, recording, options.scale), options.output)
     print(options.output)
     return 0
 
 
 def _doubts(path: Path, iterations: int, interval: int) -> Iterator[str]:
     """What makes the picture say less than it seems to."""
-    config = path / "config.yaml"
+    config = (path if path.is_dir() else path.parent) / "config.yaml"
     with suppress(InputError):  # of another version: the losses can be read all the same
         weighting = parse_config(read_yaml(config), str(config)).loss.weighting.type
         if weighting != "fixed":
@@ -188,21 +189,23 @@ def table(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> 
     return "\n".join(lines)
 
 
-def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> Any:
-    """A panel with the losses and one with the weights of each rule."""
+def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]], scale: float) -> Any:
+    """A panel with the losses and one with the weights of each rule, all on one axis."""
+    least, most = (float(bound(list(weights.values()))) for bound in (np.min, np.max))
     rows = -(-(len(weights) + 1) // 3)
     figure = new_figure((10, 2 * rows))
     axes = figure.subplots(rows, 3, sharex=True, squeeze=False)
     first, *panels = axes.flat
     for name in PAIR["head"]:
         first.plot(recording[name], linewidth=0.8, label=name)
-    first.set_title("raw losses as recorded", fontsize=9)
+    factor = "" if scale == 1 else f", cls times {scale:g}"
+    first.set_title(f"raw losses as recorded{factor}", fontsize=9)
     first.legend(fontsize=7)
     for rule, panel in zip(weights, panels, strict=False):
         for number, name in enumerate(PAIR["head"]):
             panel.plot(weights[rule][:, number], linewidth=0.8, label=f"λ {name}")
         panel.set_yscale("log")
-        panel.set_ylim(0.1, 10)
+        panel.set_ylim(max(SMALLEST, min(0.1, least / 1.2)), max(10, most * 1.2))
         panel.axhline(1, color="grey", linewidth=0.5, linestyle=":")
         panel.set_title(rule, fontsize=9)
     for panel in panels[len(weights) :]:

@@ -18,7 +18,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -165,7 +164,7 @@ def print_load(root: Path, split: str) -> None:
     before, start, processor = resident_mb(), time.perf_counter(), time.process_time()
     annotations = load_coco(root, split)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _kilobytes("/proc/self/status", "VmHWM:") / 1024  # ru_maxrss is its parent's, too
     print(
         f"  {len(annotations)} images, {len(annotations.boxes)} objects in {seconds:.1f} s "
         f"({processor:.1f} s of one core); resident: {before:.0f} MB before, "
@@ -189,7 +188,7 @@ def print_epoch(root: Path, split: str) -> None:
             boxes, labels = annotations.boxes[rows], annotations.labels[rows]
             if annotations.masks is not None:
                 _ = [annotations.masks.polygons_of(row) for row in rows.tolist()]
-            reports = image % max(1, len(annotations) // (REPORTS * WORKERS)) < WORKERS
+            reports = image % max(1, len(annotations) // REPORTS) < WORKERS
             memory = private_mb() if reports else 0.0
             worker = get_worker_info()
             assert worker is not None

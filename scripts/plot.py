@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.errors import InputError, some_of
 from engine.standard_output import status_of_tool, tool
 from scripts.curves import Curve, NoCurvesError, read_curves
-from scripts.figures import literal, new_figure, save_figure
+from scripts.figures import check_figure, literal, new_figure, save_figure
 from scripts.number_types import at_least
 
 Runs = Mapping[str, Mapping[str, Curve]]
@@ -58,14 +58,17 @@ COLORS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#dc2626", "#08
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
+    drawn = not options.json or options.output is not None
+    output = options.output or Path("curves.png")
+    if drawn:
+        check_figure(output)
     runs = read_runs(options.runs, options.names)
     panels = panels_of(runs, options.tags)
     if options.json:
         print(json.dumps(as_json(runs, options.tags)))
     else:
         print(format_runs(runs))
-    if not options.json or options.output is not None:
-        output = options.output or Path("curves.png")
+    if drawn:
         save_figure(draw(runs, panels, options.smooth, options.log), output)
         if not options.json:
             print(f"written: {output}")
@@ -206,6 +209,8 @@ def draw(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, (title, tags, label) in zip(axes, panels, strict=False):
         _draw_panel(axis, runs, tags, width)
+        if width > 1 and any(tag.startswith(SMOOTHED) for tag in tags):
+            title = f"{title} (mean of {width} log lines)"
         axis.set_title(literal(title), fontsize=10)
         axis.set_ylabel(label, fontsize=9)
         if logarithmic and not tags[0].startswith(("val/", "loss_weight/")):

@@ -25,7 +25,7 @@ from engine.precision import Amp, autocast
 from scripts.benchmarks.drawn_voc import SPLIT, YEAR, draw_devkit
 from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.pipelines import LONG, SHORT
-from scripts.benchmarks.report import Report, Row
+from scripts.benchmarks.report import Report, Row, precision_name
 from scripts.benchmarks.timing import alternate
 from scripts.benchmarks.twins import (
     build_ours,
@@ -44,7 +44,7 @@ def run_inference(options: argparse.Namespace) -> Report:
     """A row for each batch size, and one for a split with loading and boxes in original pixels."""
     device, kind = torch.device(options.device), options.detector
     height, width = options.size
-    precision = "fp32" if options.amp == "none" else options.amp
+    precision = precision_name(options.amp)
     title = f"Detection: {kind}, {options.backbone}, {options.classes} classes, {precision}"
     report = Report(title, describe_machine(device))
     ours = build_ours(kind, options.backbone, options.classes, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from torchvision.transforms import v2
 
 from data.annotations import Annotations
 from data.build import build_annotations
-from data.config import DataConfig
+from data.config import DataConfig, VocConfig
+from data.errors import InputError, some_of
 from data.loading import build_train_loader
+from data.voc import VOC_CLASSES
 from detector.preprocessing import IMAGE_MEAN, IMAGE_STD, Preprocessing
 from scripts.benchmarks.drawn_voc import SPLIT, YEAR
 
@@ -52,6 +55,10 @@ class OurPipeline:
     """The loader of the trainer, then its preprocessing; uint8 crosses between processes.
 
     With ``images`` the split is repeated, or cut, to that many.
+
+    Raises:
+        InputError: torchvision's pipeline cannot read the split: it knows VOC's classes alone, and
+            needs an object in each image.
     """
 
     def __init__(
@@ -73,8 +80,12 @@ class OurPipeline:
             batch_size=batch,
             workers=workers,
             augment=AUGMENTATIONS[augmentation],
+            voc=VocConfig(use_difficult=True),  # as torchvision's dataset has them all
         )
+        start = time.perf_counter()
         self.annotations: Annotations = build_annotations(config, SPLIT)
+        self.reading = time.perf_counter() - start  # seconds
+        _check_readable_by_theirs(self.annotations)
         if images is not None:
             rows = np.resize(np.arange(len(self.annotations)), images)
             self.annotations = self.annotations.select(rows)
@@ -102,6 +113,20 @@ class OurPipeline:
 
     def close(self) -> None:
         self._loader.close()
+
+
+def _check_readable_by_theirs(annotations: Annotations) -> None:
+    if annotations.classes != VOC_CLASSES:
+        raise InputError(
+            f"--root: {annotations.source}: torchvision's pipeline knows VOC's 20 classes alone, "
+            f"not {some_of(annotations.classes)}; name a VOCdevkit"
+        )
+    empty = np.flatnonzero(np.diff(annotations.offsets) == 0)
+    if len(empty):
+        raise InputError(
+            f"--root: {annotations.files[empty[0]]} has no object, which torchvision's pipeline "
+            "needs; take it out of the split"
+        )
 
 
 class TheirPipeline:

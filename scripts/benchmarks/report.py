@@ -73,6 +73,11 @@ class Report:
         )
 
 
+def precision_name(amp: str) -> str:
+    """What ``--amp`` is called in a title."""
+    return "fp32" if amp == "none" else amp
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -81,11 +86,24 @@ def _time(seconds: list[float], images: int) -> str:
     """``median (first quartile to third quartile)``, and images a second where there are any."""
     first, third = spread(seconds)
     text = f"{_seconds(median(seconds))} ({_seconds(first)} to {_seconds(third)})"
-    return f"{text}, {images / median(seconds):.3g} images/s" if images else text
+    return f"{text}, {three_digits(images / median(seconds))} images/s" if images else text
 
 
 def _seconds(value: float) -> str:
+    """
+    >>> _seconds(0.9996), _seconds(0.0123456), _seconds(1234.5), _seconds(2e-7)
+    ('1 s', '12.3 ms', '1,230 s', '0.2 µs')
+    """
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e6:.3g} µs"
+        if float(f"{value * factor:.3g}") >= 1 and float(f"{value:.3g}") * factor >= 1:
+            return f"{three_digits(value * factor)} {unit}"
+    return f"{three_digits(value * 1e6)} µs"
+
+
+def three_digits(value: float) -> str:
+    """
+    >>> three_digits(2000.4), three_digits(0.12345)
+    ('2,000', '0.123')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:.3g}"

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.allocator import keep_freed_memory
 from engine.distributed import leave, start_ranks
 from losses.weighting import LossWeighting
-from scripts.benchmarks.machine import describe_machine
+from scripts.benchmarks.machine import describe_machine, in_words
+from scripts.benchmarks.report import precision_name
 from scripts.benchmarks.timing import alternate, median, ratio, spread
 from scripts.benchmarks.training import build_trainee, build_work
 
@@ -83,7 +84,7 @@ class Scaling:
 
     def as_markdown(self) -> str:
         """A caption and a line for each number of ranks."""
-        machine = "; ".join(f"{name} {value}" for name, value in self.machine.items())
+        machine = in_words(self.machine)
         header = "| ranks | step (quartiles) | steps/s | images/s | efficiency "
         header += "| exchanged in a step | ALWA's share |"
         lines = [f"**{self.title}**", "", machine, "", header, "|---" * 7 + "|"]
@@ -120,7 +121,7 @@ def run_scaling(options: argparse.Namespace) -> Scaling:
     title = (
         f"Weak scaling of a step: {options.detector}, {options.backbone}, {height} x {width}, "
         f"{options.batch} images a rank, {options.classes} classes, {_threads(options)} thread(s) "
-        f"a rank, {'fp32' if options.amp == 'none' else options.amp}"
+        f"a rank, {precision_name(options.amp)}"
     )
     machine = describe_machine(torch.device(options.device))
     del machine["threads"]  # those of this process, which does nothing

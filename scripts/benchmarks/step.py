@@ -15,7 +15,7 @@ from detector.matching import match_anchors
 from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.memory import peak_memory
 from scripts.benchmarks.processes import SIDES, Alone, memory_note, run_alone
-from scripts.benchmarks.report import Report, Row
+from scripts.benchmarks.report import Report, Row, precision_name
 from scripts.benchmarks.timing import alternate, worst_of
 from scripts.benchmarks.training import (
     Trainee,
@@ -71,19 +71,15 @@ def run_step(options: argparse.Namespace) -> Report | Alone:
 
 def _title(options: argparse.Namespace) -> str:
     height, width = options.size
-    precision = f"ours {_precision(options.amp)}, theirs {_precision(options.peer_amp)}"
+    precision = f"ours {precision_name(options.amp)}, theirs {precision_name(options.peer_amp)}"
     return (
         f"Training step: {options.detector}, {options.backbone}, {height} x {width}, batch "
         f"{options.batch}, {options.classes} classes, {options.boxes} boxes an image; {precision}"
     )
 
 
-def _precision(amp: str) -> str:
-    return "fp32" if amp == "none" else amp
-
-
 def check_losses(ours: Trainee, theirs: Trainee) -> str:
-    """One line that says how near the losses of both are; both run in float32 for it.
+    """One line: how near the losses of both are, and the norms of all gradients, in float32.
 
     Raises:
         SystemExit: they differ, so that times would compare different things.
@@ -98,16 +94,17 @@ def check_losses(ours: Trainee, theirs: Trainee) -> str:
     worst = worst_of(abs(mine[name] - peers[name]) / max(abs(peers[name]), 1e-6) for name in peers)
     if not worst <= LARGEST_DIFFERENCE:
         raise SystemExit(complaint)
-    return f"same losses in float32 ({listed}; largest relative difference {worst:.1g})"
+    return (
+        f"same losses and gradients in float32 ({listed}; largest relative difference {worst:.1g})"
+    )
 
 
 def _sampling_parts(trainee: Trainee) -> list[str]:
     return [part for part in ("rpn", "roi_heads") if hasattr(trainee.model, part)]
 
 
-@torch.no_grad()
 def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[str, float]:
-    """The losses with other samplers, which are taken out again, and with few proposals.
+    """The losses, and the norm of all gradients, with other samplers and with few proposals.
 
     Of thousands some differ by rounding, and all that is drawn after them.
     """
@@ -116,10 +113,14 @@ def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[st
     for part, module in parts.items():
         module.fg_bg_sampler = samplers[part]
     with float32_products(), few_proposals(trainee.model):
-        losses = {name: loss.item() for name, loss in trainee.run().items()}
+        losses = trainee.run()
+        torch.stack(list(losses.values())).sum().backward()
     for part, module in parts.items():
         module.fg_bg_sampler = own[part]
-    return losses
+    gradients = [value.grad for value in trainee.model.parameters() if value.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([gradient.norm() for gradient in gradients]))
+    trainee.optimizer.zero_grad(set_to_none=True)
+    return {name: loss.item() for name, loss in (*losses.items(), ("gradient", norm))}
 
 
 @torch.no_grad()

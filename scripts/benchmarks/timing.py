@@ -52,5 +52,8 @@ def spread(seconds: list[float]) -> tuple[float, float]:
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times faster ours is: the median over the rounds, each under one load."""
+    """How many times faster ours is: the median over pairs of repetitions.
+
+    Those of a pair followed each other, or are of processes that did: they had much the same load.
+    """
     return float(np.median(np.array(theirs) / np.array(ours)))

@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,6 +18,7 @@ import torch
 
 from engine.voc_map import voc_scores
 from scripts import benchmark
+from scripts.benchmarks.drawn_voc import draw_devkit
 from scripts.benchmarks.inference import compare
 from scripts.benchmarks.loading import one_core
 from scripts.benchmarks.random_split import random_annotations, random_detections
@@ -98,7 +101,7 @@ def test_different_losses_are_not_timed() -> None:
             parameter.add_(spoilt)
         with pytest.raises(SystemExit, match="losses differ, nothing was timed"):
             check_losses(ours, theirs)
-    theirs.run = lambda: {"classification": torch.tensor(1.0)}
+    theirs.run = lambda: {"classification": parameter.sum()}
     with pytest.raises(SystemExit, match="losses differ, nothing was timed"):
         check_losses(ours, theirs)
 
@@ -127,6 +130,8 @@ def test_on_one_core_no_thread_of_the_process_is_left_on_another() -> None:
         ["step", "--batch", "0"],
         ["step", "--threads", "-1"],
         ["step", "--box-sides", "0", "0.5"],
+        ["step", "--box-sides", "0.001", "0.5"],
+        ["weighting", "--peer-amp", "bf16"],
         ["losses", "--batches", "x"],
         ["loading", "--root", "/nonexistent"],
         ["scaling", "--ranks", "0"],
@@ -141,6 +146,39 @@ def test_arguments_that_cannot_be_are_named(
         status = ended.code
     assert status == 2
     assert arguments[1] in capsys.readouterr().err
+
+
+def test_difficult_objects_are_loaded_by_both_sides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sorted((draw_devkit(tmp_path, 3) / "Annotations").iterdir())[0]
+    first.write_text(first.read_text().replace("<difficult>0", "<difficult>1", 1))
+    words = ["--root", str(tmp_path), "--workers", "0", "--repeats", "1", "--batch", "2"]
+    (flip, _) = run(["loading", *words], capsys)["rows"]
+    assert flip["images"] == 4  # of three: our loader fills its last batch, and theirs is scaled
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (r"<name>.*?</name>", "<name>WBC</name>", "knows VOC's 20 classes alone, not WBC"),
+        (r"<object>.*</object>", "", "has no object, which torchvision's pipeline needs"),
+    ],
+)
+def test_what_torchvision_cannot_load_is_named(
+    old: str, new: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (draw_devkit(tmp_path, 2) / "Annotations").iterdir():
+        file.write_text(re.sub(old, new, file.read_text(), flags=re.DOTALL))
+    words = ["--root", str(tmp_path), "--workers", "0", "--repeats", "1"]
+    assert benchmark.main(["loading", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_split_that_does_not_grow_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["loading", "--images", "2", "--workers", "0", "--repeats", "1", "--growth", "20", "4"]
+    assert benchmark.main(words) == 2
+    assert "--growth 20 4: the second number" in capsys.readouterr().err
 
 
 def test_detections_are_compared_by_class_box_and_score() -> None:

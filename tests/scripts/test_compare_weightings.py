@@ -143,8 +143,20 @@ def test_a_picture_and_a_table_come_out(compare: ModuleType, tmp_path: Path) -> 
     recording = {"cls": [2.0, 1.0, 1.5, 0.5], "box": [1.0, 0.25, 0.5, 0.5]}
     weights = {"GLS": compare.replay(compare.RULES["GLS"](2), recording)}
     assert compare.table(weights, recording).splitlines()[2].startswith("| GLS | 0.45 |")
-    save_figure(compare.draw(weights, recording), tmp_path / "picture.png")
+    save_figure(compare.draw(weights, recording, 1.0), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_no_weight_is_outside_its_panel(compare: ModuleType) -> None:
+    pytest.importorskip("matplotlib")
+    recording = {"cls": [2.0, 1.0], "box": [1.0, 0.25]}
+    weights = {"a": np.array([[0.02, 1.0], [0.5, 300.0]]), "b": np.ones((2, 2))}
+    losses, *panels = compare.draw(weights, recording, 3.0).axes[:3]
+    assert losses.get_title() == "raw losses as recorded, cls times 3"
+    for panel in panels:
+        low, high = panel.get_ylim()
+        assert low < 0.02
+        assert high > 300
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,19 @@ def test_several_runs_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*map(str, runs), "--output", str(picture), "--smooth", "3", "--log"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
+    assert main([*map(str, runs), "--output", "x.xyz"]) == 2
+    assert capsys.readouterr().out == ""  # said before anything is read
     assert "fixed: step 4, classification 0.2500" in told
     assert "alwa: step 4" in told
+
+
+def test_smoothed_panels_say_so(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    curves = read_curves(write_run(tmp_path / "run"))
+    named = {"run": curves}
+    titles = [axis.get_title() for axis in draw(named, panels_of(named, None), 3, False).axes]
+    assert titles[0] == "raw losses (mean of 3 log lines)"
+    assert not [title for title in titles[1:] if "log lines" in title]
 
 
 @pytest.mark.parametrize(("runs", "letters"), [(2, 8), (5, 60), (14, 45), (3, 300)])
