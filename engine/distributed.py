@@ -22,6 +22,8 @@ from engine.standard_output import flush_outputs, tell
 # A rank that waits this long waits for one that is gone. Evaluation on one rank of a long split is
 # the longest legitimate difference between ranks.
 TIMEOUT = timedelta(minutes=30)
+# Host values travel through gloo, so that agreeing on a flag never waits for a GPU.
+BACKEND_OF_GPUS = "cpu:gloo,cuda:nccl"
 # What gloo says of a rank that has ended; its errors have no type of their own.
 LOST_RANK = "gloo/transport"
 # torch 2.14 renamed the option: buffers follow the main rank's before each forward pass.
@@ -190,8 +192,7 @@ def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(0, 1, chosen)
         return
-    # Host values travel through gloo, so that agreeing on a flag never waits for a GPU.
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    backend = BACKEND_OF_GPUS if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     yield Ranks(rank, size, chosen)
     dist.barrier()  # a rank that leaves while another still talks to it ends both

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from losses.anchor_labels import IGNORED
 from losses.config import LossConfig
 from losses.focal_kernels import focal_sums_on_gpu
 from losses.focal_sums import focal_sums
+from scripts.benchmarks.timing import worst_of
 
 CLASSES = 13
 LARGEST_DIFFERENCE = 1e-5  # relative: sums in another order
@@ -59,10 +60,9 @@ def check_focal(device: torch.device, anchors: int) -> str:
                 results.append((sums.detach(), leaf.grad))
             (plain, plain_gradient), (fast, gradient) = results
             differences.append(_difference(fast, plain))
-            rounding = torch.finfo(dtype).eps if dtype != torch.float32 else 0
-            if not _difference(gradient, plain_gradient) <= LARGEST_DIFFERENCE + rounding:
+            if not _difference(gradient, plain_gradient) <= _limit(dtype):
                 raise SystemExit(f"focal loss, {dtype}: the gradient differs")
-    worst = float(torch.tensor(differences).max())  # NaN, if one is
+    worst = worst_of(differences)
     if not worst <= LARGEST_DIFFERENCE:
         raise SystemExit(f"focal loss: differs by {worst:.2g} (relative)")
     return f"focal loss: largest relative difference {worst:.1g}"
@@ -175,9 +175,8 @@ def check_pooling(device: torch.device, rois: int, channels: int) -> str:
             results.append((pooled.detach(), *(leaf.grad for leaf in leaves[:3])))
             if leaves[3].grad is None or leaves[3].grad.any():
                 raise SystemExit("pooling: a map without RoIs has a gradient other than 0")
-        limit = LARGEST_DIFFERENCE + (torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
         for fast, plain in zip(results[1], results[0], strict=True):
-            if not _difference(fast, plain) <= limit:
+            if not _difference(fast, plain) <= _limit(dtype):
                 raise SystemExit(f"pooling: differs in {dtype}")
     return f"pooling: the same {rois} RoIs and gradients"
 
@@ -198,9 +197,8 @@ def check_channels(device: torch.device) -> str:
             total = add(maps, shift).float()
             (total * source.float()).sum().backward()
             results.append((total.detach(), leaf.grad, shift.grad))
-        limit = LARGEST_DIFFERENCE + (torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
         for fast, plain in zip(results[1], results[0], strict=True):
-            if not _difference(fast, plain) <= limit:
+            if not _difference(fast, plain) <= _limit(dtype):
                 raise SystemExit(f"channels: differ in {dtype}")
     return "channels: the same sums and gradients"
 
@@ -211,6 +209,11 @@ def _boxes(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([corners, corners + 1 + torch.rand_like(corners) * SIDE], dim=-1)
 
 
+def _limit(dtype: torch.dtype) -> float:
+    """The largest relative difference of what was rounded to a type."""
+    return LARGEST_DIFFERENCE + (torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
+
+
 def _difference(value: Tensor | None, expected: Tensor | None) -> float:
     if value is None or expected is None:
         raise SystemExit("there is no gradient")
@@ -219,18 +222,17 @@ def _difference(value: Tensor | None, expected: Tensor | None) -> float:
 
 def check_kernels(
     device: torch.device, anchors: int = 100_000, rois: int = 1000, channels: int = 256
-) -> list[str]:
+) -> Iterator[str]:
     """A line for each kernel; see them for what they raise."""
     torch.manual_seed(0)
-    return [
-        check_focal(device, anchors),
-        check_matching(device, anchors),
-        check_suppression(device),
-        check_proposals(device, CANDIDATES),
-        check_pooling(device, rois, channels),
-        check_channels(device),
-    ]
+    yield check_focal(device, anchors)
+    yield check_matching(device, anchors)
+    yield check_suppression(device)
+    yield check_proposals(device, CANDIDATES)
+    yield check_pooling(device, rois, channels)
+    yield check_channels(device)
 
 
 if __name__ == "__main__":
-    print("\n".join(check_kernels(torch.device(sys.argv[1]), anchors=600, rois=10, channels=5)))
+    for line in check_kernels(torch.device(sys.argv[1]), anchors=600, rois=10, channels=5):
+        print(line, flush=True)

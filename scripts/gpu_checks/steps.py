@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,12 +19,13 @@ from detector.autocast import uncached_autocast
 from detector.build import build_detector
 from detector.config import DetectorConfig
 from detector.cuda_graphs import FIRST_RECORDED, run_as_written
-from engine.distributed import average_gradients
+from engine.distributed import BACKEND_OF_GPUS, average_gradients
 from engine.precision import autocast
 from losses import ALWA
 from losses.config import LossConfig
 from scripts.benchmarks.inference import compare
 from scripts.benchmarks.scaling import Collectives
+from scripts.benchmarks.timing import worst_of
 from scripts.benchmarks.training import Trainee, build_trainee, build_work
 from scripts.benchmarks.twins import build_ours, make_detections_likely, make_work
 
@@ -31,7 +33,6 @@ CLASSES = 20
 SIZE_HW, SIDES = (256, 320), (0.1, 0.5)  # of images; of boxes, by the image's shorter side
 INTERVAL = 2  # of ALWA: every second step closes a window
 STEPS = 6  # the passes are recorded within
-BACKENDS = "cpu:gloo,cuda:nccl"  # as engine.distributed
 LARGEST_DIFFERENCE = 1e-3  # of losses and gradients, relative: sums on a GPU have no fixed order
 
 Losses = Callable[[], dict[str, Tensor]]
@@ -48,7 +49,7 @@ def check_bf16(kind: str, backbone: str, device: torch.device) -> str:
         trainee.step()
     losses = {name: float(loss.detach()) for name, loss in trainee.losses().items()}
     gradient = _gradient(trainee)
-    if not bool(gradient.isfinite().all()) or not all(map(_is_finite, losses.values())):
+    if not bool(gradient.isfinite().all()) or not all(map(math.isfinite, losses.values())):
         raise SystemExit(f"not finite in bf16: losses {losses}, gradient {gradient.norm():.3g}")
     listed = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
     return f"finite losses ({listed}) and gradients"
@@ -184,7 +185,7 @@ def _pass(trainee: Trainee) -> tuple[Tensor, Tensor]:
 def _largest_difference(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
     pairs = zip(ours, theirs, strict=True)
     ratios = [float((mine - other).norm() / other.norm()) for mine, other in pairs]
-    return float(torch.tensor(ratios).max())  # NaN, if one is
+    return worst_of(ratios)
 
 
 def check_no_waits(kind: str, backbone: str, device: torch.device) -> str:
@@ -211,7 +212,7 @@ def process_group() -> Iterator[None]:
     """Of this process alone."""
     with tempfile.TemporaryDirectory() as folder:
         meeting_place = f"file://{Path(folder, 'meeting')}"
-        dist.init_process_group(BACKENDS, init_method=meeting_place, rank=0, world_size=1)
+        dist.init_process_group(BACKEND_OF_GPUS, init_method=meeting_place, rank=0, world_size=1)
         try:
             yield
         finally:
@@ -247,7 +248,3 @@ def _gradient(trainee: Trainee) -> Tensor:
     if len(gradients) < len(parameters):
         raise SystemExit(f"{len(parameters) - len(gradients)} parameters have no gradient")
     return torch.cat(gradients)
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0
