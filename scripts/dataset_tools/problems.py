@@ -122,15 +122,30 @@ def count_by_severity(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def format_problems(problems: Sequence[Problem], most: int) -> str:
-    """The problems, errors first, and how many of them there are."""
-    ordered = sorted(problems, key=lambda each: each.severity != "error")
-    shown = ordered if most == 0 else ordered[:most]
-    lines = [problem.line() for problem in shown]
-    if len(shown) < len(ordered):
-        lines.append(f"... and {len(ordered) - len(shown)} more; --most 0 shows all of them")
+    """The problems, errors first, and how many of them there are.
+
+    Of warnings in one file that say the same of several objects the first stands for all.
+    """
+    alike = Counter(map(_kind_of_warning, problems))
+    told: set[object] = set()
+    lines = []
+    for problem in sorted(problems, key=lambda each: each.severity != "error"):
+        kind = _kind_of_warning(problem)
+        if kind is None or kind not in told:
+            more = alike[kind] - 1 if kind is not None else 0
+            lines.append(f"{problem.line()} (and of {more} more)" if more else problem.line())
+        told.add(kind)
+    if most and len(lines) > most:
+        lines[most:] = [f"... and {len(lines) - most} more; --most 0 shows all of them"]
     counts = count_by_severity(problems)
     lines.append(f"{counts['errors']} errors, {counts['warnings']} warnings")
     return "\n".join(lines)
+
+
+def _kind_of_warning(problem: Problem) -> tuple[str, str] | None:
+    """What warnings share that say the same of several objects of a file; None of an error."""
+    is_warning = problem.severity == "warning" and problem.object
+    return (problem.file, problem.problem) if is_warning else None
 
 
 def problems_as_json(problems: Sequence[Problem], extra: dict[str, Any]) -> str:

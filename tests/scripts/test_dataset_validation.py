@@ -253,3 +253,17 @@ def test_an_image_whose_size_is_left_open_goes_where_its_boxes_do_not_fit(
     problems, copy = check_and_repair(root, capsys)
     assert "leaves the image and its objects out" in [each["repair"] for each in problems]
     assert [path.name for path in (copy / "Annotations").iterdir()] == ["a.xml"]
+
+
+def test_warnings_that_say_the_same_of_several_objects_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [coco_object(n, 1, [5 * n, 5, 20, 20]) for n in (1, 2, 3)]
+    for each in objects:
+        del each["area"]
+    root = write_coco(tmp_path / "coco", objects)
+    assert main(["validate", str(root)]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "annotation 1 (number 1): has no area, which other programs need" in first
+    assert first.endswith("or let --fix do so (and of 2 more)")
+    assert rest == ["0 errors, 3 warnings"]
