@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models.detection import (
@@ -24,6 +23,14 @@ from torchvision.models.detection import (
 from data.errors import InputError, shown
 from detector.anchors import same_anchors
 from detector.build import Detector
+from detector.class_rows import (
+    BACKGROUND_ROW,
+    COCO_ROWS,
+    NAMELESS,
+    class_rows,
+    has_class_rows,
+    sort_class_layers,
+)
 from detector.config import FROZEN_NORMS, AnchorConfig, DetectorConfig
 from detector.norm import DEFAULT_EPS
 from detector.weight_files import StoredWeights, fetch_weights, read_weights
@@ -33,18 +40,6 @@ COCO_WEIGHTS = {
     "retinanet": RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     "faster_rcnn": FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     "mask_rcnn": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
-}
-# Their rows: 80 classes, the background and gaps in COCO's ids.
-COCO_ROWS: tuple[str, ...] = tuple(COCO_WEIGHTS["retinanet"].meta["categories"])
-NAMELESS = frozenset({"N/A"})
-BACKGROUND_ROW = "__background__"
-
-# Layers with rows for each class, and the number of rows that a class has side by side in them.
-CLASS_LAYERS = {
-    "head.classification_head.cls_logits": 1,
-    "roi_heads.box_predictor.cls_score": 1,
-    "roi_heads.box_predictor.bbox_pred": 4,
-    "roi_heads.mask_predictor.mask_fcn_logits": 1,
 }
 BODY = "backbone.body."
 BOX_HEAD = "roi_heads.box_head."
@@ -58,8 +53,6 @@ WHOLES = {
     r"roi_heads\.mask_head": "change detector.mask.channels; with norms in the mask head, as in "
     "torchvision's v2, choose other weights or detector.type=faster_rcnn",
 }
-
-
 # What boxes in the heads are relative to.
 ANCHOR_OPTIONS = tuple(f"anchors.{name}" for name in AnchorConfig.model_fields)
 
@@ -168,16 +161,16 @@ def _load_detector(
     detector: Detector, config: DetectorConfig, classes: Sequence[str], stored: StoredWeights
 ) -> PretrainedReport:
     """A whole detector's file, with the rows of its classes in our order."""
-    rows = _class_rows(stored)
+    rows = class_rows(stored)
     state = dict(stored.state)
-    in_both = any(_has_class_rows(name) for name in state.keys() & detector.state_dict().keys())
+    in_both = any(has_class_rows(name) for name in state.keys() & detector.state_dict().keys())
     known = set(rows) - NAMELESS if in_both else set()
     found = [name for name in classes if name in known]
     if found:
         own_rows = classes if config.type == "retinanet" else [BACKGROUND_ROW, *classes]
-        _sort_class_layers(state, detector.state_dict(), rows, own_rows, stored.source)
+        sort_class_layers(state, detector.state_dict(), rows, own_rows, stored.source)
     else:
-        state = {name: tensor for name, tensor in state.items() if not _has_class_rows(name)}
+        state = {name: tensor for name, tensor in state.items() if not has_class_rows(name)}
     missing, unused = _load_strictly(detector, state, config, stored.source)
     random_layers = [name for name in missing if name.startswith(BOX_HEAD)]
     if found and random_layers:
@@ -192,7 +185,7 @@ def _load_detector(
         # The file's: statistics of a batch may be 0 as well.
         detector.backbone.norm_eps = DEFAULT_EPS
     new_classes = [f"class {name}" for name in classes if name not in found]
-    layers_of_classes = filter(_has_class_rows, state) if new_classes else ()
+    layers_of_classes = filter(has_class_rows, state) if new_classes else ()
     return PretrainedReport(
         stored.source,
         loaded=len(state) - len(unused),
@@ -223,50 +216,6 @@ def _other_meanings(stored: StoredWeights, config: DetectorConfig) -> tuple[str,
         for name, before, now in values
         if before != now
     )
-
-
-def _class_rows(stored: StoredWeights) -> tuple[str, ...]:
-    """What the rows of a detector's file stand for; empty where nobody can tell."""
-    scores = stored.state.get("roi_heads.box_predictor.cls_score.bias")
-    if stored.classes is not None:
-        return stored.classes if scores is None else (BACKGROUND_ROW, *stored.classes)
-    if scores is not None:
-        count = len(scores)
-    else:
-        logits = stored.state.get("head.classification_head.cls_logits.bias", torch.empty(0))
-        deltas = stored.state.get("head.regression_head.bbox_reg.bias", torch.empty(0))
-        count = 4 * logits.numel() // max(1, deltas.numel())
-    return COCO_ROWS if count == len(COCO_ROWS) else ()
-
-
-def _has_class_rows(name: str) -> bool:
-    return name.rpartition(".")[0] in CLASS_LAYERS
-
-
-def _sort_class_layers(
-    state: dict[str, Tensor],
-    own_state: dict[str, Tensor],
-    rows: Sequence[str],
-    own_rows: Sequence[str],
-    source: str,
-) -> None:
-    """Replace the class layers of ``state`` by our own, with the rows of known classes copied."""
-    pairs = [(own_rows.index(name), rows.index(name)) for name in own_rows if name in rows]
-    targets, sources = (torch.tensor(indices) for indices in zip(*pairs, strict=True))
-    for name in filter(_has_class_rows, state.keys() & own_state.keys()):
-        side_by_side = CLASS_LAYERS[name.rpartition(".")[0]]
-        own, given = own_state[name].clone(), state[name]
-        try:
-            own_view = own.view(-1, len(own_rows), side_by_side, *own.shape[1:])
-            given_view = given.reshape(-1, len(rows), side_by_side, *own.shape[1:])
-            own_view[:, targets.to(own.device)] = given_view[:, sources].to(own)
-        except (RuntimeError, IndexError) as error:  # another number of rows, anchors or channels
-            raise InputError(
-                f"detector.weights: {source} does not fit: {name} is {tuple(given.shape)} for "
-                f"{len(rows)} classes, the detector's is {tuple(own.shape)} for {len(own_rows)}; "
-                "use the detector, fpn_channels and anchors that the file was made with"
-            ) from error
-        state[name] = own
 
 
 def _was_trained_without_eps(
