@@ -58,7 +58,7 @@ def test_metrics_and_tensorboard_give_the_same_curves(tmp_path: Path) -> None:
     for tag, curve in from_events.items():
         np.testing.assert_array_equal(curve.steps, curves[tag].steps)
         np.testing.assert_allclose(curve.values, curves[tag].values, rtol=1e-6)
-    event_file = next(run.glob("events*"))
+    (event_file,) = (file for file in run.glob("events*") if file.suffix != ".hyperparameters")
     assert set(read_curves(event_file)) == set(curves)
 
 
