@@ -7,8 +7,8 @@ torchrun --nproc-per-node=2 evaluate.py CHECKPOINT ... shares the images among p
 
 from __future__ import annotations
 
-from engine.allocator import keep_freed_memory
-from engine.threads import limit_spinning
+from engine.process.allocator import keep_freed_memory
+from engine.process.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
 keep_freed_memory()
@@ -26,22 +26,22 @@ import torch
 from data.annotations import Annotations
 from data.build import build_annotations, known_classes
 from data.errors import InputError
-from engine.coco_results import check_ids, write_coco_json
-from engine.comp4 import check_comp4, write_comp4
 from engine.config import load_config, split_words
-from engine.console import start_logging
-from engine.detections import Detections
-from engine.distributed import leave, start_ranks
-from engine.drawing import draw_grid, write_png
-from engine.evaluator import read_detections, score
+from engine.evaluation.coco_results import check_ids, write_coco_json
+from engine.evaluation.comp4 import check_comp4, write_comp4
+from engine.evaluation.detections import Detections
+from engine.evaluation.drawing import draw_grid, write_png
+from engine.evaluation.evaluator import read_detections, score
+from engine.evaluation.scores import format_table, write_metrics
+from engine.evaluation.validation import build_validation
 from engine.exit_status import exit_status
-from engine.outputs import check_outputs
 from engine.precision import check_precision, tell_precision
+from engine.process.console import start_logging
+from engine.process.distributed import leave, start_ranks
+from engine.process.outputs import check_outputs
+from engine.process.signals import StopRequest
 from engine.run_folder import CHECKPOINTS
-from engine.scores import format_table, write_metrics
-from engine.signals import StopRequest
 from engine.trained import load_trained
-from engine.validation import build_validation
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ torchrun --nproc-per-node=2 train.py --config ... [the same]
 
 from __future__ import annotations
 
-from engine.allocator import keep_freed_memory
-from engine.threads import limit_spinning
+from engine.process.allocator import keep_freed_memory
+from engine.process.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
 keep_freed_memory()
@@ -26,18 +26,18 @@ import torchvision
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config, dump_config, load_config
 from engine.config_reference import help_text
-from engine.console import start_logging
-from engine.distributed import Ranks, leave, start_ranks
 from engine.dry_run import dry_run
+from engine.evaluation.validation import build_validation
 from engine.exit_status import exit_status
 from engine.freezing import Freezing
 from engine.loop import Training
+from engine.process.console import start_logging
+from engine.process.distributed import Ranks, leave, start_ranks
+from engine.process.signals import StopRequest
 from engine.resume import check_data, digests, identity, keep_comparable, load_resumed
 from engine.run_folder import RunFolder, holds_checkpoint, open_run_folder
-from engine.signals import StopRequest
-from engine.tracking import Tracker
+from engine.tracking.tracker import Tracker
 from engine.train_step import TrainStep
-from engine.validation import build_validation
 
 MEMORY_CURE = (
     "data.batch_size (train.accumulate makes up for it), data.image_size or "

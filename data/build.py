@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data.annotations import NO_CATEGORY, Annotations, concatenate
-from data.coco import load_category_ids, load_coco
-from data.coco_columns import ENOUGH_TO_JUDGE
 from data.config import DataConfig
 from data.errors import InputError
+from data.formats.coco import load_category_ids, load_coco
+from data.formats.coco_columns import ENOUGH_TO_JUDGE
+from data.formats.shapes import load_shapes
+from data.formats.voc import load_voc
 from data.image_sizes import Access
 from data.paths import require_images
-from data.shapes import load_shapes
-from data.voc import load_voc
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from detector.folded import fold_norms
+from detector.fast.norm_folding import fold_norms
 from detector.norm import DEFAULT_EPS, norm_layer, pyramid_norm_layer, set_eps
 
 # The children of a network, stage by stage: the stem, then one stage for each halving.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
-from detector.onednn_linear import onednn_linear, pays_here
+from detector.fast.onednn_linear import onednn_linear, pays_here
 
 
 class BoxHead(TwoMLPHead):

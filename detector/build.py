@@ -6,9 +6,9 @@ import torch
 
 from detector.backbone import build_backbone
 from detector.config import DetectorConfig
+from detector.fast.winograd import use_winograd
 from detector.rcnn import FasterRCNN, MaskRCNN
 from detector.retinanet import RetinaNet
-from detector.winograd import use_winograd
 from losses.config import LossConfig
 
 Detector = RetinaNet | FasterRCNN | MaskRCNN

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import roi_align
 
-from detector.rpn_at_anchors import as_rows
+from detector.fast.rpn_at_anchors import as_rows
 
 
 def crop_masks(

@@ -1,7 +1,7 @@
 """Which ground-truth box each anchor or proposal answers for, and which of them a loss samples.
 
 Everything here runs over the whole batch at once with shapes that the host knows, so that nothing
-waits for the device; on a CPU, where the host computes, ``detector.host_matching`` matches.
+waits for the device; on a CPU, where the host computes, ``detector.fast.host_matching`` matches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.target import Targets
-from detector.host_matching import match_on_host
+from detector.fast.host_matching import match_on_host
 from losses.anchor_labels import BACKGROUND, IGNORED
 from losses.gpu import has_kernels
 
@@ -42,7 +42,7 @@ def match_anchors(
     if anchors.device.type == "cpu":
         match = match_on_host
     elif has_kernels(anchors.device):
-        from detector.matching_kernels import match_on_gpu as match
+        from detector.fast.matching_kernels import match_on_gpu as match
     return match(anchors, targets, high, low, allow_low_quality)
 
 

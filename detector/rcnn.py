@@ -16,7 +16,7 @@ from detector.anchors import anchors_of
 from detector.backbone import Backbone
 from detector.box_head import BoxHead
 from detector.config import DetectorConfig, MaskConfig
-from detector.cuda_graphs import CUDAGraphs
+from detector.fast.cuda_graphs import CUDAGraphs
 from detector.preprocessing import Preprocessing
 from detector.roi_heads import RoIHeads
 from detector.roi_pooling import RoIPooler, to_rois

@@ -15,12 +15,12 @@ from detector.anchors import PyramidAnchors, anchors_of
 from detector.backbone import Backbone
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import DetectorConfig
-from detector.cuda_graphs import CUDAGraphs
+from detector.fast.cuda_graphs import CUDAGraphs
+from detector.fast.sparse_towers import Wanted
 from detector.matching import gather_matched, match_anchors
 from detector.norm import pyramid_norm_layer
 from detector.preprocessing import Preprocessing
 from detector.retinanet_head import RetinaNetHead
-from detector.windows import Wanted
 from losses.config import LossConfig
 from losses.focal_sums import fastest_focal_sums
 from losses.gpu import has_kernels

@@ -11,9 +11,9 @@ from torchvision.models.detection import retinanet
 from torchvision.ops import Conv2dNormActivation
 
 from detector.anchors import per_anchor
+from detector.fast.sparse_towers import Wanted, deltas_at
+from detector.fast.winograd import WinogradConv2d
 from detector.initialization import init_hidden, init_output
-from detector.windows import Wanted, deltas_at
-from detector.winograd import WinogradConv2d
 
 NormLayer = Callable[[int], nn.Module]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from detector.sparse_roi_align import sparse_roi_align
+from detector.fast.sparse_roi_align import sparse_roi_align
 from losses.gpu import has_kernels
 
 # Feature Pyramid Networks, eq. 1: a RoI of 224 x 224 pixels reads level 4.
@@ -56,7 +56,7 @@ class RoIPooler(MultiScaleRoIAlign):
         options = (map_of_roi, rois, self.output_size[0], self.sampling_ratio)
         # Fast paths; an exported model keeps the operation that other programs know.
         if has_kernels(rois.device):
-            from detector.roi_align_kernels import roi_align_on_gpu
+            from detector.fast.roi_align_kernels import roi_align_on_gpu
 
             return roi_align_on_gpu(maps, self.scales_of_maps, *options)
         if rois.device.type == "cpu" and not torch.onnx.is_in_onnx_export():

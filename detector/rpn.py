@@ -12,14 +12,14 @@ from torchvision.ops import clip_boxes_to_image
 
 from data.target import Targets
 from detector.anchors import PyramidAnchors, per_anchor
-from detector.autocast import uncached_autocast
 from detector.box_regression import BoxCoder, BoxLoss
 from detector.config import RPNConfig
-from detector.early_nms import first_survivors
+from detector.fast.autocast import uncached_autocast
+from detector.fast.early_nms import first_survivors
+from detector.fast.rpn_at_anchors import is_one_layer, predictions_at
 from detector.initialization import init_hidden, init_output
 from detector.matching import BalancedSampler, gather_matched, match_anchors
 from detector.proposals import Proposals
-from detector.rpn_at_anchors import is_one_layer, predictions_at
 from losses.anchor_labels import BACKGROUND
 from losses.classification import binary_cross_entropy_with_logits
 from losses.config import BoxLossConfig
@@ -279,7 +279,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         self, boxes: Sequence[Tensor], scores: Sequence[Tensor], corners: Tensor
     ) -> Proposals:
         """``suppress`` for all images on a GPU; arguments as of ``suppress_on_gpu``."""
-        from detector.proposals_on_gpu import suppress_on_gpu  # it needs Triton
+        from detector.fast.proposals_on_gpu import suppress_on_gpu  # it needs Triton
 
         return suppress_on_gpu(
             boxes,

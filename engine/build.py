@@ -16,14 +16,14 @@ from data.errors import InputError, some_of
 from data.loading import TrainLoader, build_train_loader
 from detector.build import Detector, build_detector
 from detector.config import DetectorConfig
-from detector.cuda_graphs import run_as_written
-from detector.weights import load_pretrained
+from detector.fast.cuda_graphs import run_as_written
+from detector.pretrained.weights import load_pretrained
 from engine.config import Config
-from engine.distributed import Ranks
 from engine.ema import AveragedWeights
 from engine.freezing import refuse_random_frozen
 from engine.optimization import build_optimization, iterations_of_epoch, tell_warmup
 from engine.precision import check_precision, tell_precision
+from engine.process.distributed import Ranks
 from engine.state import TrainState
 from losses.config import build_weighting
 from losses.weighting import LossWeighting

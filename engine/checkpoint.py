@@ -2,8 +2,8 @@
 
 A file holds tensors and plain types only and is read with ``weights_only=True``. It is written
 beside its place, forced to disk and renamed; the file that stood there before stays as
-``previous.pt``. It holds a digest of itself (``detector/weight_archive.py``), so a damaged byte is
-detected before anything of it is used.
+``previous.pt``. It holds a digest of itself (``detector/pretrained/weight_archive.py``), so a
+damaged byte is detected before anything of it is used.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError, shown, unreadable
-from detector.weight_archive import fault_of, seal
-from detector.weight_files import refused_content
-from engine.atomic_file import write_atomically
+from detector.pretrained.weight_archive import fault_of, seal
+from detector.pretrained.weight_files import refused_content
+from engine.process.atomic_file import write_atomically
 from engine.strict_yaml import MAX_DEPTH
 
 VERSION = 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine.distributed import Ranks
+from engine.process.distributed import Ranks
 
 CURE = "lower train.lr, lengthen train.warmup_iterations or set train.clip_gradients"
 

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.target import Batch
-from detector.winograd import plain_convolutions
-from engine.boards import check_boards
+from detector.fast.winograd import plain_convolutions
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config
-from engine.distributed import Ranks
-from engine.evaluator import check_best, detect
+from engine.evaluation.evaluator import check_best, detect
+from engine.evaluation.validation import build_validation
 from engine.freezing import Freezing
-from engine.signals import StopRequest
+from engine.process.distributed import Ranks
+from engine.process.signals import StopRequest
 from engine.state import TrainState
+from engine.tracking.external_trackers import check_boards
 from engine.train_step import TrainStep
-from engine.validation import build_validation
 
 MIB = 2**20
 

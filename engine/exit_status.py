@@ -13,10 +13,10 @@ import torch
 
 from data.errors import InputError, WorkerDiedError
 from data.workers import TOO_MANY_FILES, says_that_a_worker_died, worker_death
-from engine.distributed import is_lost_rank, report_error
 from engine.divergence import DivergenceError
-from engine.signals import Stopped, StopRequest, catch_stop_signals
-from engine.standard_output import READER_LEFT, reader_left, tell
+from engine.process.distributed import is_lost_rank, report_error
+from engine.process.signals import Stopped, StopRequest, catch_stop_signals
+from engine.process.standard_output import READER_LEFT, reader_left, tell
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
 # Errors of files: what cannot be done, and the cure.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from data.errors import InputError
-from detector.cuda_graphs import forget_recordings
+from detector.fast.cuda_graphs import forget_recordings
 from engine.run_config import TrainConfig
 
 # What passes in training mode change, or draw at random.

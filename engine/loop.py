@@ -13,22 +13,22 @@ import numpy.typing as npt
 
 from data.loading import TrainLoader
 from data.target import Batch
-from engine.detections import Detections
-from engine.distributed import Ranks
 from engine.divergence import CURE, DivergenceError
-from engine.drawing import draw_pair
-from engine.evaluator import check_best
+from engine.evaluation.detections import Detections
+from engine.evaluation.drawing import draw_pair
+from engine.evaluation.evaluator import check_best
+from engine.evaluation.scores import headline_scores
+from engine.evaluation.validation import Validation
+from engine.evaluation.voc_map import count_objects
 from engine.freezing import Freezing
-from engine.log_lines import LogLines
+from engine.process.distributed import Ranks
+from engine.process.signals import Stopped, StopRequest
 from engine.run_config import TrainConfig
 from engine.run_folder import RunFolder
-from engine.scores import headline_scores
-from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
-from engine.tracking import Tracker
+from engine.tracking.log_lines import LogLines
+from engine.tracking.tracker import Tracker
 from engine.train_step import TrainStep
-from engine.validation import Validation
-from engine.voc_map import count_objects
 
 log = logging.getLogger(__name__)
 

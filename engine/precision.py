@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from data.errors import InputError
-from engine.distributed import Ranks
+from engine.process.distributed import Ranks
 
 Amp = Literal["none", "bf16", "fp16", "auto"]
 AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

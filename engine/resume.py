@@ -10,7 +10,7 @@ from typing import Any
 from data.annotations import Annotations
 from data.errors import InputError
 from engine.config import Config, flatten
-from engine.distributed import Ranks
+from engine.process.distributed import Ranks
 from engine.run_folder import load_shared
 from engine.state import Progress
 

@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from engine.coco_engines import Engine
+from engine.evaluation.coco_engines import Engine
 from engine.precision import Amp
 
 

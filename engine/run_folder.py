@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from engine.atomic_file import link_atomically, remove_unfinished, write_atomically
 from engine.checkpoint import RESUMED, load_latest, save_checkpoint
 from engine.config import Config, dump_config
-from engine.console import LOG
-from engine.distributed import Ranks
-from engine.locks import try_lock
-from engine.scores import write_metrics
+from engine.evaluation.scores import write_metrics
+from engine.process.atomic_file import link_atomically, remove_unfinished, write_atomically
+from engine.process.console import LOG
+from engine.process.distributed import Ranks
+from engine.process.locks import try_lock
 from engine.state import TrainState
 
 CHECKPOINTS = (*RESUMED, "best.pt")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.target import Batch
-from engine.distributed import Ranks
 from engine.divergence import FiniteGuard, Watched
 from engine.precision import autocast
+from engine.process.distributed import Ranks
 from engine.run_config import TrainConfig
 from engine.state import TrainState, seed_iteration
 

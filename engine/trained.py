@@ -13,8 +13,8 @@ from data.errors import InputError
 from detector.build import Detector, build_detector
 from engine.checkpoint import load_checkpoint
 from engine.config import Config, override_config
-from engine.distributed import choose_device
 from engine.precision import tell_precision
+from engine.process.distributed import choose_device
 from engine.resume import check_classes
 
 

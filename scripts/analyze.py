@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import is_watched, status_of_tool, tool
-from engine.threads import limit_spinning
+from engine.process.standard_output import is_watched, status_of_tool, tool
+from engine.process.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
 
@@ -41,13 +41,13 @@ from data.image_files import open_images
 from data.images import DamagedImageError
 from data.loading import build_eval_loader
 from data.target import Batch
-from engine.atomic_file import write_atomically
-from engine.coco_engines import Engine, check_engine
 from engine.config import Config, load_config, split_words
-from engine.detections import Detections
-from engine.evaluator import detect, read_detections, score
-from engine.mirrored import with_flip
-from engine.outputs import check_outputs
+from engine.evaluation.coco_engines import Engine, check_engine
+from engine.evaluation.detections import Detections
+from engine.evaluation.evaluator import detect, read_detections, score
+from engine.evaluation.test_time_flip import with_flip
+from engine.process.atomic_file import write_atomically
+from engine.process.outputs import check_outputs
 from engine.trained import Trained, load_trained
 from scripts.analysis.bootstrap import compare
 from scripts.analysis.confusion import confusion_matrix

@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.allocator import keep_freed_memory
-from engine.standard_output import status_of_tool, tool
-from engine.threads import limit_spinning
+from engine.process.allocator import keep_freed_memory
+from engine.process.standard_output import status_of_tool, tool
+from engine.process.threads import limit_spinning
 
 # The peer in a process of its own runs as its users run it.
 if __name__ == "__main__" and "theirs" not in sys.argv:

@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.allocator import keep_freed_memory
-from engine.threads import limit_spinning
+from engine.process.allocator import keep_freed_memory
+from engine.process.threads import limit_spinning
 
 if __name__ == "__main__":
     limit_spinning()  # torch reads it when it is imported
@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from engine.standard_output import INTERRUPTED, status_of_tool, tool
+from engine.process.standard_output import INTERRUPTED, status_of_tool, tool
 from scripts import benchmark
 from scripts.benchmarks.machine import describe_machine, in_words
 from scripts.gpu_checks.parity import check_parity

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, unreadable
 from engine.config import parse_config
-from engine.standard_output import status_of_tool, tool
+from engine.process.standard_output import status_of_tool, tool
 from engine.strict_yaml import read_yaml
 from losses import (
     ALWA,

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 # ruff: noqa: E402
 from engine.config_reference import reference_page, schema_text
-from engine.standard_output import status_of_tool
+from engine.process.standard_output import status_of_tool
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError, unreadable
-from engine.metrics_file import METRICS
-from engine.scores import headline_scores
+from engine.evaluation.scores import headline_scores
+from engine.tracking.metrics_file import METRICS
 
 TABLE, EVENTS = "curves.csv", "events.out.tfevents"
 PAIRS = (

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError
-from engine.standard_output import status_of_tool, tool
+from engine.process.standard_output import status_of_tool, tool
 from scripts.dataset_tools.archives import DATASETS, Archive
 from scripts.dataset_tools.coco_checks import check_coco
 from scripts.dataset_tools.conversion import convert

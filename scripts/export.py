@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import is_watched, status_of_tool, tool
-from engine.threads import limit_spinning
+from engine.process.standard_output import is_watched, status_of_tool, tool
+from engine.process.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
 

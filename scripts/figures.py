@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 
 
 def new_figure(size: tuple[float, float]) -> Any:

@@ -30,8 +30,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.coco import load_coco
 from data.config import DataConfig
+from data.formats.coco import load_coco
 from data.loading import build_train_loader
 from scripts.number_types import at_least
 

@@ -20,7 +20,7 @@ import torch
 from data.build import build_annotations
 from data.config import DataConfig
 from data.loading import build_train_loader
-from engine.standard_output import status_of_tool, tool
+from engine.process.standard_output import status_of_tool, tool
 
 SIZES = ((192, 256), (600, 1000))
 WORKERS = (0, 1)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import status_of_tool, tool
+from engine.process.standard_output import status_of_tool, tool
 from scripts.number_types import at_least
 
 ROOT = Path(__file__).resolve().parents[1]

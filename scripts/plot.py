@@ -28,7 +28,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, some_of
-from engine.standard_output import status_of_tool, tool
+from engine.process.standard_output import status_of_tool, tool
 from scripts.curves import Curve, NoCurvesError, read_curves
 from scripts.figures import check_figure, literal, new_figure, save_figure
 from scripts.number_types import at_least

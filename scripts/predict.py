@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import is_watched, status_of_tool, tool
-from engine.threads import limit_spinning
+from engine.process.standard_output import is_watched, status_of_tool, tool
+from engine.process.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
 
@@ -40,15 +40,16 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.images import DamagedImageError, Pixels, read_image
-from engine.coco_results import index_of
-from engine.comp4 import check_comp4, write_comp4
 from engine.config import split_words
-from engine.detections import Detections, concatenate, make_detections
-from engine.drawing import draw_detections
-from engine.outputs import check_outputs
+from engine.evaluation.coco_results import index_of
+from engine.evaluation.comp4 import check_comp4, write_comp4
+from engine.evaluation.detections import Detections, concatenate, make_detections
+from engine.evaluation.drawing import draw_detections
+from engine.process.outputs import check_outputs
 from engine.trained import load_trained
 from scripts.number_types import at_least, score_threshold
 from scripts.prediction.coco_ids import CocoIds, read_ids, write_coco
+from scripts.prediction.inference import Looker, in_batches, unannotated
 from scripts.prediction.inputs import (
     Source,
     Video,
@@ -56,9 +57,8 @@ from scripts.prediction.inputs import (
     find_sources,
     open_video,
 )
-from scripts.prediction.looking import Looker, in_batches, unannotated
+from scripts.prediction.output_paths import check_targets, target_of
 from scripts.prediction.pictures import VideoWriter, write_picture
-from scripts.prediction.targets import check_targets, target_of
 
 
 @dataclass

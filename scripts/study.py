@@ -28,9 +28,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.errors import InputError, unreadable
-from engine.atomic_file import write_atomically
 from engine.config import flatten, split_words
-from engine.standard_output import status_of_tool, tool
+from engine.process.atomic_file import write_atomically
+from engine.process.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
 from scripts.number_types import at_least, listed
 from scripts.studies.definition import Figure, Study, load_study, narrowed

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.standard_output import is_watched, status_of_tool, tool
-from engine.threads import limit_spinning
+from engine.process.standard_output import is_watched, status_of_tool, tool
+from engine.process.threads import limit_spinning
 
 limit_spinning()  # torch reads it when it is imported
 
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data.build import build_annotations
 from data.errors import InputError
 from engine.config import Config, load_config
-from engine.distributed import start_ranks
+from engine.process.distributed import start_ranks
 from scripts.figures import check_figure, save_figure
 from scripts.tables import format_table
 from scripts.tuning.batch_size import (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data.annotations import Annotations
-from engine.detections import Detections
+from engine.evaluation.detections import Detections
 from scripts.analysis.crowds import judge_beside_crowds
 
 IntArray = npt.NDArray[np.int64]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from engine.detections import Detections
+from engine.evaluation.detections import Detections
 from scripts.analysis.overlaps import image_overlaps
 
 IntArray = npt.NDArray[np.int64]

@@ -1,7 +1,8 @@
 """Which detections are right where crowds neither count nor punish, as in COCO's own scores.
 
-VOC's rule knows no crowds: ``engine.voc_map`` takes them for difficult boxes, of which a detection
-must cover half. A crowd is larger than each of its members, so a detection of one counts as wrong.
+VOC's rule knows no crowds: ``engine.evaluation.voc_map`` takes them for difficult boxes, of which
+a detection must cover half. A crowd is larger than each of its members, so a detection of one
+counts as wrong.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from engine.detections import Detections
-from engine.voc_map import judge
+from engine.evaluation.detections import Detections
+from engine.evaluation.voc_map import judge
 from scripts.analysis.overlaps import share_inside
 from scripts.analysis.sizes import only_objects
 
@@ -25,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 def judge_beside_crowds(
     detections: Detections, annotations: Annotations, ious: Sequence[float]
 ) -> Iterator[tuple[IntArray, BoolArray, BoolArray]]:
-    """For each IoU the answer of ``engine.voc_map.judge``, but for crowds.
+    """For each IoU the answer of ``engine.evaluation.voc_map.judge``, but for crowds.
 
     A detection that claims no object and of which so much as the IoU lies in a crowd of its class
     does not count.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from engine.detections import Detections
+from engine.evaluation.detections import Detections
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from engine.detections import Detections
-from engine.voc_map import count_objects, voc_scores
+from engine.evaluation.detections import Detections
+from engine.evaluation.voc_map import count_objects, voc_scores
 from scripts.analysis.crowds import judge_beside_crowds
 
 FloatArray = npt.NDArray[np.float64]

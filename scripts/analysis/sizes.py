@@ -10,9 +10,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data.annotations import Annotations
-from engine.coco_ap import coco_scores
-from engine.coco_engines import Engine
-from engine.detections import Detections
+from engine.evaluation.coco_ap import coco_scores
+from engine.evaluation.coco_engines import Engine
+from engine.evaluation.detections import Detections
 
 SIZES = {"small": "APs", "medium": "APm", "large": "APl"}
 BOUNDS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from engine.detections import Detections
-from engine.voc_map import count_objects
+from engine.evaluation.detections import Detections
+from engine.evaluation.voc_map import count_objects
 from scripts.analysis.overlaps import ImageOverlaps, image_overlaps
 
 IntArray = npt.NDArray[np.int64]

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from data.annotations import Annotations
 from data.images import Pixels
-from engine.detections import Detections
-from engine.drawing import Color, DrawnObject, draw_panel
+from engine.evaluation.detections import Detections
+from engine.evaluation.drawing import Color, DrawnObject, draw_panel
 from scripts.analysis.tide import BKG, BOTH, CLS, DUPE, IGNORED, LOC, RIGHT, Verdicts
 
 IntArray = npt.NDArray[np.int64]

@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 from data.build import build_annotations
 from data.config import DataConfig
 from data.loading import build_eval_loader
-from detector.cuda_graphs import FIRST_RECORDED
-from engine.evaluator import detect
+from detector.fast.cuda_graphs import FIRST_RECORDED
+from engine.evaluation.evaluator import detect
 from engine.precision import Amp, autocast
 from scripts.benchmarks.drawn_voc import SPLIT, YEAR, draw_devkit
 from scripts.benchmarks.machine import describe_machine

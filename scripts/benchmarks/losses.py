@@ -18,7 +18,7 @@ from scripts.benchmarks.timing import alternate, worst_of
 from scripts.benchmarks.twins import Work, build_ours, build_theirs, make_work
 
 if TYPE_CHECKING:
-    from detector.windows import Wanted
+    from detector.fast.sparse_towers import Wanted
 
 LARGEST_DIFFERENCE = 1e-4  # of a loss, relative
 STRIDES = tuple(2**level for level in (3, 4, 5, 6, 7))

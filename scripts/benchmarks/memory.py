@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from detector.cuda_graphs import FIRST_RECORDED
+from detector.fast.cuda_graphs import FIRST_RECORDED
 from scripts.benchmarks.timing import wait_for
 
 TIMES = 2  # that the work is done on a CPU; on a GPU until its pass was recorded and replayed

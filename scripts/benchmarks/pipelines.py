@@ -21,8 +21,8 @@ from data.annotations import Annotations
 from data.build import build_annotations
 from data.config import DataConfig, VocConfig
 from data.errors import InputError, some_of
+from data.formats.voc import VOC_CLASSES
 from data.loading import build_train_loader
-from data.voc import VOC_CLASSES
 from detector.preprocessing import IMAGE_MEAN, IMAGE_STD, Preprocessing
 from scripts.benchmarks.drawn_voc import SPLIT, YEAR
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from engine.threads import SPIN_COUNT, SPIN_VARIABLE
+from engine.process.threads import SPIN_COUNT, SPIN_VARIABLE
 
 SIDES = ("ours", "theirs")
 ROUNDS = 2  # processes of each side, in turns

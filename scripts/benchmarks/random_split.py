@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from data.annotations import Annotations
-from engine.detections import Detections, make_detections
+from engine.evaluation.detections import Detections, make_detections
 
 SIZE_HW = (480, 640)
 DIFFICULT, CROWD = 0.1, 0.01  # shares of the objects

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.allocator import keep_freed_memory
-from engine.distributed import leave, start_ranks
+from engine.process.allocator import keep_freed_memory
+from engine.process.distributed import leave, start_ranks
 from losses.weighting import LossWeighting
 from scripts.benchmarks.machine import describe_machine, in_words
 from scripts.benchmarks.report import precision_name

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 import torch
 
-from engine.coco_ap import coco_scores
-from engine.coco_engines import MODULES, Engine
-from engine.voc_map import voc_scores
+from engine.evaluation.coco_ap import coco_scores
+from engine.evaluation.coco_engines import MODULES, Engine
+from engine.evaluation.voc_map import voc_scores
 from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.random_split import random_annotations, random_detections
 from scripts.benchmarks.report import Report, Row

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.cuda_graphs import FIRST_RECORDED
+from detector.fast.cuda_graphs import FIRST_RECORDED
 from detector.matching import match_anchors
 from scripts.benchmarks.machine import describe_machine
 from scripts.benchmarks.memory import peak_memory

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.annotations import Annotations
-from engine.detections import Detections
+from engine.evaluation.detections import Detections
 
 FloatArray = npt.NDArray[np.float64]
 Objects = list[dict[str, Any]]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
 from data.errors import InputError, shown
-from data.json_stream import stream_members
+from data.formats.coco_columns import ImageColumns, ObjectColumns, read_categories, whole_number
+from data.formats.json_stream import stream_members
 from scripts.dataset_tools.box_checks import Box, Doubles, check_box, is_thin
 from scripts.dataset_tools.class_checks import SplitClasses, check_classes
 from scripts.dataset_tools.image_checks import ImageChecks, Size, is_size_of

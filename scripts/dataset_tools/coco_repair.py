@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.formats.segmentations import SegmentationColumns
 from data.image_sizes import MOST_PIXELS
 from data.images import read_image
 from data.masks import object_area
-from data.segmentations import SegmentationColumns
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.kept import Kept, Rows, nothing_left
 from scripts.dataset_tools.layout import Layout

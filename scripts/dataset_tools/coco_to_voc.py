@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, indent, tostring
 
-from data.coco_columns import ImageColumns, ObjectColumns, look_up, read_categories
 from data.errors import InputError, shown
+from data.formats.coco_columns import ImageColumns, ObjectColumns, look_up, read_categories
+from data.formats.voc_images import IMAGE_ENDINGS, by_stem, find_voc_image
+from data.formats.voc_splits import check_listable
 from data.paths import inner_path
-from data.voc_images import IMAGE_ENDINGS, by_stem, find_voc_image
-from data.voc_splits import check_listable
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.interchange import document_of, object_of
 from scripts.dataset_tools.layout import Layout, same_picture

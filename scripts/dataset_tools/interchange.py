@@ -19,8 +19,8 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from data.coco_columns import whole_number
 from data.errors import InputError, shown
+from data.formats.coco_columns import whole_number
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"0": 0, "1": 1}

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from data.annotations import Annotations, concatenate
-from data.coco import load_coco
 from data.errors import InputError, shown, some_of, unreadable
+from data.formats.coco import load_coco
+from data.formats.voc import VOC_CLASSES, load_voc
+from data.formats.voc_images import files_below
+from data.formats.voc_splits import split_file, splits_present
 from data.image_sizes import Access
 from data.paths import check_inside
-from data.voc import VOC_CLASSES, load_voc
-from data.voc_images import files_below
-from data.voc_splits import split_file, splits_present
 
 
 @dataclass(frozen=True)

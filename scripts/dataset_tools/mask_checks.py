@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data.errors import InputError
-from data.segmentations import SegmentationColumns
+from data.formats.segmentations import SegmentationColumns
 from scripts.dataset_tools.box_checks import Box
 from scripts.dataset_tools.image_checks import Size
 from scripts.dataset_tools.problems import Problem, problem_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.errors import InputError, unreadable
 from data.paths import check_inside
-from engine.locks import try_lock
+from engine.process.locks import try_lock
 from scripts.dataset_tools.progress import progress
 
 

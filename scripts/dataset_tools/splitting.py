@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError, shown
+from data.formats.voc_splits import check_listable
+from data.formats.voc_xml import read_voc_xml
 from data.paths import inner_path
-from data.voc_splits import check_listable
-from data.voc_xml import read_voc_xml
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 from scripts.dataset_tools.coco_checks import read_document
 from scripts.dataset_tools.layout import Layout, annotation_files, place_of
 from scripts.dataset_tools.output_folder import check_output, copy_files, new_folder

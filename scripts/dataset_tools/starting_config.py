@@ -12,7 +12,7 @@ import yaml
 
 from data.annotations import Annotations
 from data.errors import InputError
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 from scripts.dataset_tools.layout import Layout
 from scripts.dataset_tools.output_folder import check_place
 from scripts.dataset_tools.suggestions import SCALES, Suggestion

@@ -13,10 +13,10 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from data.errors import InputError, shown, some_of
-from data.voc import VOC_CLASSES
-from data.voc_images import find_voc_image, images_by_stem, other_voc_image, same_stem
-from data.voc_splits import listed_name, read_lines, split_file
-from data.voc_xml import (
+from data.formats.voc import VOC_CLASSES
+from data.formats.voc_images import find_voc_image, images_by_stem, other_voc_image, same_stem
+from data.formats.voc_splits import listed_name, read_lines, split_file
+from data.formats.voc_xml import (
     VOC_SIDES,
     VocObject,
     parse_voc_xml,

@@ -11,11 +11,11 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from data.errors import InputError
+from data.formats.voc_images import find_voc_image, images_by_stem
+from data.formats.voc_splits import listed_name, read_lines
+from data.formats.voc_xml import parse_voc_xml, read_filename
 from data.image_sizes import MOST_PIXELS
 from data.images import read_image
-from data.voc_images import find_voc_image, images_by_stem
-from data.voc_splits import listed_name, read_lines
-from data.voc_xml import parse_voc_xml, read_filename
 from scripts.dataset_tools.coco_to_voc import rest_of
 from scripts.dataset_tools.interchange import limit_area
 from scripts.dataset_tools.kept import Kept, Rows, nothing_left

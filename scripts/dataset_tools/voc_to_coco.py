@@ -9,12 +9,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data.coco_columns import read_categories
 from data.errors import InputError, shown
-from data.voc import VOC_CLASSES
-from data.voc_images import find_voc_image, images_by_stem
-from data.voc_splits import listed_name, read_lines, split_file
-from data.voc_xml import (
+from data.formats.coco_columns import read_categories
+from data.formats.voc import VOC_CLASSES
+from data.formats.voc_images import find_voc_image, images_by_stem
+from data.formats.voc_splits import listed_name, read_lines, split_file
+from data.formats.voc_xml import (
     VOC_SIDES,
     parse_voc_xml,
     read_filename,

@@ -19,12 +19,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.annotations import Annotations
-from data.given import annotations_of
+from data.formats.in_memory import annotations_of
 from data.loading import build_eval_loader
 from engine.build import build_loader, build_state
 from engine.config import Config, load_config
-from engine.distributed import start_ranks
-from engine.evaluator import detect, score
+from engine.evaluation.evaluator import detect, score
+from engine.process.distributed import start_ranks
 from engine.train_step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]

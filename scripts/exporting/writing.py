@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 from engine.trained import Trained
 from scripts.exporting.one_image import OUTPUTS, for_one_image
 

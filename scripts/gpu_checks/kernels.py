@@ -16,12 +16,12 @@ from torchvision.ops import nms
 
 from data.target import pad_targets
 from detector.build import build_detector
-from detector.channel_kernels import add_channels
 from detector.config import DetectorConfig, RPNConfig
+from detector.fast.channel_kernels import add_channels
+from detector.fast.matching_kernels import match_on_gpu
+from detector.fast.nms_kernels import keep_best
+from detector.fast.roi_align_kernels import roi_align_on_gpu
 from detector.matching import match_batch
-from detector.matching_kernels import match_on_gpu
-from detector.nms_kernels import keep_best
-from detector.roi_align_kernels import roi_align_on_gpu
 from detector.roi_pooling import RoIPooler
 from losses.anchor_labels import IGNORED
 from losses.config import LossConfig

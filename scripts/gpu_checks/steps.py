@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detector.autocast import uncached_autocast
 from detector.build import build_detector
 from detector.config import DetectorConfig
-from detector.cuda_graphs import FIRST_RECORDED, run_as_written
-from engine.distributed import BACKEND_OF_GPUS, average_gradients
+from detector.fast.autocast import uncached_autocast
+from detector.fast.cuda_graphs import FIRST_RECORDED, run_as_written
 from engine.precision import autocast
+from engine.process.distributed import BACKEND_OF_GPUS, average_gradients
 from losses import ALWA
 from losses.config import LossConfig
 from scripts.benchmarks.inference import compare

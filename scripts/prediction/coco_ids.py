@@ -12,9 +12,9 @@ import numpy as np
 
 from data.annotations import Annotations
 from data.errors import InputError, shown, some_of, unreadable
-from engine.atomic_file import is_stream, write_atomically
-from engine.coco_results import index_of, write_coco_json
-from engine.detections import Detections
+from engine.evaluation.coco_results import index_of, write_coco_json
+from engine.evaluation.detections import Detections
+from engine.process.atomic_file import is_stream, write_atomically
 
 
 @dataclass(frozen=True)

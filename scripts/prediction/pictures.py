@@ -9,7 +9,7 @@ import cv2
 
 from data.errors import InputError
 from data.images import Pixels
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 
 JPEG_QUALITY = 92
 

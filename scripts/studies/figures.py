@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 
 from data.errors import InputError
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 from scripts.curves import pair_of, read_curves
 from scripts.figures import literal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.errors import InputError, unreadable
-from engine.atomic_file import write_atomically
+from engine.process.atomic_file import write_atomically
 
 
 def insert(path: Path, name: str, text: str) -> None:

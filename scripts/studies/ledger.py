@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.atomic_file import write_atomically
 from engine.config import dump_config
-from engine.metrics_file import read_records
+from engine.process.atomic_file import write_atomically
 from engine.strict_yaml import read_yaml
+from engine.tracking.metrics_file import read_records
 from scripts.curves import TABLE, Curve, read_curves
 from scripts.studies.run import RECORD, Run, dump_record, read_record, scores_file
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 
-from engine.metrics_file import METRICS
-from engine.standard_output import is_watched, tell
-from engine.tracking import clock
+from engine.process.standard_output import is_watched, tell
+from engine.tracking.metrics_file import METRICS
+from engine.tracking.tracker import clock
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
 

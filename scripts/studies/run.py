@@ -17,9 +17,9 @@ from typing import Any, Literal
 import yaml
 
 from data.errors import InputError, shown, unreadable
-from engine.atomic_file import write_atomically
 from engine.checkpoint import RESUMED
 from engine.config import Config, load_config, parse_config
+from engine.process.atomic_file import write_atomically
 from engine.resume import NEUTRAL_KEYS
 from engine.strict_yaml import read_yaml
 

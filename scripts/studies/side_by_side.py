@@ -17,9 +17,9 @@ from data.errors import InputError
 from data.image_files import open_images
 from data.images import Pixels
 from engine.config import Config, parse_config
-from engine.detections import Detections
-from engine.drawing import GAP, draw_pair
-from engine.evaluator import read_detections
+from engine.evaluation.detections import Detections
+from engine.evaluation.drawing import GAP, draw_pair
+from engine.evaluation.evaluator import read_detections
 from engine.strict_yaml import read_yaml
 from scripts.figures import literal
 from scripts.studies.figures import ShownRun, finished

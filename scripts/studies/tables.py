@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.tracking import clock
+from engine.tracking.tracker import clock
 from scripts.studies.definition import Labels
 from scripts.studies.results import Cell, Results, median
 from scripts.studies.statistics import Paired

@@ -22,11 +22,11 @@ import torch
 from data.annotations import Annotations
 from data.errors import InputError
 from data.target import Batch, pad_targets
-from detector.cuda_graphs import FIRST_RECORDED
+from detector.fast.cuda_graphs import FIRST_RECORDED
 from engine.build import build_state
 from engine.config import Config
-from engine.distributed import Ranks
 from engine.exit_status import is_out_of_memory
+from engine.process.distributed import Ranks
 from engine.train_step import TrainStep
 
 GIB = 2**30

@@ -22,10 +22,10 @@ from data.loading import TrainLoader
 from data.target import Batch
 from engine.build import build_loader, build_splits, build_state
 from engine.config import Config
-from engine.distributed import Ranks
 from engine.divergence import DivergenceError
 from engine.freezing import Freezing
 from engine.optimization import applied_lr
+from engine.process.distributed import Ranks
 from engine.train_step import TrainStep
 from scripts.figures import new_figure
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from data.annotations import Annotations
-from data.coco import load_coco
 from data.config import DataConfig
+from data.formats.coco import load_coco
 from data.loading import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from data.target import Batch
 

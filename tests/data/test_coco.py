@@ -17,11 +17,11 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from data import json_stream
 from data.annotations import Annotations
-from data.coco import load_coco
 from data.errors import InputError
-from data.json_stream import stream_members
+from data.formats import json_stream
+from data.formats.coco import load_coco
+from data.formats.json_stream import stream_members
 
 SHARED = Path(__file__).parents[2] / "../shared"
 REAL_SPLITS = [

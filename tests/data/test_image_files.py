@@ -12,8 +12,8 @@ import pytest
 from data.annotations import Annotations
 from data.config import ShapesConfig
 from data.errors import InputError
+from data.formats.shapes import load_shapes
 from data.image_files import CachedImages, ImageFiles
-from data.shapes import load_shapes
 
 
 @pytest.fixture(scope="module")

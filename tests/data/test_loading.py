@@ -18,7 +18,7 @@ from rectangles import (
 )
 
 from data.annotations import Annotations
-from data.coco import load_coco
+from data.formats.coco import load_coco
 from data.images import read_image, resized_size
 
 NUCLEI = Path(__file__).parents[2] / "../shared/data/dsb2018_nuclei"

@@ -192,7 +192,7 @@ def test_closing_ends_all_workers(dataset: tuple[Path, Annotations]) -> None:
 PROGRAM = """
     import os, signal, sys, time
     from pathlib import Path
-    from data.coco import load_coco
+    from data.formats.coco import load_coco
     from data.config import DataConfig
     from data.loading import build_train_loader
 
@@ -216,7 +216,7 @@ PROGRAM = """
 START_METHOD = """
     import multiprocessing, sys
     from pathlib import Path
-    from data.coco import load_coco
+    from data.formats.coco import load_coco
     from data.config import DataConfig
     from data.errors import InputError
     from data.loading import build_eval_loader

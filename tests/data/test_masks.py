@@ -7,9 +7,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from data.errors import InputError
+from data.formats.run_lengths import described_pixels
+from data.formats.segmentations import SegmentationColumns
 from data.masks import MaskStore, concatenate_masks, decode_objects, encode_object, object_area
-from data.run_lengths import described_pixels
-from data.segmentations import SegmentationColumns
 
 SIZE = np.array([[40, 50]], np.int32)
 

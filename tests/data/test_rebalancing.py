@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.given import annotations_of
+from data.formats.in_memory import annotations_of
+from data.formats.voc import load_voc
 from data.rebalancing import class_balanced_factors, repeat_factors, showing_factors
-from data.voc import load_voc
 
 BCCD = Path(__file__).parents[2] / "../shared/data/bccd"
 

@@ -13,9 +13,9 @@ import pytest
 from data.annotations import Annotations
 from data.config import ShapesConfig
 from data.errors import InputError
+from data.formats.painting import SHAPES
+from data.formats.shapes import draw_shapes, load_shapes
 from data.images import read_image
-from data.painting import SHAPES
-from data.shapes import draw_shapes, load_shapes
 
 ROOT = Path(__file__).parents[2]
 SMALL = ShapesConfig(
@@ -117,7 +117,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from data.config import ShapesConfig
-from data.shapes import draw_shapes
+from data.formats.shapes import draw_shapes
 
 print("ready", flush=True)
 sys.stdin.readline()

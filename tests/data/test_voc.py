@@ -13,9 +13,9 @@ import pytest
 
 from data.annotations import Annotations
 from data.errors import InputError
+from data.formats.voc import VOC_CLASSES, load_voc
+from data.formats.voc_images import images_by_stem
 from data.image_sizes import Access
-from data.voc import VOC_CLASSES, load_voc
-from data.voc_images import images_by_stem
 
 SHARED = Path(__file__).parents[2] / "../shared"
 BCCD = SHARED / "data/bccd"

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.target import Targets, pad_targets
 from detector.build import build_detector
 from detector.config import DetectorConfig
-from detector.cuda_graphs import FIRST_RECORDED, CUDAGraphs, record_both_ways
+from detector.fast.cuda_graphs import FIRST_RECORDED, CUDAGraphs, record_both_ways
 from detector.rcnn import FasterRCNN
 from detector.retinanet import RetinaNet
 from losses.config import LossConfig

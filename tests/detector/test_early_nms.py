@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detector import early_nms
-from detector.early_nms import first_survivors
+from detector.fast import early_nms
+from detector.fast.early_nms import first_survivors
 
 THRESHOLD = 0.5
 

@@ -10,8 +10,9 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 
 from data.target import pad_targets
-from detector import host_matching, matching
-from detector.host_matching import match_on_host
+from detector import matching
+from detector.fast import host_matching
+from detector.fast.host_matching import match_on_host
 from detector.matching import BalancedSampler, gather_matched, match_batch
 
 PATHS = [match_batch, match_on_host]  # any device's, and the CPU's

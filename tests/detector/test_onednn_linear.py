@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from detector import box_head
-from detector import onednn_linear as room
 from detector.box_head import BoxHead
+from detector.fast import onednn_linear as room
 
 needs_onednn = pytest.mark.skipif(not room.is_available(), reason="this PyTorch lacks oneDNN")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from detector.anchors import build_anchors
 from detector.config import AnchorConfig, RPNConfig
+from detector.fast.rpn_at_anchors import is_one_layer, predictions_at
 from detector.rpn import RegionProposalNetwork, RPNHead
-from detector.rpn_at_anchors import is_one_layer, predictions_at
 from losses.config import BoxLossConfig
 
 PADDED = (96, 160)

@@ -29,7 +29,7 @@ def keep_best(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 @pytest.fixture(autouse=True)
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="PyTorch brings Triton along on Linux alone")
-    monkeypatch.setattr("detector.proposals_on_gpu.keep_best", keep_best)
+    monkeypatch.setattr("detector.fast.proposals_on_gpu.keep_best", keep_best)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
 
 
@@ -90,7 +90,7 @@ def test_detections_are_those_of_the_plain_pass(kind) -> None:
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_a_pass_looks_at_no_value(kind, monkeypatch) -> None:
     """On PyTorch's device without values, where a look at one raises."""
-    monkeypatch.setattr("detector.proposals_on_gpu.keep_best", lambda _, valid, __: valid)
+    monkeypatch.setattr("detector.fast.proposals_on_gpu.keep_best", lambda _, valid, __: valid)
     monkeypatch.setattr(
         "detector.roi_pooling.RoIPooler.forward",
         lambda self, features, rois: (

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from detector.fast.sparse_roi_align import bin_taps, sparse_roi_align
 from detector.roi_pooling import RoIPooler, to_rois
-from detector.sparse_roi_align import bin_taps, sparse_roi_align
 
 NAMES, LEVELS = ["0", "1", "2", "3"], (2, 3, 4, 5)
 HEIGHT, WIDTH = 256, 320

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 from data.errors import InputError
-from detector.weight_archive import seal
-from detector.weight_files import fetch_weights, read_weights
+from detector.pretrained.weight_archive import seal
+from detector.pretrained.weight_files import fetch_weights, read_weights
 
 
 @pytest.mark.parametrize("classes", ["cat, dog", "[1, 2]", '{"0": "cat"}', "[" * 100_000, ""])

@@ -15,9 +15,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from data.errors import InputError
 from detector.build import Detector, build_detector
-from detector.class_rows import COCO_ROWS
 from detector.config import DetectorConfig
-from detector.weights import PretrainedReport, load_pretrained
+from detector.pretrained.class_rows import COCO_ROWS
+from detector.pretrained.weights import PretrainedReport, load_pretrained
 from losses.config import LossConfig
 
 COCO_CLASSES = tuple(name for name in COCO_ROWS if name not in ("__background__", "N/A"))

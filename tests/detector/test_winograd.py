@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.target import pad_targets
-from detector import winograd
 from detector.build import build_detector
 from detector.config import DetectorConfig
-from detector.folded import FoldedConv2d
-from detector.winograd import WinogradConv2d, convolve, pays, plain_convolutions, use_winograd
+from detector.fast import winograd
+from detector.fast.norm_folding import FoldedConv2d
+from detector.fast.winograd import WinogradConv2d, convolve, pays, plain_convolutions, use_winograd
 from losses.config import LossConfig
 
 SHAPES = [(2, 3, 5, 9, 7), (1, 4, 4, 4, 4), (3, 2, 6, 17, 3), (1, 1, 1, 3, 3), (5, 8, 2, 8, 12)]

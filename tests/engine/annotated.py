@@ -8,7 +8,7 @@ import numpy as np
 
 from data.annotations import Annotations
 from data.masks import MaskStore
-from engine.detections import Detections, make_detections
+from engine.evaluation.detections import Detections, make_detections
 
 
 def annotate(

@@ -12,10 +12,10 @@ import torch
 from data.errors import InputError
 from engine import precision
 from engine.checkpoint import STATE, save_checkpoint
-from engine.detections import concatenate, make_detections
-from engine.distributed import Ranks, leave, start_ranks
 from engine.divergence import DivergenceError, FiniteGuard, Watched
+from engine.evaluation.detections import concatenate, make_detections
 from engine.optimization import build_optimizer
+from engine.process.distributed import Ranks, leave, start_ranks
 from engine.run_folder import load_shared
 from engine.state import Progress
 

@@ -16,8 +16,8 @@ import yaml
 import train
 from engine.checkpoint import load_checkpoint
 from engine.config import Config, parse_config
-from engine.distributed import Ranks
-from engine.signals import Stopped, StopRequest
+from engine.process.distributed import Ranks
+from engine.process.signals import Stopped, StopRequest
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

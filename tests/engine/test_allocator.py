@@ -12,7 +12,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from engine.allocator import keep_freed_memory
+from engine.process.allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 import torch
 

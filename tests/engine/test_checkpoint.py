@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from data.errors import InputError
-from engine import atomic_file
-from engine.atomic_file import link_atomically, write_atomically
 from engine.checkpoint import STATE, load_checkpoint, load_latest, save_checkpoint
+from engine.process import atomic_file
+from engine.process.atomic_file import link_atomically, write_atomically
 from engine.state import Progress
 
 

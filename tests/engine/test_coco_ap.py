@@ -14,10 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.annotations import Annotations
-from data.coco import load_coco
-from engine.coco_ap import NAMES, coco_scores
-from engine.coco_results import read_coco_json, write_coco_json
-from engine.detections import Detections, make_detections
+from data.formats.coco import load_coco
+from engine.evaluation.coco_ap import NAMES, coco_scores
+from engine.evaluation.coco_results import read_coco_json, write_coco_json
+from engine.evaluation.detections import Detections, make_detections
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "coco_val2014_100"
 SQUARE = (0.0, 0.0, 40.0, 40.0)

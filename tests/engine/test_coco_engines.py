@@ -12,13 +12,13 @@ from annotated import annotate, random_annotations, random_detections, rle_masks
 from pycocotools import mask as coco_mask
 
 from data.annotations import Annotations
-from data.coco import load_coco
 from data.errors import InputError
-from engine.coco_ap import coco_scores
-from engine.coco_engines import MODULES, Engine, Kind
-from engine.coco_results import read_coco_json
+from data.formats.coco import load_coco
 from engine.config import load_config
-from engine.detections import Detections, make_detections
+from engine.evaluation.coco_ap import coco_scores
+from engine.evaluation.coco_engines import MODULES, Engine, Kind
+from engine.evaluation.coco_results import read_coco_json
+from engine.evaluation.detections import Detections, make_detections
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "coco_val2014_100"
 FAST: list[Engine] = ["faster-coco-eval", "hotcoco"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.console import start_logging
+from engine.process.console import start_logging
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask
 
 from data.annotations import Annotations
 from data.errors import InputError
-from engine.coco_results import read_coco_json, write_coco_json
-from engine.comp4 import read_comp4, write_comp4
-from engine.detections import Detections, concatenate, make_detections, sides_of
+from engine.evaluation.coco_results import read_coco_json, write_coco_json
+from engine.evaluation.comp4 import read_comp4, write_comp4
+from engine.evaluation.detections import Detections, concatenate, make_detections, sides_of
 
 BOX = (1.0, 2.0, 11.0, 22.0)
 

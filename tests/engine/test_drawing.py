@@ -10,8 +10,8 @@ import pytest
 from annotated import annotate
 from pycocotools import mask as coco_mask
 
-from engine.detections import Detections, make_detections
-from engine.drawing import CAPTION_HEIGHT, GAP, color_of, draw_grid, draw_pair, write_png
+from engine.evaluation.detections import Detections, make_detections
+from engine.evaluation.drawing import CAPTION_HEIGHT, GAP, color_of, draw_grid, draw_pair, write_png
 
 BOX = (20.0, 30.0, 60.0, 70.0)
 NOTHING = make_detections([], [], [], [])

@@ -20,7 +20,7 @@ from detector.build import build_detector
 from engine.config import load_config
 from engine.config_reference import keys
 from engine.dry_run import count_flops, dry_run
-from engine.signals import StopRequest
+from engine.process.signals import StopRequest
 from losses.config import LossConfig
 
 

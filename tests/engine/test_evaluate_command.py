@@ -18,9 +18,9 @@ from runs import config_of, run, tiny, write_config
 import evaluate
 from data.errors import InputError
 from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.outputs import check_outputs
-from engine.signals import Stopped, StopRequest
-from engine.validation import Validation
+from engine.evaluation.validation import Validation
+from engine.process.outputs import check_outputs
+from engine.process.signals import Stopped, StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be_written_costs_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # as where it could be when the evaluation began
-    monkeypatch.setattr("engine.outputs._check_writable", lambda *_, **__: None)
+    monkeypatch.setattr("engine.process.outputs._check_writable", lambda *_, **__: None)
     (tmp_path / "file").touch()
     results = tmp_path / "results.json"
     words = trained / "last.pt", "--output", tmp_path / "file/metrics.json"

@@ -20,11 +20,11 @@ from data.config import DataConfig
 from data.errors import InputError
 from data.masks import MaskStore, empty_masks, encode_object
 from data.target import Batch, pad_targets
-from engine.coco_results import write_coco_json
-from engine.comp4 import write_comp4
-from engine.detections import concatenate, make_detections
-from engine.evaluator import detect, read_detections, score
-from engine.scores import format_table, write_metrics
+from engine.evaluation.coco_results import write_coco_json
+from engine.evaluation.comp4 import write_comp4
+from engine.evaluation.detections import concatenate, make_detections
+from engine.evaluation.evaluator import detect, read_detections, score
+from engine.evaluation.scores import format_table, write_metrics
 
 CPU = torch.device("cpu")
 REAL_DATA = Path(__file__).parents[2] / "../shared/data"
@@ -124,7 +124,7 @@ def test_masks_are_the_same_however_many_are_pasted_at_once(
             return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
 
     at_once = detect(Fixed(), batches([0], scale=1), bright_annotations(), CPU)
-    monkeypatch.setattr("engine.evaluator.PIXELS_AT_ONCE", 2 * 100 * 120)
+    monkeypatch.setattr("engine.evaluation.evaluator.PIXELS_AT_ONCE", 2 * 100 * 120)
     assert detect(Fixed(), batches([0], scale=1), bright_annotations(), CPU).rles == at_once.rles
 
 

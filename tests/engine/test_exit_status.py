@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from engine.exit_status import exit_status
-from engine.signals import Stopped, StopRequest
+from engine.process.signals import Stopped, StopRequest
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from runs import ROOT
 
 from data.errors import InputError
-from engine.distributed import start_ranks
+from engine.process.distributed import start_ranks
 
 
 @pytest.fixture(scope="module")

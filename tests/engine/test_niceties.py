@@ -31,11 +31,11 @@ from detector.rcnn import MaskRCNN
 from engine.build import build_state
 from engine.checkpoint import load_checkpoint
 from engine.config import Config
-from engine.mirrored import Mirrored
+from engine.evaluation.test_time_flip import Mirrored
+from engine.evaluation.validation import build_validation
+from engine.process.signals import StopRequest
 from engine.resume import check_resume
-from engine.signals import StopRequest
 from engine.train_step import Iteration, TrainStep
-from engine.validation import build_validation
 
 EVERYTHING: dict[str, dict[str, Any]] = {
     "data": {

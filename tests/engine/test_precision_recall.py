@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from annotated import annotate
 
-from engine.detections import make_detections
-from engine.precision_recall import THRESHOLDS, precision_recall
+from engine.evaluation.detections import make_detections
+from engine.evaluation.precision_recall import THRESHOLDS, precision_recall
 
 OBJECTS = [(0, 0, [0, 0, 10, 10]), (0, 0, [20, 0, 30, 10]), (0, 0, [40, 0, 50, 10])]
 

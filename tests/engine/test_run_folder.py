@@ -14,11 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from data.errors import InputError
 from engine import run_folder
-from engine.distributed import Ranks
 from engine.dry_run import dry_run
-from engine.metrics_file import read_records
+from engine.process.distributed import Ranks
+from engine.process.signals import Stopped, StopRequest
 from engine.run_folder import RunFolder, open_run_folder
-from engine.signals import Stopped, StopRequest
+from engine.tracking.metrics_file import read_records
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.standard_output import is_watched
+from engine.process.standard_output import is_watched
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = """
 import sys
-from engine.standard_output import status_of_tool
+from engine.process.standard_output import status_of_tool
 def main():
     for number in range({lines}):
         print(number)
@@ -33,11 +33,11 @@ sys.exit(exit_status(lambda stop: print("scores " * {lines}), "data.batch_size")
 RUN = """
 import logging, pathlib, sys
 from data.errors import InputError
-from engine.distributed import leave
+from engine.process.distributed import leave
 from engine.exit_status import exit_status
 from engine.config import Config
-from engine.console import start_logging
-from engine.tracking import Tracker
+from engine.process.console import start_logging
+from engine.tracking.tracker import Tracker
 def command(stop):
     folder = pathlib.Path(sys.argv[1])
     start_logging(folder)

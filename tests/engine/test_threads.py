@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.threads import SPIN_COUNT, limit_spinning
+from engine.process.threads import SPIN_COUNT, limit_spinning
 
 
 def test_a_short_spin_is_asked_for_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_a_short_spin_is_asked_for_unless_the_user_chose(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("script", ["train", "evaluate"])
 def test_it_is_set_before_torch_is_imported(script: str) -> None:
     code = (
-        "import sys, engine.threads as threads\n"
+        "import sys, engine.process.threads as threads\n"
         "threads.limit_spinning = lambda: print('torch' in sys.modules)\n"
         f"import {script}\n"
     )

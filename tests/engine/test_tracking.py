@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engine.config import parse_config
-from engine.console import start_logging
+from engine.process.console import start_logging
 from engine.state import Progress
-from engine.tracking import Tracker
+from engine.tracking.tracker import Tracker
 
 PAIRS = {"head": ("classification", "bbox_regression")}
 RECORD = {

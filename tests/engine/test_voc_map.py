@@ -10,10 +10,10 @@ import pytest
 from annotated import annotate, random_annotations, random_detections
 
 from data.annotations import Annotations
-from data.voc import load_voc
-from engine.comp4 import read_comp4
-from engine.detections import Detections, make_detections
-from engine.voc_map import count_objects, voc_scores
+from data.formats.voc import load_voc
+from engine.evaluation.comp4 import read_comp4
+from engine.evaluation.detections import Detections, make_detections
+from engine.evaluation.voc_map import count_objects, voc_scores
 
 DEVKIT = Path(__file__).parent / "fixtures" / "voc_devkit"
 SQUARE = (0.0, 0.0, 10.0, 10.0)

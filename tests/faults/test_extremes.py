@@ -13,8 +13,8 @@ from annotated import annotate
 from runs import config_of, metrics, run, tiny
 
 from data.annotations import Annotations
-from engine.detections import make_detections
-from engine.evaluator import read_detections, score
+from engine.evaluation.detections import make_detections
+from engine.evaluation.evaluator import read_detections, score
 
 SIZES = {"point.png": (1, 1), "tower.png": (10_000, 30), "wall.png": (30, 10_000), "a.png": (9, 9)}
 

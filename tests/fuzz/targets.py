@@ -23,14 +23,14 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import LambdaLR
 
 from data.annotations import Annotations
-from data.coco import load_coco
 from data.errors import InputError
-from data.voc import load_voc
+from data.formats.coco import load_coco
+from data.formats.voc import load_voc
 from engine.checkpoint import STATE, load_latest, save_checkpoint
-from engine.comp4 import read_comp4
 from engine.config import Config, load_config, override_config, parse_config
-from engine.detections import Detections
-from engine.evaluator import read_detections, score
+from engine.evaluation.comp4 import read_comp4
+from engine.evaluation.detections import Detections
+from engine.evaluation.evaluator import read_detections, score
 from engine.resume import check_resume
 from engine.state import TrainState
 from losses import FixedWeights

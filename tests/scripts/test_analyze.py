@@ -15,11 +15,11 @@ import pytest
 from tiny_runs import CLASSES, random_case, with_objects, write_checkpoint, write_data
 
 from data.annotations import Annotations
-from engine.coco_ap import coco_scores
-from engine.coco_engines import CocoInputs, Engine, compute_stats
-from engine.coco_results import write_coco_json
-from engine.detections import Detections, make_detections
-from engine.voc_map import judge, voc_scores
+from engine.evaluation.coco_ap import coco_scores
+from engine.evaluation.coco_engines import CocoInputs, Engine, compute_stats
+from engine.evaluation.coco_results import write_coco_json
+from engine.evaluation.detections import Detections, make_detections
+from engine.evaluation.voc_map import judge, voc_scores
 from scripts.analysis.bootstrap import compare, mean_ap, rankings
 from scripts.analysis.confusion import confusion_matrix
 from scripts.analysis.crowds import judge_beside_crowds
@@ -427,7 +427,7 @@ def test_a_report_that_cannot_be_written_costs_no_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as where it could be when the work began
-    monkeypatch.setattr("engine.outputs._check_writable", lambda *_, **__: None)
+    monkeypatch.setattr("engine.process.outputs._check_writable", lambda *_, **__: None)
     config = tmp_path / "config.yaml"
     config.write_text(f"data: {{format: voc, root: {write_data(tmp_path)}}}\n")
     found = tmp_path / "found.json"
@@ -517,8 +517,8 @@ def test_the_engine_of_the_config_computes_cocos_numbers(
         used.add(engine)
         return compute_stats(inputs, "pycocotools")
 
-    monkeypatch.setattr("engine.coco_ap.compute_stats", remember)
-    monkeypatch.setattr("engine.coco_ap.check_engine", lambda _: None)
+    monkeypatch.setattr("engine.evaluation.coco_ap.compute_stats", remember)
+    monkeypatch.setattr("engine.evaluation.coco_ap.check_engine", lambda _: None)
     monkeypatch.setattr("scripts.analyze.check_engine", lambda _: None)
     config = tmp_path / "config.yaml"
     config.write_text(f"data: {{format: voc, root: {write_data(tmp_path)}}}\n")

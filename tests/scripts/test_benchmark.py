@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.voc_map import voc_scores
+from engine.evaluation.voc_map import voc_scores
 from scripts import benchmark
 from scripts.benchmarks.drawn_voc import draw_devkit
 from scripts.benchmarks.inference import compare

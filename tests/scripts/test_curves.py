@@ -12,7 +12,7 @@ import pytest
 from data.errors import InputError
 from engine.config import Config
 from engine.state import Progress
-from engine.tracking import Tracker
+from engine.tracking.tracker import Tracker
 from scripts.curves import Curve, pair_of, read_curves
 
 PAIRS = {"head": ("classification", "bbox_regression")}

@@ -13,9 +13,9 @@ import pytest
 from datasets_on_disk import SHARED, coco_object, fingerprint, voc_object, write_coco, write_voc
 
 from data.annotations import Annotations
-from data.coco import load_coco
 from data.errors import InputError
-from data.voc import load_voc
+from data.formats.coco import load_coco
+from data.formats.voc import load_voc
 from scripts.dataset_tools.interchange import annotation_of, document_of, image_of, object_of
 from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.output_folder import new_folder

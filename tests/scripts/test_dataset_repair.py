@@ -9,8 +9,8 @@ import pytest
 from datasets_on_disk import coco_object, fingerprint, voc_object, write_coco, write_voc
 from validating import GOOD, check_and_repair, validate
 
-from data.coco import load_coco
-from data.voc import load_voc
+from data.formats.coco import load_coco
+from data.formats.voc import load_voc
 from scripts.datasets import main
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from datasets_on_disk import coco_object, fingerprint, voc_object, write_coco, write_voc
 
-from data.coco import load_coco
 from data.errors import InputError
+from data.formats.coco import load_coco
 from scripts.dataset_tools.layout import recognize
 from scripts.dataset_tools.output_folder import new_folder
 from scripts.datasets import main

@@ -16,8 +16,8 @@ from datasets_on_disk import (
     write_voc,
 )
 
-from data.coco import load_coco
-from data.voc import load_voc
+from data.formats.coco import load_coco
+from data.formats.voc import load_voc
 from scripts.dataset_tools.splitting import stratify
 from scripts.datasets import main
 

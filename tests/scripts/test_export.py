@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
-from detector.weight_files import read_weights
+from detector.pretrained.weight_files import read_weights
 from engine.trained import load_trained
 from scripts.export import check_images, main
 from scripts.exporting.one_image import for_one_image

@@ -18,13 +18,13 @@ from pycocotools import mask as coco_mask
 from tiny_runs import CLASSES, write_checkpoint, write_data
 
 from data.errors import InputError
-from data.voc import load_voc
+from data.formats.voc import load_voc
 from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.comp4 import read_comp4
+from engine.evaluation.comp4 import read_comp4
 from engine.trained import load_trained
 from scripts.predict import main
+from scripts.prediction.inference import Looker
 from scripts.prediction.inputs import find_sources
-from scripts.prediction.looking import Looker
 from scripts.prediction.pictures import VideoWriter
 
 
@@ -319,7 +319,7 @@ def test_results_that_cannot_be_written_cost_nothing_that_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as where it could be when the work began
-    monkeypatch.setattr("engine.outputs._check_writable", lambda *_, **__: None)
+    monkeypatch.setattr("engine.process.outputs._check_writable", lambda *_, **__: None)
     write_image(tmp_path / "a.png", 40, 40)
     command = [str(write_checkpoint(tmp_path)), str(tmp_path / "a.png"), "--no-pictures", "--json"]
     assert main([*command, "--coco", str(tmp_path / "a.png/c.json")]) == 2

@@ -13,7 +13,7 @@ from datasets_on_disk import write_image
 from tiny_runs import write_checkpoint
 
 from data.errors import InputError
-from engine.outputs import check_outputs
+from engine.process.outputs import check_outputs
 from scripts.predict import main
 from scripts.prediction.inputs import find_sources
 from scripts.prediction.pictures import write_picture

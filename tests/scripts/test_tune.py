@@ -22,11 +22,11 @@ from torch import nn
 from data.errors import InputError
 from data.sampling import aspect_groups
 from detector.build import build_detector
-from detector.cuda_graphs import CUDAGraphs
+from detector.fast.cuda_graphs import CUDAGraphs
 from engine.build import build_state
 from engine.config import load_config, parse_config
-from engine.distributed import Ranks
 from engine.ema import AveragedWeights
+from engine.process.distributed import Ranks
 from engine.state import TrainState
 from losses.gradnorm import GradNorm
 from scripts.tune import main

@@ -15,8 +15,8 @@ from datasets_on_disk import (
 )
 from validating import check_and_repair, validate
 
-from data.coco import load_coco
 from data.errors import InputError
+from data.formats.coco import load_coco
 from scripts.datasets import main
 
 

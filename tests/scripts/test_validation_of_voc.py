@@ -13,7 +13,7 @@ from datasets_on_disk import (
 )
 from validating import GOOD, check_and_repair, validate
 
-from data.voc import load_voc
+from data.formats.voc import load_voc
 from scripts.datasets import main
 
 NEITHER = "<difficult>x</difficult><difficult>0.0</difficult>"

@@ -14,9 +14,9 @@ from data.annotations import Annotations
 from detector.build import build_detector
 from engine.checkpoint import save_checkpoint
 from engine.config import parse_config
-from engine.detections import Detections, make_detections
+from engine.evaluation.detections import Detections, make_detections
 from engine.trained import Trained
-from scripts.prediction.looking import unannotated
+from scripts.prediction.inference import unannotated
 
 CLASSES = ("cat", "dog", "ox")
 

@@ -1,0 +1,1 @@
+"""Dataset formats: VOC, COCO, drawn shapes, and annotations out of memory."""

@@ -1,0 +1,1 @@
+"""Weights to start from: files and downloads, sorted into a detector."""

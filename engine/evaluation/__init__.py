@@ -1,0 +1,1 @@
+"""Scores: detections to VOC mAP and COCO AP, their files and pictures."""

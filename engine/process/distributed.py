@@ -1,0 +1,246 @@
+"""Ranks: the one place that knows about torchrun, process groups and devices."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.errors import InputError
+from engine.process.standard_output import flush_outputs, tell
+
+# A rank that waits this long waits for one that is gone. Evaluation on one rank of a long split is
+# the longest legitimate difference between ranks.
+TIMEOUT = timedelta(minutes=30)
+# Host values travel through gloo, so that agreeing on a flag never waits for a GPU.
+BACKEND_OF_GPUS = "cpu:gloo,cuda:nccl"
+# What gloo says of a rank that has ended; its errors have no type of their own.
+LOST_RANK = "gloo/transport"
+# torch 2.14 renamed the option: buffers follow the main rank's before each forward pass.
+_FOLLOWING_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ``world_size`` that train together, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes files and talks to the user."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any rank. Host only: the device is not touched."""
+        if self.world_size == 1:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return tuple(bool(vote) for vote in votes.tolist())
+
+    def max(self, values: Tensor) -> Tensor:
+        """The element-wise maximum of a tensor over ranks, on every rank."""
+        if self.world_size == 1:
+            return values
+        largest = values.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks, in rank order, on the main rank; None on the others."""
+        if self.world_size == 1:
+            return [value]
+        gathered = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def collect(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        collected = [None] * self.world_size
+        dist.all_gather_object(collected, value)
+        return collected
+
+    def share(self, value: Any) -> Any:
+        """The main rank's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank runs the block before the others: it draws, downloads, unpacks.
+
+        Raises:
+            InputError: on every rank what the main one's block raised.
+        """
+        if not self.is_main:
+            problem = self.share(None)
+            if problem is not None:
+                raise InputError(problem)
+            yield
+            return
+        try:
+            yield
+        except InputError as error:
+            self.share(str(error))
+            raise
+        self.share(None)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank the main rank's buffers: batch norm's running statistics."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wrap(self, module: nn.Module, has_frozen_parts: bool = False) -> nn.Module:
+        """``average_gradients`` of the module; the module itself on one rank."""
+        return module if self.world_size == 1 else average_gradients(module, has_frozen_parts)
+
+
+def average_gradients(module: nn.Module, has_frozen_parts: bool = False) -> DistributedDataParallel:
+    """The module with gradients averaged over ranks.
+
+    Batch norm's running statistics follow the main rank's, so that a checkpoint, which holds the
+    main rank's, describes them all.
+
+    Args:
+        has_frozen_parts: whether parameters may lose and regain ``requires_grad``: each iteration
+            then looks for those that have none.
+    """
+    running = any(getattr(part, "track_running_stats", False) for part in module.modules())
+    following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
+    wrapped = DistributedDataParallel(
+        module,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=has_frozen_parts,
+        **following,
+    )
+    _settle_buckets(wrapped)
+    return wrapped
+
+
+def _settle_buckets(wrapped: DistributedDataParallel) -> None:
+    """Let torch lay out now in which order it exchanges gradients: in that of the parameters.
+
+    Left alone it does so after the first backward pass of a process, by the order in which that
+    came to them. The first iteration after a resume would differ from that of an undisturbed run:
+    over three and more ranks the rounding of a sum depends on its place in what is exchanged.
+    """
+    module = wrapped.module
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.forward = lambda: torch.stack([parameter.sum() for parameter in trained]).sum()
+    wrapped().backward()
+    del module.forward  # the class's own again
+    module.zero_grad()
+
+
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def start_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """Join the process group that torchrun describes, or run alone without torchrun.
+
+    When the block is left by an error the process group is *not* shut down in order: that would
+    wait for the other ranks, which may be waiting for this one. The process ends instead and
+    torchrun ends the others.
+
+    Raises:
+        InputError: the device is not there, there are more ranks than GPUs, or what started them
+            is not torchrun.
+    """
+    size, rank = world_size(), _rank()
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and lacking:
+        raise InputError(
+            f"WORLD_SIZE is {size}, but {lacking[0]} is not set: start with torchrun, or unset "
+            "WORLD_SIZE"
+        )
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield Ranks(0, 1, chosen)
+        return
+    backend = BACKEND_OF_GPUS if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    yield Ranks(rank, size, chosen)
+    dist.barrier()  # a rank that leaves while another still talks to it ends both
+    dist.destroy_process_group()
+
+
+def is_lost_rank(error: Exception) -> bool:
+    """Whether an error only says that an exchange failed because another rank is gone."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistBackendError) or LOST_RANK in str(error)
+    )
+
+
+def report_error(message: object) -> None:
+    """Print an error in one piece, so that those of several ranks do not run together."""
+    rank = _rank()
+    tell(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, also in the middle of a process group.
+
+    A process group that is not shut down aborts the interpreter on its way out, with a message
+    that would hide the error which the user should read. One that was shut down does so now and
+    then, when gloo's threads are taken down, and torchrun calls a finished run failed.
+    """
+    flush_outputs()
+    if world_size() > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` -> this rank's device, made current if it is a GPU.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda":
+        raise InputError(f"train.device: {name!r} is not a choice; choose auto, cpu or cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"train.device: rank {local_rank} of this machine needs a GPU of its own and there are "
+            f"{torch.cuda.device_count()}; start fewer processes or use train.device=cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,85 @@
+"""``metrics.jsonl``: every log line and every evaluation of a run, one JSON object each."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import Config
+from engine.process.atomic_file import write_atomically
+from engine.state import Progress
+
+METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """Log lines (``"kind": "train"``) and evaluations (``"kind": "evaluation"``), flushed.
+
+    Where the last iteration is no multiple of ``log_every``, its line has ``last_of``, the epochs
+    of the run that it ends. It follows the evaluation where ``train.patience`` ended the run, or a
+    lower ``train.epochs`` than it began with.
+
+    Args:
+        folder: the run's.
+        kept: the records that the file begins with.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]]) -> None:
+        path = folder / METRICS
+        write_atomically(path, "".join(map(_line, kept)).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's file, if it has one; what is none is dropped, aloud."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys():
+            yield record
+        else:
+            log.warning("%s: a line that is no record, or not all of one, is dropped", path)
+
+
+def records_before(
+    records: Sequence[dict[str, Any]], config: Config, resumed: Progress
+) -> list[dict[str, Any]]:
+    """Those that a run keeps which goes on at a checkpoint: none that was written after it."""
+    kept = [record for record in records if _was_before(record, resumed)]
+    if resumed.waited(config.train.patience, config.evaluate.every):
+        return kept
+    # A run that goes on does so as if it had never ended: the checkpoint has those windows.
+    epochs = config.train.epochs
+    return [record for record in kept if record.get("last_of", epochs) >= epochs]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _was_before(record: Mapping[str, Any], progress: Progress) -> bool:
+    if record["kind"] == "evaluation":
+        return bool(record["epoch"] <= progress.evaluated)
+    return bool(record["step"] <= progress.step)

@@ -1,0 +1,101 @@
+"""What a run shows in TensorBoard: curves and their layout, pictures, hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from engine.evaluation.precision_recall import THRESHOLDS
+from engine.tracking.external_trackers import Evaluation
+
+_OF_HYPERPARAMETERS = ".hyperparameters"  # how the name of their file ends
+Plain = bool | str | float | int
+
+
+class TensorBoard:
+    """One run's event files.
+
+    Args:
+        folder: where they lie.
+        pairs: the paired losses, drawn into one chart each.
+        hyperparameters: what compares runs, beside the final ``scores``.
+        scores: the tags of the scores.
+        purge_step: what earlier files hold from this step on is removed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pairs: Mapping[str, tuple[str, str]],
+        hyperparameters: Mapping[str, Plain],
+        scores: Sequence[str],
+        purge_step: int,
+    ) -> None:
+        _write_hyperparameters(folder, hyperparameters, scores)
+        self._writer = SummaryWriter(folder, purge_step=purge_step)
+        self._writer.add_custom_scalars(layout(pairs))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Points of curves."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Scores, pictures and precision-recall curves."""
+        step = evaluation.step
+        for number, picture in enumerate(evaluation.pictures):
+            self._writer.add_image(f"val/detections_{number}", picture, step, dataformats="HWC")
+        for name, curve in evaluation.curves.items():
+            # A detector has no true negatives: the plugin asks for them and draws none.
+            self._writer.add_pr_curve_raw(
+                f"precision_recall/{name}",
+                curve.right,
+                curve.wrong,
+                np.zeros(len(THRESHOLDS)),
+                curve.objects - curve.right,
+                curve.precision,
+                curve.recall,
+                step,
+                len(THRESHOLDS),
+            )
+        self.scalars(evaluation.scores, step)
+
+    def close(self, finished: bool) -> None:  # noqa: ARG002
+        """Flush and close the file."""
+        self._writer.close()
+
+
+def _write_hyperparameters(
+    folder: Path, hyperparameters: Mapping[str, Plain], scores: Sequence[str]
+) -> None:
+    """Into an event file of their own, in place of the one that is there.
+
+    TensorBoard keeps the first that it reads of a folder, also of a run that was begun anew or
+    resumed under another config; no purge takes them back. The table shows the newest value of each
+    score's curve, so no end of the run is needed.
+    """
+    for file in folder.glob(f"events.out.tfevents.*{_OF_HYPERPARAMETERS}"):
+        file.unlink()
+    writer = SummaryWriter(folder, filename_suffix=_OF_HYPERPARAMETERS)
+    for summary in hparams(dict(hyperparameters), dict.fromkeys(scores, 0.0)):
+        writer._get_file_writer().add_summary(summary)
+    writer.close()
+
+
+def layout(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """TensorBoard's custom scalars: both losses of a pair in one chart (figures 3 and 6)."""
+    charts = {}
+    for pair, names in pairs.items():
+        for group, title in (
+            ("loss_mean", "mean per window"),
+            ("loss_std", "standard deviation per window"),
+            ("loss_weight", "loss weight"),
+        ):
+            charts[f"{pair}: {title}"] = ["Multiline", [f"{group}/{name}" for name in names]]
+    return {"classification against box regression": charts}

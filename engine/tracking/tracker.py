@@ -1,0 +1,244 @@
+"""What a run tells while it trains: log lines, metrics.jsonl, TensorBoard and other boards."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from engine.config import Config
+from engine.evaluation.precision_recall import PrecisionRecall
+from engine.evaluation.scores import headline_scores, score_tags
+from engine.process.standard_output import is_watched
+from engine.state import Progress
+from engine.tracking.external_trackers import Board, Evaluation, ForgivenBoard
+from engine.tracking.hyperparameters import hyperparameters
+from engine.tracking.metrics_file import MetricsFile, read_records, records_before
+from engine.tracking.tensorboard import TensorBoard
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes the numbers of a run; on ranks other than the main one it is switched off.
+
+    After a resume ``metrics.jsonl`` and TensorBoard go on where the checkpoint stands: what was
+    written after it is removed. Without one they begin anew.
+
+    Args:
+        folder: the run's.
+        pairs: the paired losses.
+        config: of the run; it names the boards beside TensorBoard.
+        resumed: where a resumed run goes on.
+        enabled: whether this is the main rank.
+
+    Attributes:
+        logged: the step of the newest log line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pairs: Mapping[str, tuple[str, str]],
+        config: Config,
+        resumed: Progress | None,
+        enabled: bool,
+    ) -> None:
+        self.score_tags = score_tags(config.detector.type)
+        self.pairs = pairs
+        self.epochs = config.train.epochs
+        self.logged = 0
+        self.bar: tqdm[Any] | None = None
+        self.since = time.perf_counter()
+        self.images = 0
+        self.images_per_batch = 0
+        self.images_per_second = 0.0
+        self.metrics: MetricsFile | None = None
+        self.boards: list[Board] = []
+        self.last_window = 0
+        if not enabled:
+            return
+        # A run that begins anew goes over one that ended before its first checkpoint.
+        purge_step = resumed.step + (resumed.evaluated == resumed.epoch) if resumed else 0
+        found = list(read_records(folder)) if resumed else []
+        kept = records_before(found, config, resumed) if resumed else []
+        self.metrics = MetricsFile(folder, kept)
+        tensorboard = TensorBoard(
+            folder, pairs, hyperparameters(config), self.score_tags, purge_step
+        )
+        self.last_window = _last_window(found, before=purge_step)
+        self.boards.append(tensorboard)
+        for record in kept:
+            if record["kind"] == "train":
+                self.logged = record["step"]
+                # The purge also took the log line of that very step.
+                if record["step"] >= purge_step:
+                    self._write_scalars(record)
+        for name in config.train.trackers:
+            board = ForgivenBoard(name, folder, config.flat(), resumed is not None)
+            self.boards.append(board)
+
+    def start_epoch(self, epoch: int, *, batches: int, done: int, images_per_batch: int) -> None:
+        """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
+        self.images_per_batch = images_per_batch
+        self.since, self.images = time.perf_counter(), 0
+        if self.metrics is not None and is_watched():
+            self.bar = tqdm(
+                total=batches,
+                initial=done,
+                desc=f"epoch {epoch + 1}/{self.epochs}",
+                bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def advance(self, batches: int) -> None:
+        """Count the batches of one iteration."""
+        self.images += batches * self.images_per_batch
+        if self.bar is not None:
+            self.bar.update(batches)
+
+    def finish_epoch(self) -> None:
+        """End the progress bar of an epoch."""
+        self.measure()
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def measure(self) -> float:
+        """Images a second since the last time, or until then if none was trained on since."""
+        now = time.perf_counter()
+        if self.images:
+            self.images_per_second = self.images / max(now - self.since, 1e-9)
+        self.since, self.images = now, 0
+        return self.images_per_second
+
+    def train(self, record: dict[str, Any], batches_left: int) -> None:
+        """Write one log line.
+
+        Args:
+            record: ``step``, ``epoch``, ``lr``, ``loss``, ``weighted_loss``, ``loss_weight`` by
+                name, ``windows``, the statistics of the windows completed since the last line, and
+                ``images_per_second``, as measured in its iteration.
+            batches_left: batches until the end of the run, for the time left.
+        """
+        if self.metrics is None:
+            return
+        self.metrics.write({"kind": "train", **record})
+        self.logged = record["step"]
+        self._write_scalars(record)
+        speed = record["images_per_second"]
+        remaining = clock(batches_left * self.images_per_batch / max(speed, 1e-9))
+        if self.bar is not None:
+            short = f"{self._in_short(record)}, {remaining} left, {speed:.1f} img/s"
+            self.bar.set_postfix_str(short)
+        log.info(
+            "epoch %d/%d step %d: %s, %.1f images/s, %s left",
+            record["epoch"] + 1,
+            self.epochs,
+            record["step"],
+            _describe(record),
+            speed,
+            remaining,
+            extra={"is_in_bar": self.bar is not None},
+        )
+
+    def evaluation(
+        self,
+        progress: Progress,
+        scores: Mapping[str, Any],
+        pictures: Sequence[npt.NDArray[np.uint8]] = (),
+        curves: Mapping[str, PrecisionRecall] = MappingProxyType({}),
+    ) -> None:
+        """Write the scores of the validation split, pictures of detections (H, W, 3), and the
+        precision and recall of each class.
+        """
+        if self.metrics is None:
+            return
+        record = {
+            "kind": "evaluation",
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "scores": scores,
+        }
+        self.metrics.write(record)
+        numbers = {f"val/{tag}": value for tag, value in headline_scores(scores).items()}
+        known = {tag: value for tag, value in numbers.items() if value is not None}
+        shown = [f"{tag} {known[tag]:.4f}" for tag in self.score_tags if tag in known]
+        text = ", ".join(shown) or "no objects to score against"
+        log.info("epoch %d scored: %s", progress.epoch, text)
+        for board in self.boards:
+            board.evaluation(Evaluation(progress.step, known, pictures, curves))
+
+    def close(self, finished: bool = True) -> None:
+        """Flush and close all files; whether the run came to its end."""
+        self.finish_epoch()
+        for board in self.boards:
+            board.close(finished)
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(finished=kind is None)
+
+    def _in_short(self, record: Mapping[str, Any]) -> str:
+        """Total loss, λ of each pair and learning rate: what 80 columns have room for."""
+        weights = record["loss_weight"]
+        pairs = [":".join(f"{weights[name]:.2g}" for name in pair) for pair in self.pairs.values()]
+        total = sum(record["weighted_loss"].values())
+        return f"loss {total:.3g}, λ {' '.join(pairs)}, lr {record['lr']:.2g}"
+
+    def _write_scalars(self, record: Mapping[str, Any]) -> None:
+        """The numbers of a log line, and the windows that no board has yet."""
+        values = {name: record[name] for name in ("lr", "images_per_second")}
+        for group in ("loss", "weighted_loss", "loss_weight"):
+            values |= {f"{group}/{name}": value for name, value in record[group].items()}
+        points = [(record["step"], values)]
+        for window in record["windows"]:
+            if window["step"] <= self.last_window:
+                continue
+            self.last_window = window["step"]
+            groups = ("loss_mean", "loss_std")
+            statistics = {f"{g}/{name}": value for g in groups for name, value in window[g].items()}
+            points.append((window["step"], statistics))
+        for board in self.boards:
+            for step, numbers in points:
+                board.scalars(numbers, step)
+
+
+def _last_window(records: Sequence[Mapping[str, Any]], before: int) -> int:
+    """The step of the last window in TensorBoard that a purge from step ``before`` on leaves there.
+
+    A window stands in the log line after it, which a checkpoint between the two does not have.
+    """
+    steps = [window["step"] for record in records for window in record.get("windows", ())]
+    return max((step for step in steps if step < before), default=0)
+
+
+def _describe(record: Mapping[str, Any]) -> str:
+    """The losses, weights and learning rate of a log line in one row."""
+    losses = ", ".join(
+        f"{name} {value:.4f}"
+        + (f" x {record['loss_weight'][name]:.3g}" if name in record["loss_weight"] else "")
+        for name, value in record["loss"].items()
+    )
+    total = sum(record["weighted_loss"].values())
+    return f"loss {total:.4f} ({losses}), lr {record['lr']:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds, rounded, -> hours, minutes and seconds.
+
+    >>> clock(59.6), clock(3723), clock(360_000)
+    ('0:01:00', '1:02:03', '100:00:00')
+    """
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
