@@ -116,7 +116,7 @@ def train(
     with open_run_folder(config, ranks, resume=resume, requeue=requeue) as path:
         # The folder of the main rank may be on another machine.
         start_logging(path if path.is_dir() else None, rank=ranks.rank)
-        resume = resume or (requeue and ranks.share(holds_checkpoint(path)))
+        resume = resume or (requeue and ranks.broadcast(holds_checkpoint(path)))
         train_in(path, config, ranks, stop, resume=resume, allow_changed=allow_changed)
 
 

@@ -26,6 +26,8 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
+ENOUGH_TO_JUDGE = 10  # boxes, from which on most of them tell how all are written
+
 # In pixels, inside the image. Boxes with a shorter side are not trained on, as in the paper's
 # toolbox: they are slips of the pen, or what a crop left of an object.
 MIN_BOX_SIDE = 1.0

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data.annotations import NO_CATEGORY, Annotations, concatenate
+from data.annotations import ENOUGH_TO_JUDGE, NO_CATEGORY, Annotations, concatenate
 from data.config import DataConfig
 from data.errors import InputError
 from data.formats.coco import load_category_ids, load_coco
-from data.formats.coco_columns import ENOUGH_TO_JUDGE
 from data.formats.shapes import load_shapes
 from data.formats.voc import load_voc
 from data.image_sizes import Access

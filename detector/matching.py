@@ -14,7 +14,7 @@ from torch import Tensor
 from data.target import Targets
 from detector.fast.host_matching import match_on_host
 from losses.anchor_labels import BACKGROUND, IGNORED
-from losses.gpu import has_kernels
+from losses.triton_support import has_kernels
 
 # IoU values held at a time, whatever the number of boxes and anchors: few, large kernels.
 CHUNK_ELEMENTS = 1 << 23

@@ -22,7 +22,7 @@ from detector.roi_heads import RoIHeads
 from detector.roi_pooling import RoIPooler, to_rois
 from detector.rpn import RegionProposalNetwork, RPNHead
 from losses.config import LossConfig
-from losses.gpu import has_kernels
+from losses.triton_support import has_kernels
 
 
 class FasterRCNN(GeneralizedRCNN):

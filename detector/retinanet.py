@@ -23,7 +23,7 @@ from detector.preprocessing import Preprocessing
 from detector.retinanet_head import RetinaNetHead
 from losses.config import LossConfig
 from losses.focal_sums import fastest_focal_sums
-from losses.gpu import has_kernels
+from losses.triton_support import has_kernels
 
 
 class RetinaNet(retinanet.RetinaNet):

@@ -39,7 +39,7 @@ class SampledRoIs:
         boxes: ``(B, S, 4)`` xyxy in pixels.
         classes: ``(B, S)`` int64, 0 for background.
         objects: ``(B, S)`` int64: the matched object, without meaning for background.
-        object_boxes: ``(B, S, 4)``: its box.
+        matched_gt_boxes: ``(B, S, 4)``: its box.
         positive: ``(B, S)`` bool: not background; they come before all others.
         valid: ``(B, S)`` bool: the slot is not empty.
     """
@@ -47,7 +47,7 @@ class SampledRoIs:
     boxes: Tensor
     classes: Tensor
     objects: Tensor
-    object_boxes: Tensor
+    matched_gt_boxes: Tensor
     positive: Tensor
     valid: Tensor
 
@@ -151,7 +151,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         regression = self.box_loss(
             _of_class(deltas, classes),
             rois.boxes.flatten(0, 1),
-            rois.object_boxes.flatten(0, 1),
+            rois.matched_gt_boxes.flatten(0, 1),
             rois.positive.flatten(),
         )
         return {

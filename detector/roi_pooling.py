@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from detector.fast.sparse_roi_align import sparse_roi_align
-from losses.gpu import has_kernels
+from losses.triton_support import has_kernels
 
 # Feature Pyramid Networks, eq. 1: a RoI of 224 x 224 pixels reads level 4.
 CANONICAL_SIZE = 224

@@ -57,14 +57,14 @@ class SampledAnchors:
     Attributes:
         indices: ``(B, S)`` int64 into the anchors of all levels.
         anchors: ``(B, S, 4)`` xyxy in pixels.
-        object_boxes: ``(B, S, 4)``: the box of the matched object, without meaning for background.
+        matched_gt_boxes: ``(B, S, 4)``: of the matched objects; meaningless for background.
         positive: ``(B, S)`` bool: not background.
         valid: ``(B, S)`` bool: the slot is not empty.
     """
 
     indices: Tensor
     anchors: Tensor
-    object_boxes: Tensor
+    matched_gt_boxes: Tensor
     positive: Tensor
     valid: Tensor
 
@@ -226,7 +226,9 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         classification = binary_cross_entropy_with_logits(
             objectness, sampled.positive.float(), reduction="none"
         )
-        regression = self.box_loss(deltas, sampled.anchors, sampled.object_boxes, sampled.positive)
+        regression = self.box_loss(
+            deltas, sampled.anchors, sampled.matched_gt_boxes, sampled.positive
+        )
         return {
             "loss_objectness": torch.where(sampled.valid, classification, 0.0).sum() / count,
             "loss_rpn_box_reg": regression / count,

@@ -92,7 +92,7 @@ def build_state(
     detector = _build_detector(config, classes, ranks, load=pretrained and saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = iterations_of_epoch(config.train, batches_per_epoch)
-    _tell_windows(config, config.train.epochs * iterations)
+    _tell_windows(config, weighting, config.train.epochs * iterations)
     tell_warmup(config.train, config.train.epochs * iterations)
     check_precision(config.train.amp, ranks)
     tell_precision(config.train.amp, ranks.device)
@@ -168,12 +168,11 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
     return weighting
 
 
-def _tell_windows(config: Config, iterations: int) -> None:
+def _tell_windows(config: Config, weighting: LossWeighting, iterations: int) -> None:
     """Say how often a rule that waits for whole windows can act: a run may be short."""
-    if config.loss.weighting.type not in ("alwa", "dwa"):
+    if not weighting.acts_per_window:
         return
-    interval = config.loss.weighting.interval
-    windows = iterations // interval
+    windows = iterations // weighting.interval
     log.log(
         logging.INFO if windows else logging.WARNING,
         "loss.weighting: %s can set its weights after each of %d windows (%d iterations, "
@@ -181,5 +180,5 @@ def _tell_windows(config: Config, iterations: int) -> None:
         config.loss.weighting.type,
         windows,
         iterations,
-        interval,
+        weighting.interval,
     )

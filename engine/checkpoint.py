@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +208,12 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
         f"--resume: nothing to go on from: {'; '.join(problems)}; begin anew, under another "
         "train.name"
     )
+
+
+def check_classes(saved: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+    """Raise InputError for ``data.classes`` that are not those a checkpoint was trained on."""
+    if classes is not None and list(classes) != saved["classes"]:
+        raise InputError(
+            f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "
+            f"{saved['classes']}; leave data.classes out"
+        )

@@ -98,7 +98,7 @@ class FiniteGuard:
         """
         if not bool(self.diverged):
             return
-        reports = [report for report in self.ranks.collect(self._report()) if report]
+        reports = [report for report in self.ranks.all_gather(self._report()) if report]
         if not reports:
             reports = ["a loss was not finite in an iteration before those that are remembered"]
         raise DivergenceError("\n".join(reports) + f"; {CURE}")

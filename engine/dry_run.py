@@ -21,7 +21,7 @@ from engine.freezing import Freezing
 from engine.process.distributed import Ranks
 from engine.process.signals import StopRequest
 from engine.state import TrainState
-from engine.tracking.external_trackers import check_boards
+from engine.tracking.external_trackers import check_trackers
 from engine.train_step import TrainStep
 
 MIB = 2**20
@@ -38,7 +38,7 @@ def dry_run(config: Config, ranks: Ranks, stop: StopRequest) -> str:
     training, held_out = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
     check_best(config.train.best, held_out)
-    check_boards(config.train.trackers)
+    check_trackers(config.train.trackers)
     evaluation = build_validation(config, held_out, ranks, stop).loader
     stop.check_together(ranks)
     with closing(loader), closing(evaluation):
@@ -51,7 +51,7 @@ def dry_run(config: Config, ranks: Ranks, stop: StopRequest) -> str:
         train_step.guard.check()
         stop.check_together(ranks)
         first = list(islice(evaluation, 1))
-        found = detect(state.evaluated, first, held_out, ranks.device, config.train.amp)
+        found = detect(state.eval_detector, first, held_out, ranks.device, config.train.amp)
     lines = [
         f"one batch of {len(batch)} images: "
         + ", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()),

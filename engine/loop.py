@@ -129,7 +129,7 @@ class Training:
 
         While no epoch has a score, as without an object to score against, that is the newest one.
         """
-        result = self.validation.run(self.state.evaluated)
+        result = self.validation.run(self.state.eval_detector)
         if result is None:
             return
         detections, scores = result
@@ -182,7 +182,7 @@ class Training:
         if stop:
             # torchrun ends the ranks that are left as soon as one has ended: none may before the
             # main one has saved.
-            self.ranks.wait()
+            self.ranks.barrier()
             raise Stopped(self.stop.signal_number or signal.SIGTERM)
 
     def save(self) -> None:

@@ -54,7 +54,7 @@ def check_precision(amp: Amp, ranks: Ranks) -> None:
     Raises:
         InputError: on every rank, where ``auto`` means different things on machines of a run.
     """
-    found: list[str] = ranks.collect(precision_of(amp, ranks.device))
+    found: list[str] = ranks.all_gather(precision_of(amp, ranks.device))
     differing = next((rank for rank, name in enumerate(found) if name != found[0]), None)
     if differing is not None:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.annotations import Annotations
 from data.errors import InputError
+from engine.checkpoint import check_classes
 from engine.config import Config, flatten
 from engine.process.distributed import Ranks
 from engine.run_folder import load_shared
@@ -124,7 +125,7 @@ def check_resume(
     """
     changed = changed_keys(saved, config)
     _refuse_another_state(changed)
-    check_classes(saved, config)
+    check_classes(saved, config.data.classes)
     _check_batch(saved, config, world_size)
     if changed and not allow_changed:
         raise InputError(
@@ -237,13 +238,3 @@ def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, An
 
 def _defaults() -> dict[str, Any]:
     return Config().flat()
-
-
-def check_classes(saved: Mapping[str, Any], config: Config) -> None:
-    """Raise InputError for ``data.classes`` that are not those a checkpoint was trained on."""
-    classes = config.data.classes
-    if classes is not None and list(classes) != saved["classes"]:
-        raise InputError(
-            f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "
-            f"{saved['classes']}; leave data.classes out"
-        )

@@ -53,7 +53,7 @@ class RunFolder:
     def restore_last(self, source: Path) -> None:
         """Make ``last.pt`` what the run goes on from, where it is missing or damaged: it becomes
         ``best.pt`` or ``previous.pt`` before the next one is written. Every rank must call it."""
-        self.ranks.wait()  # all have read
+        self.ranks.barrier()  # all have read
         if self.ranks.is_main and source.name != "last.pt":
             link_atomically(source, self.path / "last.pt")
 
@@ -78,7 +78,7 @@ def load_shared(path: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
         InputError: none can be read, or ranks found different ones.
     """
     source, saved = load_latest(path)
-    found = ranks.collect((source.name, saved["progress"]))
+    found = ranks.all_gather((source.name, saved["progress"]))
     if any(other != found[0] for other in found):
         names = [f"{name} of step {progress.get('step')}" for name, progress in found]
         raise InputError(

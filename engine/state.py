@@ -71,7 +71,7 @@ class TrainState:
     average: AveragedWeights | None = None
 
     @property
-    def evaluated(self) -> nn.Module:
+    def eval_detector(self) -> nn.Module:
         """The detector whose scores count: the averaged one where there is an average."""
         return self.detector if self.average is None else self.average.detector
 
@@ -96,7 +96,7 @@ class TrainState:
             {"trained_detector": self.detector.state_dict()} if self.average is not None else {}
         )
         return {
-            "detector": self.evaluated.state_dict(),
+            "detector": self.eval_detector.state_dict(),
             **trained,
             "weighting": self.weighting.state_dict(),
             "optimizer": self.optimizer.state_dict(),

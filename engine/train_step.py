@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from data.target import Batch
 from engine.divergence import FiniteGuard, Watched
 from engine.precision import autocast
-from engine.process.distributed import Ranks
+from engine.process.distributed import Ranks, without_exchange
 from engine.run_config import TrainConfig
 from engine.state import TrainState, seed_iteration
 
@@ -119,7 +117,7 @@ class TrainStep:
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             batch = batch.to(device, non_blocking=True)
-            with nullcontext() if is_last else self._without_exchange():
+            with nullcontext() if is_last else without_exchange(self.model):
                 with autocast(device, self.config.amp):
                     losses = self.model(batch.images, batch.targets)
                 weighted = state.weighting(losses, last_micro_batch=is_last)
@@ -132,9 +130,3 @@ class TrainStep:
         weights = state.weighting.applied_weights()
         lr = state.optimizer.param_groups[0]["lr"]
         return Iteration(mean, scaled, weights, state.progress.epoch, lr)
-
-    def _without_exchange(self) -> AbstractContextManager[Any]:
-        """Backward passes within keep their gradients on this rank."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()

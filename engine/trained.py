@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from detector.build import Detector, build_detector
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import check_classes, load_checkpoint
 from engine.config import Config, override_config
 from engine.precision import tell_precision
 from engine.process.distributed import choose_device
-from engine.resume import check_classes
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def load_trained(
     saved = load_checkpoint(path)
     train = {**saved["config"].get("train", {}), "device": "auto"}
     config = override_config({**saved["config"], "train": train}, overrides, source=str(path))
-    check_classes(saved, config)
+    check_classes(saved, config.data.classes)
     detector = build_detector(config.detector, config.loss, len(saved["classes"]))
     load_weights(detector, saved["detector"], path)
     if device is None:

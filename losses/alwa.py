@@ -41,6 +41,8 @@ class ALWA(LossWeighting):
         ValueError: for an unknown variant or update; see :class:`LossWeighting` for the others.
     """
 
+    acts_per_window = True
+
     def __init__(
         self,
         pairs: Mapping[str, tuple[str, str]],

@@ -35,6 +35,7 @@ class DWA(LossWeighting):
         ValueError: for a temperature that is not positive; see :class:`LossWeighting`.
     """
 
+    acts_per_window = True
     previous: Tensor  # (pairs, 2): means of the raw losses in the window before
 
     def __init__(

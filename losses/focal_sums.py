@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from losses.anchor_labels import BACKGROUND, IGNORED
 from losses.classification import sigmoid_focal_loss
-from losses.gpu import has_kernels
+from losses.triton_support import has_kernels
 
 # Logits at a time: with their few temporaries they stay in a core's cache.
 CHUNK = 1 << 18

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.pairs import detached_pairs, mean_over_ranks, usable_or
+from losses.pairs import detached_pairs, usable_or
+from losses.reduction import mean_over_ranks
 from losses.weighting import LossWeighting
 
 BETAS = (0.9, 0.999)

@@ -1,4 +1,4 @@
-"""Pairs of losses: their names checked, their values as ``(pairs, 2)`` tensors, on all ranks."""
+"""Pairs of losses: their names checked, their values as ``(pairs, 2)`` tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence, Set
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
@@ -64,16 +63,3 @@ def usable_or(new: Tensor, old: Tensor) -> Tensor:
     """
     usable = (new.isfinite() & (new > 0)).all(dim=1, keepdim=True)
     return torch.where(usable, new, old)
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over all processes, bit-equal on each; one all-reduce, in their default group.
-
-    The sum is taken in float64, where it is exact for float32 losses of comparable size: it does
-    not depend on the order of the ranks, and the mean of equal values is that value.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return values
-    total = values.double()
-    dist.all_reduce(total)
-    return (total / dist.get_world_size()).to(values.dtype)

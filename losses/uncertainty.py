@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.pairs import detached_pairs, mean_over_ranks
+from losses.pairs import detached_pairs
+from losses.reduction import mean_over_ranks
 from losses.weighting import LossWeighting
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from losses.pairs import checked_pairs, checked_weights, mean_over_ranks
+from losses.pairs import checked_pairs, checked_weights
+from losses.reduction import mean_over_ranks
 
 
 class LossWeighting(nn.Module):
@@ -47,6 +48,7 @@ class LossWeighting(nn.Module):
         windows_completed: windows closed since the beginning of the training.
         differentiates: whether ``observe`` takes gradients of the losses itself, before the
             training loop does.
+        acts_per_window: whether weights change at the ends of windows only.
 
     Raises:
         ValueError: for no pair, a loss that stands in two places, weights that are not positive
@@ -54,6 +56,7 @@ class LossWeighting(nn.Module):
     """
 
     differentiates = False
+    acts_per_window = False
     lambdas: Tensor  # (pairs, 2)
     window: Tensor  # (interval, pairs, 2): weighted losses of this process, iteration by iteration
     window_mean: Tensor  # (pairs, 2), of the last complete window, over all ranks

@@ -33,6 +33,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,11 @@ from engine.evaluation.coco_results import index_of
 from engine.evaluation.comp4 import check_comp4, write_comp4
 from engine.evaluation.detections import Detections, concatenate, make_detections
 from engine.evaluation.drawing import draw_detections
+from engine.predictor import Predictor, unannotated
 from engine.process.outputs import check_outputs
 from engine.trained import load_trained
 from scripts.number_types import at_least, score_threshold
 from scripts.prediction.coco_ids import CocoIds, read_ids, write_coco
-from scripts.prediction.inference import Looker, in_batches, unannotated
 from scripts.prediction.inputs import (
     Source,
     Video,
@@ -79,9 +80,9 @@ class Found:
         self.sizes += [(image.shape[0], image.shape[1]) for image in images]
         self.parts.append(make_detections(moved, found.label, found.score, found.boxes, found.rles))
 
-    def leave_out(self, source: Source, looker: Looker, error: DamagedImageError) -> None:
+    def leave_out(self, source: Source, predictor: Predictor, error: DamagedImageError) -> None:
         """Say that a source is damaged; raises the error where that shall end the run."""
-        if looker.trained.config.data.on_damaged == "raise":
+        if predictor.trained.config.data.on_damaged == "raise":
             raise error
         self.left_out.append(str(source.path))
         tqdm.write(f"predict.py: left out: {error.complaint}", file=sys.stderr)
@@ -104,41 +105,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read = [words[0], options.ids, *(source.path for source in sources)]
     check_outputs([*drawn, options.coco, index], read, folders=[options.comp4])
     trained = load_trained(words[0], overrides)
-    predict(sources, Looker(trained), options)
+    predict(sources, Predictor(trained), options)
     return 0
 
 
-def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespace) -> None:
+def predict(sources: Sequence[Source], predictor: Predictor, options: argparse.Namespace) -> None:
     """Look at all sources and write what was asked for."""
     start = time.perf_counter()
     ids = None  # what is wrong with ids and names is said now, not when all was looked at
     if options.ids is not None:
         files = [source.inside.as_posix() for source in sources if not source.is_video]
-        ids = read_ids(options.ids, files, looker.trained.classes)
+        ids = read_ids(options.ids, files, predictor.trained.classes)
     if options.comp4 is not None:
-        check_comp4(unannotated([], [], looker.trained))
-    found, videos = look_at_all(sources, looker, options, ids)
+        check_comp4(unannotated([], [], predictor.trained.classes))
+    found, videos = detect_in_all(sources, predictor, options, ids)
     if len(found.left_out) == len(sources):
         raise InputError("all files are damaged and were left out: nothing is written")
     seconds = time.perf_counter() - start
-    annotations = unannotated(found.names, found.sizes, looker.trained, options.set)
+    annotations = unannotated(found.names, found.sizes, predictor.trained.classes, options.set)
     detections = concatenate(found.parts)
     speed = {
-        "pictures": looker.pictures,
+        "pictures": predictor.images,
         "seconds": round(seconds, 3),
-        "pictures_per_second": round(looker.pictures / seconds, 2),
-        "detector_per_second": round(looker.pictures / max(looker.seconds, 1e-9), 2),
+        "pictures_per_second": round(predictor.images / seconds, 2),
+        "detector_per_second": round(predictor.images / max(predictor.seconds, 1e-9), 2),
     }
     # Neither costs the other: a place that cannot be written what is printed, a reader that leaves
     # the files.
     try:
         if options.json:
-            listed = as_json(detections, found.sizes, looker.trained.classes)
+            listed = as_json(detections, found.sizes, predictor.trained.classes)
             images_found = dict(zip(found.files, listed, strict=True))
             rest = {"videos": videos, "left_out": found.left_out, "speed": speed}
             print(json.dumps({"images": images_found, **rest}))
         else:
-            print(summary(found, detections, videos, looker, options.threshold))
+            print(summary(found, detections, videos, predictor, options.threshold))
     finally:
         if options.coco:
             write_coco(options.coco, detections, annotations, found.files, ids)
@@ -152,12 +153,15 @@ def predict(sources: Sequence[Source], looker: Looker, options: argparse.Namespa
     print(
         f"{speed['pictures']} pictures in {seconds:.1f} s: {speed['pictures_per_second']} "
         f"pictures/s, of the detector alone {speed['detector_per_second']} "
-        f"({looker.trained.device.type}, batch {options.batch})"
+        f"({predictor.trained.device.type}, batch {options.batch})"
     )
 
 
-def look_at_all(
-    sources: Sequence[Source], looker: Looker, options: argparse.Namespace, ids: CocoIds | None
+def detect_in_all(
+    sources: Sequence[Source],
+    predictor: Predictor,
+    options: argparse.Namespace,
+    ids: CocoIds | None,
 ) -> tuple[Found, dict[str, Any]]:
     """What is found in the images, and what is told of each video by its path."""
     images = [source for source in sources if not source.is_video]
@@ -165,27 +169,33 @@ def look_at_all(
     hidden = not is_watched()
     with tqdm(total=len(sources), unit="file", delay=2, leave=False, disable=hidden) as bar:
         for batch in in_batches(iter(images), options.batch):
-            look_at_images(batch, looker, found, options, ids)
+            detect_in_images(batch, predictor, found, options, ids)
             bar.update(len(batch))
         for source in sources:
             if source.is_video:
                 try:
-                    videos[str(source.path)] = look_at_video(source, looker, options)
+                    videos[str(source.path)] = detect_in_video(source, predictor, options)
                 except DamagedImageError as error:
-                    found.leave_out(source, looker, error)
+                    found.leave_out(source, predictor, error)
                 bar.update()
     return found, videos
 
 
-def look_at_images(
+def in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last one shorter."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def detect_in_images(
     batch: Sequence[Source],
-    looker: Looker,
+    predictor: Predictor,
     found: Found,
     options: argparse.Namespace,
     ids: CocoIds | None,
 ) -> None:
     """Detect in a batch of image files and draw them, turned as in training."""
-    data = looker.trained.config.data
+    data = predictor.trained.config.data
     opened, images = [], []
     for source in batch:
         size = None if ids is None else ids.size_of(source.inside.as_posix())
@@ -195,20 +205,22 @@ def look_at_images(
             )
             opened.append(source)
         except DamagedImageError as error:
-            found.leave_out(source, looker, error)
+            found.leave_out(source, predictor, error)
     if not images:
         return
-    detections = looker.look(images)
+    detections = predictor(images)
     found.add(opened, images, detections)
     if options.no_pictures:
         return
     for source, picture in zip(
-        opened, drawn(images, detections, looker, options.threshold), strict=True
+        opened, drawn(images, detections, predictor, options.threshold), strict=True
     ):
         write_picture(target_of(source, options.output), picture)
 
 
-def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -> dict[str, Any]:
+def detect_in_video(
+    source: Source, predictor: Predictor, options: argparse.Namespace
+) -> dict[str, Any]:
     """Detect in the frames of a video and write them as one; what the report says of it.
 
     For --json with the detections of each frame. Raises DamagedImageError if none can be decoded.
@@ -219,14 +231,14 @@ def look_at_video(source: Source, looker: Looker, options: argparse.Namespace) -
     listed: list[list[dict[str, Any]]] = []
     with VideoWriter(target, video.rate) as writer:
         for batch in in_batches(_shown(video), options.batch):
-            detections = looker.look(batch)
+            detections = predictor(batch)
             frames += len(batch)
             objects += int((detections.score >= options.threshold).sum())
             if options.json:
                 sizes = [(frame.shape[0], frame.shape[1]) for frame in batch]
-                listed += as_json(detections, sizes, looker.trained.classes)
+                listed += as_json(detections, sizes, predictor.trained.classes)
             if target is not None:
-                for picture in drawn(batch, detections, looker, options.threshold):
+                for picture in drawn(batch, detections, predictor, options.threshold):
                     writer.write(picture)
     if not frames:
         raise damaged_video(source.path, "no frame of the video can be decoded")
@@ -252,26 +264,30 @@ def _shown(video: Video) -> Iterator[Pixels]:
 
 
 def drawn(
-    images: Sequence[Pixels], detections: Detections, looker: Looker, threshold: float
+    images: Sequence[Pixels], detections: Detections, predictor: Predictor, threshold: float
 ) -> Iterator[Pixels]:
     """The images with what was found in them, at their own size."""
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    annotations = unannotated([""] * len(images), sizes, looker.trained)
+    annotations = unannotated([""] * len(images), sizes, predictor.trained.classes)
     for row, image in enumerate(images):
         yield draw_detections(image, row, annotations, detections, threshold)
 
 
 def summary(
-    found: Found, detections: Detections, videos: dict[str, Any], looker: Looker, threshold: float
+    found: Found,
+    detections: Detections,
+    videos: dict[str, Any],
+    predictor: Predictor,
+    threshold: float,
 ) -> str:
     """A line for each image (the first twenty) and video: how many of which class."""
     lines = []
     for row, file in enumerate(found.files[:20]):
         sure = (detections.image == row) & (detections.score >= threshold)
-        counts = np.bincount(detections.label[sure], minlength=len(looker.trained.classes))
+        counts = np.bincount(detections.label[sure], minlength=len(predictor.trained.classes))
         named = [
             f"{count} {name}"
-            for name, count in zip(looker.trained.classes, counts.tolist(), strict=True)
+            for name, count in zip(predictor.trained.classes, counts.tolist(), strict=True)
             if count
         ]
         lines.append(f"{file}: {', '.join(named) or 'nothing'}")

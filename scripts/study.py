@@ -40,7 +40,7 @@ from scripts.studies.ledger import LEDGER
 from scripts.studies.machine import check_gpus, share_out
 from scripts.studies.results import collect
 from scripts.studies.run import is_locked
-from scripts.studies.running import Shop, StoppedError, plan
+from scripts.studies.running import RunQueue, StoppedError, plan
 from scripts.studies.tables import comma_separated, latex, markdown
 
 RUNS = Path("runs/studies")
@@ -82,17 +82,17 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     places = share_out(options.jobs, [] if on_cpu else options.gpus, options.processes, most)
     total, done = len({job.key for job in jobs}), len({job.key for job in whole}) - len(left)
     print(f"{total} runs: {done} done, {len(left)} to do", flush=True)
-    shop = Shop(left, whole, dict(wrong), keep=options.keep)
+    queue = RunQueue(left, whole, dict(wrong), keep=options.keep)
     for folder, reason in wrong.items():
         print(f"cannot be run: {folder}: {reason}", file=sys.stderr)
     try:
-        shop.work(places)
+        queue.work(places)
     except StoppedError:
         print("stopped; what was under way is saved, the same command goes on", file=sys.stderr)
-        return 128 + (shop.signal_number or 0)
-    for folder in shop.failed:
+        return 128 + (queue.signal_number or 0)
+    for folder in queue.failed:
         print(f"not done, see above: {folder}", file=sys.stderr)
-    return 1 if shop.failed or unkept else 0
+    return 1 if queue.failed or unkept else 0
 
 
 def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) -> list[Job]:

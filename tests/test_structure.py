@@ -41,7 +41,7 @@ def test_only_engine_distributed_and_the_weighting_know_about_ranks() -> None:
         if "torch.distributed" in imported_modules(path):
             assert str(path.relative_to(ROOT)) in {
                 "engine/process/distributed.py",
-                "losses/pairs.py",
+                "losses/reduction.py",
             }
 
 

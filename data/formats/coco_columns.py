@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.annotations import LARGEST_COORDINATE, Rows
+from data.annotations import ENOUGH_TO_JUDGE, LARGEST_COORDINATE, Rows
 from data.errors import InputError, control_in, shown
 from data.formats.segmentations import SegmentationColumns
 from data.image_sizes import MOST_PIXELS
@@ -17,7 +17,6 @@ from data.paths import inner_path
 
 NO_AREA = -1.0
 _LARGEST_AREA = LARGEST_COORDINATE**2
-ENOUGH_TO_JUDGE = 10  # boxes, from which on most of them tell how all are written
 _REFERENCES = ("image_id", "category_id")
 
 

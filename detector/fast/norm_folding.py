@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detector.fast.winograd import WinogradConv2d
 from detector.norm import FrozenBatchNorm2d, FrozenStatsBatchNorm2d
-from losses.gpu import has_kernels
+from losses.triton_support import has_kernels
 
 
 class FoldedConv2d(WinogradConv2d):

@@ -18,17 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from data.annotations import NO_CATEGORY, Annotations
+from data.annotations import ENOUGH_TO_JUDGE, NO_CATEGORY, Annotations
 from data.errors import InputError, shown, some_of, unreadable
-from data.formats.coco_columns import ENOUGH_TO_JUDGE, whole_number
+from data.formats.coco_columns import whole_number
 from data.formats.run_lengths import compress, described_pixels
-from engine.evaluation.detections import Detections, make_detections, sides_of
+from engine.evaluation.detections import LARGEST_DETECTED, Detections, make_detections, sides_of
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
 
-# Far beyond any image, yet areas and their sums stay finite and comparable.
-LARGEST_DETECTED = 1e7
 LARGEST_SCORE = sys.float_info.max
 
 

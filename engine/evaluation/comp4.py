@@ -16,8 +16,7 @@ import numpy as np
 
 from data.annotations import Annotations
 from data.errors import InputError, shown, some_of, unreadable
-from engine.evaluation.coco_results import LARGEST_DETECTED
-from engine.evaluation.detections import Detections, make_detections
+from engine.evaluation.detections import LARGEST_DETECTED, Detections, make_detections
 from engine.process.atomic_file import write_atomically
 
 TO_DEVKIT = np.array([1.0, 1.0, 0.0, 0.0])

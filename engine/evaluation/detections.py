@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+# Far beyond any image, yet areas and their sums stay finite and comparable.
+LARGEST_DETECTED = 1e7
+
 
 @dataclass(frozen=True)
 class Detections:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from data.annotations import Annotations
 from engine.evaluation.detections import Detections
-from engine.evaluation.voc_map import count_objects, judge
+from engine.evaluation.voc_map import count_objects, match_detections
 
 Counts = npt.NDArray[np.int64]
 
@@ -47,7 +47,7 @@ def precision_recall(
     detections: Detections, annotations: Annotations, iou: float = 0.5
 ) -> Mapping[str, PrecisionRecall]:
     """The curve of each class that has objects, by the VOC rule at one IoU threshold."""
-    order, right, ignored = judge(detections, annotations, iou)
+    order, right, ignored = match_detections(detections, annotations, iou)
     labels, scores = detections.label[order], detections.score[order]
     curves = {}
     for label, objects in enumerate(count_objects(annotations).tolist()):

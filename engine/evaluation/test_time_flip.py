@@ -13,7 +13,7 @@ from engine.config import Config
 Detected = dict[str, Tensor]
 
 
-class Mirrored(nn.Module):
+class TestTimeFlip(nn.Module):
     """Two looks at each image, one of them mirrored left-right, and one list of detections.
 
     The detections of both looks go through another non-maximum suppression in each class: what both
@@ -53,7 +53,7 @@ def with_flip(detector: nn.Module, config: Config) -> nn.Module:
     if not config.evaluate.flip:
         return detector
     limits = config.detector
-    mirrored = Mirrored(detector, limits.nms_threshold, limits.detections_per_image)
+    mirrored = TestTimeFlip(detector, limits.nms_threshold, limits.detections_per_image)
     return mirrored.train(detector.training)
 
 

@@ -75,7 +75,7 @@ def _true_positives(
 
     Precision falls between them, so a precision-recall curve is known from them alone.
     """
-    order, right, ignored = judge(detections, annotations, iou)
+    order, right, ignored = match_detections(detections, annotations, iou)
     labels = detections.label[order].astype(np.int64)
     claims = np.flatnonzero(right)
     claimed = labels[claims]
@@ -85,7 +85,7 @@ def _true_positives(
     return claimed, correct / positives[claimed], correct / rank
 
 
-def judge(
+def match_detections(
     detections: Detections, annotations: Annotations, iou: float = 0.5
 ) -> tuple[IntArray, BoolArray, BoolArray]:
     """Which detections are right by the devkit's rule.

@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -71,7 +71,7 @@ class Ranks:
         dist.gather_object(value, gathered)
         return gathered
 
-    def collect(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
@@ -79,7 +79,7 @@ class Ranks:
         dist.all_gather_object(collected, value)
         return collected
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The main rank's value, on every rank."""
         if self.world_size == 1:
             return value
@@ -87,7 +87,7 @@ class Ranks:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when every rank has come here."""
         if self.world_size > 1:
             dist.barrier()
@@ -100,7 +100,7 @@ class Ranks:
             InputError: on every rank what the main one's block raised.
         """
         if not self.is_main:
-            problem = self.share(None)
+            problem = self.broadcast(None)
             if problem is not None:
                 raise InputError(problem)
             yield
@@ -108,9 +108,9 @@ class Ranks:
         try:
             yield
         except InputError as error:
-            self.share(str(error))
+            self.broadcast(str(error))
             raise
-        self.share(None)
+        self.broadcast(None)
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the main rank's buffers: batch norm's running statistics."""
@@ -145,6 +145,11 @@ def average_gradients(module: nn.Module, has_frozen_parts: bool = False) -> Dist
     return wrapped
 
 
+def without_exchange(model: nn.Module) -> AbstractContextManager[Any]:
+    """Backward passes within keep their gradients on this rank."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
 def _settle_buckets(wrapped: DistributedDataParallel) -> None:
     """Let torch lay out now in which order it exchanges gradients: in that of the parameters.
 
@@ -163,6 +168,11 @@ def _settle_buckets(wrapped: DistributedDataParallel) -> None:
 def world_size() -> int:
     """How many processes torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_by_torchrun() -> bool:
+    """Whether an agent of torchrun started this process and watches it."""
+    return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def _rank() -> int:

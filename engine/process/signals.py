@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from data.parent_process import signal_at_parents_end
-from engine.process.distributed import Ranks, world_size
+from engine.process.distributed import Ranks, launched_by_torchrun, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 18.0  # schedulers and torchrun kill 30 s after SIGTERM; leave before they do
@@ -107,7 +107,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
     threading.Thread(target=request.listen, args=(reader,), daemon=True).start()
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _leave_to_listener) for number in STOP_SIGNALS}
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if launched_by_torchrun():
         signal_at_parents_end(signal.SIGTERM, os.getppid())
     try:
         yield request

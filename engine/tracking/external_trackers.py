@@ -41,7 +41,7 @@ class Evaluation:
     curves: Mapping[str, PrecisionRecall]
 
 
-class Board(Protocol):
+class ExternalTracker(Protocol):
     """Where the numbers and pictures of a run are shown."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -158,18 +158,18 @@ class Wandb:
         self._run.finish(exit_code=0 if finished else 1)
 
 
-BOARDS: dict[str, Callable[[Path, Mapping[str, Any], bool], Board]] = {
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], bool], ExternalTracker]] = {
     "mlflow": MLflow,
     "wandb": Wandb,
 }
 
 
-class ForgivenBoard:
-    """A board whose failures end no training: after the first it is told nothing more.
+class FaultTolerantTracker:
+    """A tracker whose failures end no training: after the first it is told nothing more.
 
     Args:
-        name: of ``BOARDS``.
-        folder, config, resumed: see the boards.
+        name: of ``TRACKERS``.
+        folder, config, resumed: see the trackers.
 
     Raises:
         InputError: its package is not installed, or it cannot be begun.
@@ -178,7 +178,7 @@ class ForgivenBoard:
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
         self._name = name
         try:
-            self._board: Board | None = BOARDS[name](folder, config, resumed)
+            self._tracker: ExternalTracker | None = TRACKERS[name](folder, config, resumed)
         except InputError:
             raise
         except Exception as error:  # of a library that is not ours: anything
@@ -196,12 +196,12 @@ class ForgivenBoard:
         self._tell("close", finished)
 
     def _tell(self, method: str, *arguments: object) -> None:
-        if self._board is None:
+        if self._tracker is None:
             return
         try:
-            getattr(self._board, method)(*arguments)
+            getattr(self._tracker, method)(*arguments)
         except Exception as error:
-            self._board = None
+            self._tracker = None
             log.warning(
                 "train.trackers: %s failed and is told nothing more; training goes on: %s",
                 self._name,
@@ -209,8 +209,8 @@ class ForgivenBoard:
             )
 
 
-def check_boards(names: Sequence[str]) -> None:
-    """Raise InputError for boards whose package is not installed."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError for trackers whose package is not installed."""
     for name in names:
         _import(name)
 

@@ -14,7 +14,7 @@ from engine.run_config import TrainConfig
 from engine.state import TrainState
 from engine.tracking.tracker import Tracker
 from engine.train_step import Iteration
-from losses.pairs import mean_over_ranks
+from losses.reduction import mean_over_ranks
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: log lines, metrics.jsonl, TensorBoard and other boards."""
+"""What a run tells while it trains: log lines, metrics.jsonl, TensorBoard and other trackers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.evaluation.precision_recall import PrecisionRecall
 from engine.evaluation.scores import headline_scores, score_tags
 from engine.process.standard_output import is_watched
 from engine.state import Progress
-from engine.tracking.external_trackers import Board, Evaluation, ForgivenBoard
+from engine.tracking.external_trackers import Evaluation, ExternalTracker, FaultTolerantTracker
 from engine.tracking.hyperparameters import hyperparameters
 from engine.tracking.metrics_file import MetricsFile, read_records, records_before
 from engine.tracking.tensorboard import TensorBoard
@@ -35,7 +35,7 @@ class Tracker:
     Args:
         folder: the run's.
         pairs: the paired losses.
-        config: of the run; it names the boards beside TensorBoard.
+        config: of the run; it names the trackers beside TensorBoard.
         resumed: where a resumed run goes on.
         enabled: whether this is the main rank.
 
@@ -61,7 +61,7 @@ class Tracker:
         self.images_per_batch = 0
         self.images_per_second = 0.0
         self.metrics: MetricsFile | None = None
-        self.boards: list[Board] = []
+        self.trackers: list[ExternalTracker] = []
         self.last_window = 0
         if not enabled:
             return
@@ -74,7 +74,7 @@ class Tracker:
             folder, pairs, hyperparameters(config), self.score_tags, purge_step
         )
         self.last_window = _last_window(found, before=purge_step)
-        self.boards.append(tensorboard)
+        self.trackers.append(tensorboard)
         for record in kept:
             if record["kind"] == "train":
                 self.logged = record["step"]
@@ -82,8 +82,8 @@ class Tracker:
                 if record["step"] >= purge_step:
                     self._write_scalars(record)
         for name in config.train.trackers:
-            board = ForgivenBoard(name, folder, config.flat(), resumed is not None)
-            self.boards.append(board)
+            tracker = FaultTolerantTracker(name, folder, config.flat(), resumed is not None)
+            self.trackers.append(tracker)
 
     def start_epoch(self, epoch: int, *, batches: int, done: int, images_per_batch: int) -> None:
         """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
@@ -172,14 +172,14 @@ class Tracker:
         shown = [f"{tag} {known[tag]:.4f}" for tag in self.score_tags if tag in known]
         text = ", ".join(shown) or "no objects to score against"
         log.info("epoch %d scored: %s", progress.epoch, text)
-        for board in self.boards:
-            board.evaluation(Evaluation(progress.step, known, pictures, curves))
+        for tracker in self.trackers:
+            tracker.evaluation(Evaluation(progress.step, known, pictures, curves))
 
     def close(self, finished: bool = True) -> None:
         """Flush and close all files; whether the run came to its end."""
         self.finish_epoch()
-        for board in self.boards:
-            board.close(finished)
+        for tracker in self.trackers:
+            tracker.close(finished)
         if self.metrics is not None:
             self.metrics.close()
 
@@ -197,7 +197,7 @@ class Tracker:
         return f"loss {total:.3g}, λ {' '.join(pairs)}, lr {record['lr']:.2g}"
 
     def _write_scalars(self, record: Mapping[str, Any]) -> None:
-        """The numbers of a log line, and the windows that no board has yet."""
+        """The numbers of a log line, and the windows that no tracker has yet."""
         values = {name: record[name] for name in ("lr", "images_per_second")}
         for group in ("loss", "weighted_loss", "loss_weight"):
             values |= {f"{group}/{name}": value for name, value in record[group].items()}
@@ -209,9 +209,9 @@ class Tracker:
             groups = ("loss_mean", "loss_std")
             statistics = {f"{g}/{name}": value for g in groups for name, value in window[g].items()}
             points.append((window["step"], statistics))
-        for board in self.boards:
+        for tracker in self.trackers:
             for step, numbers in points:
-                board.scalars(numbers, step)
+                tracker.scalars(numbers, step)
 
 
 def _last_window(records: Sequence[Mapping[str, Any]], before: int) -> int:

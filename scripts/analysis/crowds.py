@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from data.annotations import Annotations
 from engine.evaluation.detections import Detections
-from engine.evaluation.voc_map import judge
+from engine.evaluation.voc_map import match_detections
 from scripts.analysis.overlaps import share_inside
 from scripts.analysis.sizes import only_objects
 
@@ -26,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 def judge_beside_crowds(
     detections: Detections, annotations: Annotations, ious: Sequence[float]
 ) -> Iterator[tuple[IntArray, BoolArray, BoolArray]]:
-    """For each IoU the answer of ``engine.evaluation.voc_map.judge``, but for crowds.
+    """For each IoU the answer of ``engine.evaluation.voc_map.match_detections``, but for crowds.
 
     A detection that claims no object and of which so much as the IoU lies in a crowd of its class
     does not count.
@@ -34,7 +34,7 @@ def judge_beside_crowds(
     shares = share_in_crowds(detections, annotations)
     countable = only_objects(annotations, np.flatnonzero(~annotations.crowd))
     for iou in ious:
-        order, right, ignored = judge(detections, countable, iou)
+        order, right, ignored = match_detections(detections, countable, iou)
         yield order, right, ignored | (~right & (shares[order] >= iou))
 
 

@@ -80,7 +80,7 @@ def train(config: Config, training: Annotations, held_out: Annotations) -> float
             weights = {name: f"{each.item():.3f}" for name, each in iteration.weights.items()}
             print(f"epoch {epoch + 1}: losses {losses}, weights {weights}")
         images = build_eval_loader(config.data, held_out, rank=0, world_size=1)
-        found = detect(state.evaluated.eval(), images, held_out, ranks.device)
+        found = detect(state.eval_detector.eval(), images, held_out, ranks.device)
         return float(score(found, held_out)["voc"]["area"]["mAP"])
 
 

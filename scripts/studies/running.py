@@ -49,7 +49,7 @@ class KilledError(FailedError):
 
 
 @dataclass
-class Shop:
+class RunQueue:
     """The jobs of a call and what becomes of them.
 
     Attributes:

@@ -63,9 +63,9 @@ def test_hyperparameters_stand_beside_the_final_scores(finished: EventAccumulato
 
 def test_a_run_that_begins_anew_shows_its_own_hyperparameters(tmp_path: Path) -> None:
     for lr in (1e6, 0.01):
-        board = TensorBoard(tmp_path, {}, {"train.lr": lr}, ["val/voc_mAP"], purge_step=0)
-        board.scalars({"val/voc_mAP": 0.5}, 1)
-        board.close(finished=True)
+        tracker = TensorBoard(tmp_path, {}, {"train.lr": lr}, ["val/voc_mAP"], purge_step=0)
+        tracker.scalars({"val/voc_mAP": 0.5}, 1)
+        tracker.close(finished=True)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     (session,) = [
@@ -98,13 +98,13 @@ def test_all_runs_have_the_same_columns(tmp_path: Path) -> None:
 
 def test_a_tracker_that_is_not_installed_is_named() -> None:
     with pytest.raises(
-        InputError, match=r"no_such_board is not installed; pip install -e '\.\[no_"
+        InputError, match=r"no_such_tracker is not installed; pip install -e '\.\[no_"
     ):
-        external_trackers._import("no_such_board")
+        external_trackers._import("no_such_tracker")
 
 
 class Failing:
-    """A board whose server goes away."""
+    """A tracker whose server goes away."""
 
     asked = 0
 
@@ -122,7 +122,7 @@ class Failing:
 def test_a_tracker_that_fails_ends_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(external_trackers.BOARDS, "mlflow", Failing)
+    monkeypatch.setitem(external_trackers.TRACKERS, "mlflow", Failing)
     values = tiny(tmp_path, train={"trackers": ["mlflow"], "epochs": 1})
     folder = run(config_of(values))
     assert Failing.asked == 3
@@ -136,7 +136,7 @@ def test_a_tracker_that_cannot_be_begun_is_named(
     def begin(*_: Any) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setitem(external_trackers.BOARDS, "mlflow", begin)
+    monkeypatch.setitem(external_trackers.TRACKERS, "mlflow", begin)
     with pytest.raises(InputError, match="mlflow cannot be begun: no route"):
         run(config_of(tiny(tmp_path, train={"trackers": ["mlflow"]})))
 
@@ -197,12 +197,12 @@ class Racing:
 
 
 def test_an_experiment_that_another_run_makes_at_the_same_time_is_shared() -> None:
-    board = object.__new__(external_trackers.MLflow)
-    board._client = Racing(appears=True)
-    assert board._create(Path("/all/run")) == "run of all 7"
-    board._client = Racing(appears=False)
+    tracker = object.__new__(external_trackers.MLflow)
+    tracker._client = Racing(appears=True)
+    assert tracker._create(Path("/all/run")) == "run of all 7"
+    tracker._client = Racing(appears=False)
     with pytest.raises(ConnectionError, match="no all"):
-        board._create(Path("/all/run"))
+        tracker._create(Path("/all/run"))
 
 
 def test_wandb_keeps_a_run_offline_and_goes_on_with_it(

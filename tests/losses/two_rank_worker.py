@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import RULES, ToyTraining
 
 from losses import ALWA, FixedWeights, LossWeighting
-from losses.pairs import mean_over_ranks
+from losses.reduction import mean_over_ranks
 
 PAIR = {"head": ("cls", "reg")}
 

@@ -19,7 +19,7 @@ from engine.evaluation.coco_ap import coco_scores
 from engine.evaluation.coco_engines import CocoInputs, Engine, compute_stats
 from engine.evaluation.coco_results import write_coco_json
 from engine.evaluation.detections import Detections, make_detections
-from engine.evaluation.voc_map import judge, voc_scores
+from engine.evaluation.voc_map import match_detections, voc_scores
 from scripts.analysis.bootstrap import compare, mean_ap, rankings
 from scripts.analysis.confusion import confusion_matrix
 from scripts.analysis.crowds import judge_beside_crowds
@@ -205,7 +205,7 @@ def test_without_crowds_the_rule_is_vocs(seed: int) -> None:
     for iou, ours in zip(
         (0.5, 0.8), judge_beside_crowds(detections, annotations, (0.5, 0.8)), strict=True
     ):
-        for mine, theirs in zip(ours, judge(detections, annotations, iou), strict=True):
+        for mine, theirs in zip(ours, match_detections(detections, annotations, iou), strict=True):
             np.testing.assert_array_equal(mine, theirs)
 
 

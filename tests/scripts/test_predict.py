@@ -21,9 +21,9 @@ from data.errors import InputError
 from data.formats.voc import load_voc
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.evaluation.comp4 import read_comp4
+from engine.predictor import Predictor
 from engine.trained import load_trained
 from scripts.predict import main
-from scripts.prediction.inference import Looker
 from scripts.prediction.inputs import find_sources
 from scripts.prediction.pictures import VideoWriter
 
@@ -242,7 +242,7 @@ def test_ids_that_cannot_be_used_are_said_before_anything_is_looked_at(
         content = {"categories": KINDS, **content}
     ids = tmp_path / "ids.json"
     ids.write_text(content if isinstance(content, str) else json.dumps(content))
-    monkeypatch.delattr(Looker, "look")
+    monkeypatch.delattr(Predictor, "__call__")
     command = [str(write_checkpoint(tmp_path)), str(tmp_path / "photos"), "--no-pictures"]
     assert main([*command, "--coco", str(tmp_path / "c.json"), "--ids", str(ids)]) == 2
     assert message in capsys.readouterr().err
@@ -309,7 +309,7 @@ def test_a_class_that_comp4_files_cannot_hold_is_said_before_anything_is_looked_
     saved["config"]["data"]["classes"] = classes
     save_checkpoint(checkpoint, {**saved, "classes": classes})
     write_image(tmp_path / "a.png", 40, 40)
-    monkeypatch.delattr(Looker, "look")
+    monkeypatch.delattr(Predictor, "__call__")
     command = [str(checkpoint), str(tmp_path / "a.png"), "--no-pictures"]
     assert main([*command, "--comp4", str(tmp_path / "comp4")]) == 2
     assert "class 'cup/mug' cannot be part of a file name" in capsys.readouterr().err
@@ -468,8 +468,8 @@ def test_what_cannot_be_looked_at_is_said(
 def test_looking_twice_is_what_evaluation_does_with_it(tmp_path: Path) -> None:
     trained = load_trained(write_checkpoint(tmp_path), ["evaluate.flip=true"])
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
-    found = Looker(trained).look([image])
-    mirrored = Looker(trained).look([np.ascontiguousarray(image[:, ::-1])])
+    found = Predictor(trained)([image])
+    mirrored = Predictor(trained)([np.ascontiguousarray(image[:, ::-1])])
     assert len(found) == len(mirrored) > 0
     np.testing.assert_allclose(np.sort(found.score), np.sort(mirrored.score), atol=1e-5)
 
@@ -480,11 +480,11 @@ def test_a_picture_is_seen_beside_others_as_alone(tmp_path: Path, norm: str) -> 
     generator = np.random.default_rng(0)
     sizes = ((64, 96), (96, 64), (64, 90), (64, 64))
     images = [generator.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
-    looker = Looker(trained)
-    together = looker.look(images)
-    assert looker.pictures == len(images)
+    predictor = Predictor(trained)
+    together = predictor(images)
+    assert predictor.images == len(images)
     for row, image in enumerate(images):
-        alone, own = looker.look([image]), together.image == row
+        alone, own = predictor([image]), together.image == row
         assert len(alone) == own.sum() > 0
         np.testing.assert_allclose(together.score[own], alone.score, atol=1e-6)
         np.testing.assert_allclose(together.boxes[own], alone.boxes, atol=1e-3)

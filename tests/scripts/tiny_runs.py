@@ -15,8 +15,8 @@ from detector.build import build_detector
 from engine.checkpoint import save_checkpoint
 from engine.config import parse_config
 from engine.evaluation.detections import Detections, make_detections
+from engine.predictor import unannotated
 from engine.trained import Trained
-from scripts.prediction.inference import unannotated
 
 CLASSES = ("cat", "dog", "ox")
 
@@ -28,7 +28,7 @@ def with_objects(boxes: Any, labels: Any, counts: list[int], crowd: Any = None) 
     names = [f"i{number}" for number in range(len(counts))]
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     return replace(
-        unannotated(names, [(100, 100)] * len(counts), trained),
+        unannotated(names, [(100, 100)] * len(counts), trained.classes),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=boxes,
         labels=np.asarray(labels, dtype=np.int32),

@@ -20,7 +20,7 @@ from scripts.studies.job import Job
 from scripts.studies.machine import Place, share_out
 from scripts.studies.progress import describe
 from scripts.studies.run import locked, read_record, scores_file, write_record
-from scripts.studies.running import FailedError, KilledError, Shop, plan, reason_of
+from scripts.studies.running import FailedError, KilledError, RunQueue, plan, reason_of
 
 SCALES = [
     (path.stem, preset)
@@ -38,11 +38,11 @@ def tiny(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Every program that a shop would have run, and the name of its run."""
+    """Every program that a queue would have run, and the name of its run."""
     done: list[tuple[str, str]] = []
 
     def call(
-        _shop: Shop, program: str, _words: list[str], job: Job, _place: Place, _lock: int
+        _queue: RunQueue, program: str, _words: list[str], job: Job, _place: Place, _lock: int
     ) -> None:
         done.append((program, job.folder.name))
         if program == "train.py":
@@ -50,15 +50,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         else:
             scores_file(job.folder, job.split).write_text("{}")
 
-    monkeypatch.setattr(Shop, "_call", call)
+    monkeypatch.setattr(RunQueue, "_call", call)
     monkeypatch.setattr(running, "PATIENCE", 0.02)
     return done
 
 
 @contextmanager
-def at_work(shop: Shop, places: int = 1) -> Iterator[None]:
-    """The shop works beside what the test does, and is done afterwards."""
-    threads = [threading.Thread(target=shop._work_at, args=(Place(),)) for _ in range(places)]
+def at_work(queue: RunQueue, places: int = 1) -> Iterator[None]:
+    """The queue works beside what the test does, and is done afterwards."""
+    threads = [threading.Thread(target=queue._work_at, args=(Place(),)) for _ in range(places)]
     for thread in threads:
         thread.start()
     try:
@@ -77,11 +77,11 @@ def wait_until(holds: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def beside_another_shell(shop: Shop, held: Job, free: Job) -> Iterator[None]:
-    """The block runs when the shop has done the free job; then the other shell lets go of its."""
+def beside_another_shell(queue: RunQueue, held: Job, free: Job) -> Iterator[None]:
+    """The block runs when the queue has done the free job; then the other shell lets go of its."""
     other = ExitStack()
     assert other.enter_context(locked(held.folder)) is not None
-    with at_work(shop), other:
+    with at_work(queue), other:
         wait_until(lambda: scores_file(free.folder, "val").is_file())
         yield
 
@@ -96,7 +96,7 @@ def test_places_share_the_runs_and_none_is_done_twice(
     tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
     jobs = jobs_of(tiny, tmp_path, "val")
-    with at_work(Shop([*jobs, *jobs], jobs), places=3):
+    with at_work(RunQueue([*jobs, *jobs], jobs), places=3):
         pass
     assert len(calls) == len(set(calls)) == 4
 
@@ -106,7 +106,7 @@ def test_a_run_is_trained_once_for_two_splits(
 ) -> None:
     left, wrong = plan(jobs_of(tiny, tmp_path, "val", "test"))
     assert (len(left), wrong) == (4, {})
-    with at_work(Shop(left, left), places=2):
+    with at_work(RunQueue(left, left), places=2):
         pass
     programs = [program for program, _ in calls]
     assert (programs.count("train.py"), programs.count("evaluate.py")) == (2, 4)
@@ -116,19 +116,19 @@ def test_what_another_shell_does_is_waited_for_and_not_done_again(
     tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
     jobs = jobs_of(tiny, tmp_path, "val")
-    shop = Shop(jobs, jobs)
-    with beside_another_shell(shop, *jobs):
+    queue = RunQueue(jobs, jobs)
+    with beside_another_shell(queue, *jobs):
         scores_file(jobs[0].folder, "val").write_text("{}")
         (jobs[0].folder / "study.json").write_text('{"trained": true}')
     assert {name for _, name in calls} == {jobs[1].folder.name}
-    assert not shop.failed
+    assert not queue.failed
 
 
 def test_what_another_shell_leaves_undone_is_taken_over(
     tiny: Study, tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
     jobs = jobs_of(tiny, tmp_path, "val")
-    with beside_another_shell(Shop(jobs, jobs), *jobs):
+    with beside_another_shell(RunQueue(jobs, jobs), *jobs):
         assert len(calls) == 2
     assert [name for _, name in calls[2:]] == [jobs[0].folder.name] * 2
 
@@ -137,36 +137,36 @@ def test_a_failed_run_stops_no_other_and_is_not_tried_again(
     tiny: Study, tmp_path: Path, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_of(tiny, tmp_path, "val")
-    usual = Shop._call
+    usual = RunQueue._call
 
-    def call(shop: Shop, program: str, words: list[str], job: Job, *rest: Any) -> None:
-        usual(shop, program, words, job, *rest)
+    def call(queue: RunQueue, program: str, words: list[str], job: Job, *rest: Any) -> None:
+        usual(queue, program, words, job, *rest)
         if job is jobs[0]:
             raise FailedError("diverged")
 
-    monkeypatch.setattr(Shop, "_call", call)
-    shop = Shop(jobs, jobs)
-    with at_work(shop):
+    monkeypatch.setattr(RunQueue, "_call", call)
+    queue = RunQueue(jobs, jobs)
+    with at_work(queue):
         pass
-    assert shop.failed == {jobs[0].folder: "diverged"}
+    assert queue.failed == {jobs[0].folder: "diverged"}
     assert [name for _, name in calls] == [jobs[0].folder.name] + [jobs[1].folder.name] * 2
 
 
 def test_a_training_that_a_signal_ended_is_no_cost_beyond_its_checkpoint(
     tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(_shop: Shop, program: str, _words: list[str], job: Job, *_rest: Any) -> None:
+    def call(_queue: RunQueue, program: str, _words: list[str], job: Job, *_rest: Any) -> None:
         (job.folder / "last.pt").touch()
         time.sleep(0.2)
         raise KilledError(f"{program} was ended by SIGKILL")
 
-    monkeypatch.setattr(Shop, "_call", call)
+    monkeypatch.setattr(RunQueue, "_call", call)
     (job, *_) = jobs_of(tiny, tmp_path, "val")
-    shop = Shop([job], [job])
-    with at_work(shop):
+    queue = RunQueue([job], [job])
+    with at_work(queue):
         pass
     record = read_record(job.folder)
-    assert record["error"] == shop.failed[job.folder] == "train.py was ended by SIGKILL"
+    assert record["error"] == queue.failed[job.folder] == "train.py was ended by SIGKILL"
     assert record["seconds"] == 0.0
     later = attempts.begin(job.folder, "a", "v1")
     assert 0 < later["seconds"] < 0.2
@@ -178,13 +178,13 @@ def test_a_trained_run_without_its_checkpoint_says_what_to_do(
 ) -> None:
     (job, *_) = jobs_of(tiny, tmp_path, "val")
     write_record(job.folder, {"trained": True})
-    shop = Shop([job], [job])
-    with at_work(shop):
+    queue = RunQueue([job], [job])
+    with at_work(queue):
         pass
     assert calls == []
     assert (
         "its checkpoint is not there to be scored; restore it, or delete"
-        in (shop.failed[job.folder])
+        in (queue.failed[job.folder])
     )
 
 
@@ -201,14 +201,14 @@ def test_programs_are_told_folders_that_yaml_would_read_otherwise(
 ) -> None:
     said: dict[str, list[str]] = {}
 
-    def call(_shop: Shop, program: str, words: list[str], job: Job, *_rest: Any) -> None:
+    def call(_queue: RunQueue, program: str, words: list[str], job: Job, *_rest: Any) -> None:
         said[program] = [word for word in words if re.match(r"[a-z_.]+=", word)]
         (job.folder / "last.pt").touch()
 
-    monkeypatch.setattr(Shop, "_call", call)
+    monkeypatch.setattr(RunQueue, "_call", call)
     monkeypatch.chdir(tmp_path)
     job = Job(tiny.run(FIXED, 0, {"data.root": name}), Path(name), "val")
-    with at_work(Shop([job], [job])):
+    with at_work(RunQueue([job], [job])):
         pass
     told = load_config(job.run.base, said["train.py"])
     assert Path(told.train.output, told.train.name) == job.folder
@@ -232,10 +232,10 @@ def test_a_lock_that_cannot_be_looked_at_fails_its_run_alone(
 
     monkeypatch.setattr(running, "is_locked", look)
     jobs = jobs_of(tiny, tmp_path, "val")
-    shop = Shop(jobs, jobs)
-    with beside_another_shell(shop, *jobs):
-        wait_until(lambda: shop.failed)
-    assert shop.failed == {jobs[0].folder: "stale file handle"}
+    queue = RunQueue(jobs, jobs)
+    with beside_another_shell(queue, *jobs):
+        wait_until(lambda: queue.failed)
+    assert queue.failed == {jobs[0].folder: "stale file handle"}
     assert {name for _, name in calls} == {jobs[1].folder.name}
 
 

@@ -1,0 +1,102 @@
+"""Detection in images that have no annotations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from data.annotations import Annotations
+from data.images import Pixels, resize_image, resized_size
+from data.target import Batch, pad_targets
+from detector.preprocessing import padded
+from engine.evaluation.detections import Detections
+from engine.evaluation.evaluator import detect
+from engine.evaluation.test_time_flip import with_flip
+from engine.trained import Trained
+
+
+class Predictor:
+    """Runs a trained detector over images of any size.
+
+    Args:
+        trained: the detector, as :func:`engine.trained.load_trained` gives it.
+
+    Attributes:
+        images: how many it has processed.
+        seconds: what they took, from resized pixels to detections on the host.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+        self.images = 0
+        self.seconds = 0.0
+
+    def __call__(self, images: Sequence[Pixels]) -> Detections:
+        """``(H, W, 3)`` RGB uint8 images -> their detections, in pixels of each image.
+
+        ``Detections.image`` is an index into ``images``, ``Detections.label`` one into
+        ``trained.classes``. Images that need equally much padding go through the detector
+        together: group norm counts padding too, so the company of a larger image would change what
+        is found in a smaller one.
+        """
+        bounds = self.trained.config.data.image_size
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        resized = [resized_size(size, bounds) for size in sizes]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, (height, width) in enumerate(resized):
+            groups.setdefault((padded(height), padded(width)), []).append(row)
+        batches = [
+            _batch({row: resize_image(images[row], resized[row]) for row in rows})
+            for rows in groups.values()
+        ]
+        start = time.perf_counter()
+        detections = detect(
+            with_flip(self.trained.detector, self.trained.config),
+            batches,
+            unannotated([str(row) for row in range(len(images))], sizes, self.trained.classes),
+            self.trained.device,
+            self.trained.config.train.amp,
+        )
+        self.seconds += time.perf_counter() - start
+        self.images += len(images)
+        return detections
+
+
+def unannotated(
+    names: Sequence[str],
+    sizes_hw: Sequence[tuple[int, int]],
+    classes: Sequence[str],
+    split: str = "test",
+) -> Annotations:
+    """Images without objects: what drawing and result files need to know about them.
+
+    Image and category ids count from 1.
+    """
+    count = len(names)
+    return Annotations(
+        source="the images",
+        split=split,
+        classes=tuple(classes),
+        category_ids=np.arange(1, len(classes) + 1),
+        names=np.array(names, dtype=np.str_),
+        files=np.array(names, dtype=np.str_),
+        image_ids=np.arange(1, count + 1),
+        sizes=np.array(sizes_hw, dtype=np.int32).reshape(-1, 2),
+        offsets=np.zeros(count + 1, dtype=np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, dtype=np.int32),
+        areas=np.zeros(0),
+        difficult=np.zeros(0, dtype=np.bool_),
+        crowd=np.zeros(0, dtype=np.bool_),
+    )
+
+
+def _batch(images: Mapping[int, Pixels]) -> Batch:
+    """Images by their index, without objects."""
+    tensors = tuple(torch.from_numpy(image).permute(2, 0, 1) for image in images.values())
+    boxes, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+    targets = pad_targets([boxes] * len(images), [labels] * len(images))
+    return Batch(tensors, targets, tuple(images))
