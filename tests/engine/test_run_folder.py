@@ -91,7 +91,7 @@ def test_no_rank_leaves_before_the_main_one_has_saved(
     events: list[str] = []
     save = RunFolder.save
     monkeypatch.setattr(RunFolder, "save", lambda *a: (save(*a), events.append("saved")))
-    monkeypatch.setattr(Ranks, "wait", lambda _: events.append("waited"))
+    monkeypatch.setattr(Ranks, "barrier", lambda _: events.append("waited"))
     run(config_of(tiny(tmp_path)), StopAfter(2))
     assert events[-2:] == ["saved", "waited"]
 
