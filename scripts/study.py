@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.errors import InputError, unreadable
 from engine.config import flatten, split_words
 from engine.process.atomic_file import write_atomically
+from engine.process.outputs import check_outputs
 from engine.process.standard_output import status_of_tool, tool
 from engine.strict_yaml import parse_yaml
 from scripts.number_types import at_least, listed
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
     """``run``: train and score what is missing."""
+    check_outputs([], [], folders=[options.runs])
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     left, wrong = plan(jobs)
     whole = [job for job in jobs if job.folder not in wrong]

@@ -16,7 +16,8 @@ def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]
     """Note that an attempt begins; the record that :func:`end` completes.
 
     An attempt that left no checkpoint is no cost of the training that begins anew. One that was
-    killed before it could end counts until its last checkpoint; its processor time is not known.
+    killed before it could end counts until its last checkpoint; its CPU time is not known, and
+    with it that of the whole training.
 
     Args:
         machine: in words; those of earlier attempts are kept.
@@ -30,6 +31,7 @@ def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]
     seconds = before.get("seconds", 0.0)
     if began is not None:
         seconds += max(0.0, _last_checkpoint(folder) - began)
+        before = {**before, "cpu_seconds": None, "cpu_time_lost": True}
     places = before["machine"].split(THEN) if "machine" in before else []
     if places[-1:] != [machine]:
         places.append(machine)
@@ -51,11 +53,12 @@ def end(
     folder: Path, record: dict[str, Any], seconds: float, cpu_seconds: float, error: str | None
 ) -> None:
     """Note what an attempt took, and what went wrong."""
+    lost = record.get("cpu_time_lost")
     done = {
         "error": error,
         "began": None,
         "seconds": record["seconds"] + seconds,
-        "cpu_seconds": record.get("cpu_seconds", 0) + cpu_seconds,
+        "cpu_seconds": None if lost else record.get("cpu_seconds", 0) + cpu_seconds,
     }
     write_record(folder, {**record, **done})
 

@@ -206,7 +206,9 @@ def narrowed(study: Study, words: Sequence[str]) -> Study:
     for word in words:
         name, _, text = word.partition("=")
         if name not in known:
-            raise InputError(f"--only {word}: no such axis; choose {', '.join(known)}")
+            raise InputError(
+                f"--only {word}: {study.name} has no such axis; choose {', '.join(known)}"
+            )
         chosen[name].update(_labels(text, known[name], word))
     seeds = tuple(s for s in study.seeds if "seed" not in chosen or str(s) in chosen["seed"])
     for name in chosen.keys() - {"seed"}:

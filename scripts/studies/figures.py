@@ -87,7 +87,10 @@ def draw_windows(runs: Sequence[ShownRun], heading: str) -> Figure:
                 curve = curves.get(f"{group}/{name}")
                 if curve is None:
                     raise InputError(f"{run.folder}: has not completed a window of losses yet")
-                panel.plot(curve.steps, curve.values, label=name, **style)
+                drawn = panel.plot(curve.steps, curve.values, label=name, **style)
+                if group == "loss_weight":  # constant within a window, often the same for both
+                    drawn[0].set_drawstyle("steps-pre")
+                    drawn[0].set_zorder(3 if name == pair[0] else 2)
             label_panel(panel, run.title if panel is column[0] else "", "")
         column[-1].set_xlabel("iteration")
     for panel, title in zip(axes[:, 0], WINDOW_ROWS.values(), strict=True):

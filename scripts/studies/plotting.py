@@ -32,7 +32,8 @@ def shown_runs(
     Of scores over weights it is every run of the study that is scored.
 
     Args:
-        show: ``TITLE=FOLDER`` words, any runs instead of the study's.
+        show: ``TITLE=FOLDER`` words, any runs instead of the study's; for curves also
+            ``TITLE=FILE``, a ``metrics.jsonl`` or an event file.
         ledger: has curves of runs that are not here; for detections a checkpoint is needed.
 
     Raises:
@@ -40,7 +41,8 @@ def shown_runs(
             word is not of that form.
     """
     if show is not None:
-        return [_named_run(word) for word in show]
+        of_files = figure.kind in ("losses", "windows")
+        return [_named_run(word, of_files) for word in show]
     if figure.kind == "weights":
         return _scored_runs(study, runs, extra, ledger)
     cells = [first_cell(study, labels) for labels in figure.cells]
@@ -121,14 +123,18 @@ def _begun_run(
             check_config(run, folder)
             # What stands beside it is of the first seed, as a rule.
             others = [] if seed == study.seeds[0] else [f"seed {seed}"]
+            if stage(run, folder, study.score.split) not in ("trained", "scored"):
+                others.append("not finished")
             return ShownRun(", ".join([*labels.values(), *others]), folder)
     place = f"{', '.join(labels.values())} (would be in {of_seeds[0].folder(runs)})"
     cure = "; the ledger keeps no checkpoints: train it with run --no-ledger"
     raise InputError(f"not run: {place}{cure if needs_checkpoint else ''}")
 
 
-def _named_run(word: str) -> ShownRun:
-    title, equals, folder = word.partition("=")
-    if not equals or not Path(folder).is_dir():
-        raise InputError(f"--show {word}: write TITLE=FOLDER with the folder of a run")
-    return ShownRun(title, Path(folder))
+def _named_run(word: str, of_files: bool) -> ShownRun:
+    title, equals, text = word.partition("=")
+    path = Path(text)
+    if not equals or not (path.is_dir() or (of_files and path.is_file())):
+        files = ", its metrics.jsonl or an event file" if of_files else ""
+        raise InputError(f"--show {word}: write TITLE=FOLDER with the folder of a run{files}")
+    return ShownRun(title, path)

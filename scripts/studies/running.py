@@ -306,14 +306,19 @@ def _two_owners(one: Job, other: Job) -> str:
 
 
 def reason_of(program: str, code: int, log: Path, begin: int) -> str:
-    """The last words of a program that failed: its error line if there is one.
+    """Why a program failed: its error line if there is one, else its last words.
 
-    ``begin``: where its words begin in the log, behind those of earlier attempts, in bytes.
+    Under torchrun the program's own error comes first, then the tracebacks of the launcher.
+
+    Args:
+        begin: where the words of this attempt begin in the log, in bytes.
     """
-    text = log.read_bytes()[begin:].decode(errors="replace")
-    lines = text.splitlines()[-60:]
-    errors = [line for line in lines if "error:" in line.lower()]
-    said = errors[-1:] or lines[-LAST_LINES:]
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+    own = [line for line in lines if line.startswith("error:")]
+    others = [
+        line for line in lines if "error:" in line.lower() and "torch.distributed.el" not in line
+    ]
+    said = own[:1] or others[-1:] or lines[-LAST_LINES:]
     names = {each.value: each.name for each in signal.Signals}
     ended = names.get(-code, f"signal {-code}")
     how = f"was ended by {ended}" if code < 0 else f"ended with {code}"

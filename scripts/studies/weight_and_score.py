@@ -48,14 +48,14 @@ class WeighedRun:
 
 
 def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figure:
-    """A point for each title: mean score and mean weight, with the deviations of both.
+    """A point for each title, its mean score over its mean weight, with a ray to each run.
 
     Raises:
         InputError: a run has no curves or no scores.
     """
     metric, path = next(iter(scored.metrics.items()))
     weighed = [weigh(run, scored.split, path) for run in runs]
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure, axes = plt.subplots(figsize=(10, 7))
     axes.set_xscale("log")
     for number, title in enumerate(dict.fromkeys(run.title for run in weighed), start=1):
         _draw_point(axes, number, [run for run in weighed if run.title == title])
@@ -81,7 +81,10 @@ def weigh(run: ShownRun, split: str, path: str) -> WeighedRun:
         InputError: the run has no curves, or no such score.
     """
     curves = read_curves(run.folder)
-    weights = curves[f"loss_weight/{pair_of(curves, run.folder)[0]}"].values
+    tag = f"loss_weight/{pair_of(curves, run.folder)[0]}"
+    if tag not in curves:
+        raise InputError(f"{run.folder}: has no curve {tag}, the weight of its classification loss")
+    weights = curves[tag].values
     score = score_at(read_scores(run.folder, split), path)
     if score is None:
         raise InputError(f"{run.folder}: was not scored by {path}")
@@ -90,26 +93,15 @@ def weigh(run: ShownRun, split: str, path: str) -> WeighedRun:
 
 
 def _draw_point(axes: Axes, number: int, runs: Sequence[WeighedRun]) -> None:
-    """The point of one title, numbered as in the legend."""
-    weights, scores = (np.array(v) for v in ([r.weight for r in runs], [r.score for r in runs]))
-    axes.errorbar(
-        weights.mean(),
-        scores.mean(),
-        yerr=_deviation(scores),
-        xerr=_deviation(weights),
-        fmt="o",
-        color=COLORS.get(runs[0].rule, OTHER),
-        markersize=4,
-        elinewidth=0.6,
-        label=literal(f"{number}  {runs[0].title}"),
-    )
-    axes.annotate(
-        str(number),
-        (weights.mean(), scores.mean()),
-        PLACES[0],
-        textcoords="offset points",
-        fontsize=7,
-    )
+    """The mean of one title, numbered as in the legend, with a ray to each of its runs."""
+    color = COLORS.get(runs[0].rule, OTHER)
+    mean = (float(np.mean([r.weight for r in runs])), float(np.mean([r.score for r in runs])))
+    for run in runs if len(runs) > 1 else ():
+        ray = ([mean[0], run.weight], [mean[1], run.score])
+        axes.plot(*ray, color=color, alpha=0.5, linewidth=0.5, marker=".", markersize=3)
+    label = literal(f"{number}  {runs[0].title}")
+    axes.plot(*mean, "o", color=color, markersize=5, label=label)
+    axes.annotate(str(number), mean, PLACES[0], textcoords="offset points", fontsize=7)
 
 
 def part_numbers(axes: Axes) -> None:
@@ -124,7 +116,3 @@ def part_numbers(axes: Axes) -> None:
             if not (box.count_overlaps(taken) or any(box.contains(*point) for point in points)):
                 break
         taken.append(number.get_window_extent())
-
-
-def _deviation(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -55,5 +55,7 @@ def test_an_attempt_that_was_killed_counts_until_its_last_checkpoint(tmp_path: P
         os.utime(tmp_path / name, (began + after, began + after))
     attempts.end(tmp_path, attempt(tmp_path), 5.0, 9.0, None)
     assert read_record(tmp_path)["seconds"] == pytest.approx(35.0, abs=0.01)
+    assert "cpu_seconds" not in read_record(tmp_path)  # what the killed attempt took is not known
     attempts.end(tmp_path, attempt(tmp_path), 1.0, 1.0, None)
     assert json.loads((tmp_path / "study.json").read_text())["seconds"] == pytest.approx(36.0)
+    assert "cpu_seconds" not in read_record(tmp_path)

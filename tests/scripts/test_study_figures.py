@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 import matplotlib.pyplot as plt
 from tiny_studies import finish, log_of, recorded_run, tiny_study
+from torch.utils.tensorboard import SummaryWriter
 
 from data.errors import InputError
 from losses.box import BOX_LOSSES
@@ -94,10 +95,10 @@ def test_a_run_without_curves_is_named(tmp_path: Path) -> None:
 
 
 def test_scores_stand_over_the_weight_of_the_second_half(tmp_path: Path) -> None:
-    study, points = tiny_study(tmp_path), {0: (0.2, 0.5), 1: (0.4, 0.7)}
+    study, points_of_seeds = tiny_study(tmp_path), [(0.2, 0.5), (0.4, 0.7)]
     for weights in ("fixed", "alwa_2"):
         labels = {"weights": weights, "box loss": "l1"}
-        for seed, (weight, score) in points.items():
+        for seed, (weight, score) in enumerate(points_of_seeds):
             folder = finish(study, tmp_path / "runs", labels, seed, score)
             log = log_of(NAMES["head"], 20, weight if weights == "alwa_2" else 1.0)
             (folder / "metrics.jsonl").write_text(log)
@@ -105,11 +106,11 @@ def test_scores_stand_over_the_weight_of_the_second_half(tmp_path: Path) -> None
     runs = shown_runs(study, figure, tmp_path / "runs", {}, None)
     assert [run.title for run in runs] == ["fixed, l1"] * 2 + ["alwa_2, l1"] * 2
     axes: Any = draw(study, "scores", figure, runs, {}).axes[0]
-    fixed, alwa = (container.lines[0] for container in axes.containers)
-    assert fixed.get_xydata().tolist() == [pytest.approx([1.0, 0.6])]
-    assert alwa.get_xydata().tolist() == [pytest.approx([0.3, 0.6])]
-    deviations = axes.containers[1].lines[2][1].get_segments()[0]
-    assert np.ptp(deviations[:, 1]) == pytest.approx(2 * np.std([0.5, 0.7], ddof=1))
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert points["1  fixed, l1"] == [pytest.approx([1.0, 0.6])]
+    assert points["2  alwa_2, l1"] == [pytest.approx([0.3, 0.6])]
+    rays = [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [ray[1] for ray in rays[2:]] == [pytest.approx(point) for point in points_of_seeds]
     assert axes.get_title() == "4 runs, rank correlation 0.24"
     assert "2  alwa_2, l1" in axes.get_legend().texts[1].get_text()
 
@@ -140,7 +141,40 @@ def test_any_run_can_be_shown_and_a_study_without_runs_says_so(
     shown = ["--figure", "6", "--show", f"mine={folder}"]
     assert main(["plot", "table2", *shown, *output]) == 0
     assert (tmp_path / "figures/figure6-table2.png").is_file()
+    of_file = ["--figure", "6", "--show", f"mine={folder / 'metrics.jsonl'}"]
+    assert main(["plot", "table2", *of_file, *output]) == 0
     capsys.readouterr()
+    for figure in ("5", "scores"):  # their runs' checkpoints and scores are read too
+        study = "table2" if figure == "5" else "weights"
+        words = ["--figure", figure, *of_file[2:], *output]
+        assert main(["plot", study, *(["--preset", "small"] * (figure == "scores")), *words]) == 1
+        assert "write TITLE=FOLDER with the folder of a run\n" in capsys.readouterr().err
     assert main(["plot", "table2", "--figure", "6", *output]) == 1
     assert "not run: resnet50, fixed, l1" in capsys.readouterr().err
     assert main(["plot", "table2", "--figure", "4", *output]) == 2
+
+
+def test_curves_without_a_weight_are_named(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    labels = {"weights": "fixed", "box loss": "l1"}
+    folder = finish(study, tmp_path / "runs", labels, 0, 0.5)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    with SummaryWriter(str(folder)) as events:  # as another program writes them
+        for name in NAMES["head"]:
+            events.add_scalar(f"loss/{name}", 0.5, 1)
+    runs = shown_runs(study, Figure(kind="weights"), tmp_path / "runs", {}, None)
+    with pytest.raises(InputError, match="has no curve loss_weight/classification"):
+        draw(study, "scores", Figure(kind="weights"), runs, {})
+
+
+def test_a_run_that_is_not_finished_says_so_in_its_title(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    labels = {"weights": "fixed", "box loss": "l1"}
+    folder = finish(study, tmp_path / "runs", labels, 0, 0.5)
+    figure = Figure(kind="windows", cells=[{"weights": "fixed"}])
+    assert [run.title for run in shown_runs(study, figure, tmp_path / "runs", {}, None)] == [
+        "fixed, l1"
+    ]
+    (folder / "study.json").unlink()
+    (cut_off,) = shown_runs(study, figure, tmp_path / "runs", {}, None)
+    assert cut_off.title == "fixed, l1, not finished"

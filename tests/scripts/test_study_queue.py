@@ -272,3 +272,14 @@ def test_why_a_run_ended_is_told_in_the_words_of_its_last_attempt(tmp_path: Path
     killed = reason_of("train.py", -9, log, len(before.encode()))
     assert killed == f"train.py was ended by SIGKILL: epoch 1/2 | epoch 2/2 (all of it: {log})"
     assert "ended with 2: error: /proc/nowhere" in reason_of("train.py", 2, log, 0)
+
+
+def test_under_torchrun_the_reason_is_the_programs_own(tmp_path: Path) -> None:
+    log = tmp_path / "study.log"
+    said = ["epoch 1/2", "error: step 4, rank 0: not finite", "rank 1: error: step 4: not finite"]
+    launcher = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"
+    log.write_text("\n".join([*said, *["  a line of its traceback"] * 100, launcher, "=="]))
+    reason = reason_of("train.py", 1, log, 0)
+    assert reason == f"train.py ended with 1: {said[1]} (all of it: {log})"
+    log.write_text("\n".join(["RuntimeError: a fault", launcher, "=="]))
+    assert "ended with 1: RuntimeError: a fault (" in reason_of("train.py", 1, log, 0)
