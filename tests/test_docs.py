@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ DOCS = ROOT / "docs"
 # docs/study holds kept runs, not pages
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if DOCS / "study" not in path.parents]
 BLOCK = re.compile(r"^```python\n(def .*?|# losses/.*?)^```", re.DOTALL | re.MULTILINE)
+IMPORT = re.compile(r"^from ((?:data|detector|engine|losses)[a-z0-9_.]*) import (.*)$", re.MULTILINE)
+API = re.compile(r"^::: ([a-z0-9_.]+)(?:\n +options: \{members: \[(.*)\]\})?", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
@@ -48,3 +51,17 @@ def test_code_to_paste_into_the_project_passes_its_linter(page: str) -> None:
         [*command, "--ignore=F821"], input=code, text=True, cwd=ROOT, capture_output=True
     )
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "README.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_what_the_docs_import_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for module, names in IMPORT.findall(text):
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), f"{module}: {name}"
+    for module, members in API.findall(text):
+        found = importlib.import_module(module)
+        for name in filter(None, members.split(", ")):
+            assert hasattr(found, name), f"{module}: {name}"
