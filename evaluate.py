@@ -78,17 +78,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", help="with --detections: the YAML file whose data is scored")
+    parser.add_argument("--config", help="with --detections: the YAML config of the data")
     parser.add_argument(
-        "--detections", help="a COCO results JSON, or a folder of comp4_det_<set>_<class>.txt"
+        "--detections", help="COCO results JSON, or a folder of comp4_det_<set>_<class>.txt"
     )
-    parser.add_argument("--split", default="val", help="train, val, or a split of the data")
     parser.add_argument(
-        "--output", type=Path, help="where the scores go; metrics.json beside the checkpoint"
+        "--split", default="val", help="train, val (default), or a split of the data"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="file of the scores; default: metrics.json beside the checkpoint",
     )
     parser.add_argument("--coco-results", help="write the detections as COCO results JSON")
     parser.add_argument("--comp4", help="write the detections into a folder of comp4 files")
-    parser.add_argument("--picture", help="write a PNG of detections against ground truth")
+    parser.add_argument("--picture", help="write a PNG of detections beside the ground truth")
     parser.add_argument(
         "words",
         nargs="*",
@@ -101,11 +105,11 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"one checkpoint at a time, not {', '.join(files)}")
     arguments.checkpoint = files[0] if files else None
     if arguments.detections is None and arguments.checkpoint is None:
-        parser.error("name a checkpoint, or --config and --detections")
+        parser.error("give a checkpoint, or --config and --detections")
     if (arguments.detections is None) != (arguments.config is None):
-        parser.error("--detections and --config go together")
+        parser.error("--detections and --config must be given together")
     if arguments.detections is not None and (arguments.checkpoint or arguments.picture):
-        parser.error("--detections goes without a checkpoint and without --picture")
+        parser.error("--detections cannot be combined with a checkpoint or --picture")
     return arguments
 
 
@@ -159,7 +163,7 @@ def score_checkpoint(
     if outputs.picture:
         rows, images = validation.examples(count=6)
         if not images:
-            raise InputError(f"{outputs.picture}: the images to be drawn are all damaged")
+            raise InputError(f"{outputs.picture}: all images to draw are damaged")
         write_png(outputs.picture, draw_grid(images, rows, annotations, detections))
         print(f"picture: {outputs.picture}")
 

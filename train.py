@@ -71,7 +71,7 @@ def main() -> int:
                 requeue=arguments.requeue,
             )
 
-    return exit_status(command, MEMORY_CURE, goes_on="a run goes on with --resume")
+    return exit_status(command, MEMORY_CURE, goes_on="continue with --resume")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,23 +81,25 @@ def parse_arguments() -> argparse.Namespace:
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--config", required=True, help="YAML config file; configs/ has examples")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument(
         "--requeue",
         action="store_true",
-        help="--resume if there is a checkpoint, else begin: for what restarts commands",
+        help="resume if there is a checkpoint, else start: for schedulers that rerun a command",
     )
     parser.add_argument(
-        "--allow-changed", action="store_true", help="resume although the config has changed"
+        "--allow-changed",
+        action="store_true",
+        help="resume even if the config or the data have changed",
     )
     parser.add_argument(
-        "--print-config", action="store_true", help="print the config with every key; do nothing"
+        "--print-config", action="store_true", help="print the config with every key and exit"
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="train on one batch, detect in one, describe the model; write no run",
+        help="train on one batch, evaluate one, print a model summary; write no run",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="config overrides")
     return parser.parse_intermixed_args()

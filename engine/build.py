@@ -47,7 +47,7 @@ def build_splits(
     trained = np.unique(training.labels[training.trained(config.data.voc.use_difficult)])
     bare = [name for label, name in enumerate(training.classes) if label not in trained]
     if bare:
-        log.info("without an object to train on: %s", some_of(bare))
+        log.info("classes without training objects: %s", some_of(bare))
     return training, held_out
 
 
@@ -65,8 +65,8 @@ def build_loader(config: Config, training: Annotations, ranks: Ranks) -> TrainLo
     batch = config.global_batch(ranks.world_size)
     if batch > loader.images:
         log.warning(
-            "a batch of %d images (data.batch_size times processes) shows some of the %d images of "
-            "data.train several times; a smaller one has more iterations in an epoch",
+            "a batch of %d images (data.batch_size times processes) repeats some of the %d images "
+            "of data.train; lower data.batch_size for more iterations per epoch",
             batch,
             loader.images,
         )
@@ -130,7 +130,7 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
             for option in report.trained_with:
                 log.warning(
                     "detector.weights: %s was trained with detector.%s: its boxes are wrong until "
-                    "they are learned anew",
+                    "relearned",
                     report.source,
                     option,
                 )
@@ -149,8 +149,8 @@ def _check_norms(config: DetectorConfig, device: torch.device) -> None:
     wrong = [key for key, norm in norms.items() if norm == "sync"]
     if wrong and device.type == "cpu":
         raise InputError(
-            f"{', '.join(wrong)}: sync does not train on the CPU; choose batch or group there, "
-            "or train on GPUs"
+            f"{', '.join(wrong)}: sync cannot train on the CPU; choose batch or group, or "
+            "train on GPUs"
         )
 
 

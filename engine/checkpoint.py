@@ -68,29 +68,29 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(
-            f"{path}: there is no such checkpoint; name last.pt or best.pt of a run"
+            f"{path}: checkpoint not found; give last.pt or best.pt of a run"
         ) from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name last.pt or best.pt of a run") from None
+        raise InputError(f"{path}: is a folder; give last.pt or best.pt of a run") from None
     except OSError as error:
         raise unreadable(path, error) from error
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: is refused: {refused_content(error)}") from None
+        raise InputError(f"{path}: refused: {refused_content(error)}") from None
     except InputError:
         raise
     except Exception as error:  # zipfile and torch raise a dozen types for damaged bytes
         raise InputError(
-            f"{path}: not a readable checkpoint: {error}; name last.pt or best.pt of a run"
+            f"{path}: not a readable checkpoint: {error}; give last.pt or best.pt of a run"
         ) from None
     if not isinstance(contents, dict) or any(key not in contents for key in KEYS):
         raise InputError(
-            f"{path}: not a checkpoint of this program (it has no {', '.join(KEYS)}); "
-            "weights of a backbone or a torchvision detector go into detector.weights"
+            f"{path}: not a checkpoint of this program (which has {', '.join(KEYS)}); "
+            "give weights of a backbone or a torchvision detector as detector.weights"
         )
     if contents["version"] != VERSION:
         raise InputError(
-            f"{path}: written in format {contents['version']}, this program reads {VERSION}; "
-            "train again, or read it with the program that wrote it"
+            f"{path}: has format {contents['version']}, but this version reads format "
+            f"{VERSION}; retrain, or read it with the version that wrote it"
         )
     _check_parts(path, contents)
     return contents
@@ -101,23 +101,24 @@ def _check_parts(path: Path, contents: Mapping[str, Any]) -> None:
     classes = contents["classes"]
     if not isinstance(classes, list) or not classes or not all(type(c) is str for c in classes):
         raise InputError(
-            f"{path}: its classes are {shown(classes)}, no list of names; use another checkpoint"
+            f"{path}: its classes are {shown(classes)}, not a list of names; use another checkpoint"
         )
     for key in ("detector", "config"):
         if not isinstance(contents[key], dict):
             raise InputError(
-                f"{path}: its {key} is {shown(contents[key])}, no mapping; use another checkpoint"
+                f"{path}: its {key} is {shown(contents[key])}, not a mapping; "
+                "use another checkpoint"
             )
     for key, value in contents["detector"].items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise InputError(
-                f"{path}: its detector holds {shown({key: value})}, no named tensor; "
+                f"{path}: its detector holds {shown({key: value})}, not a named tensor; "
                 "use another checkpoint"
             )
     for key, value in contents["config"].items():
         if not (isinstance(key, str) and isinstance(value, dict) and _has_names(value)):
             raise InputError(
-                f"{path}: its config holds {shown({key: value})}, no block of a config; "
+                f"{path}: its config holds {shown({key: value})}, not a config block; "
                 "use another checkpoint"
             )
 
@@ -135,25 +136,25 @@ def check_state(path: Path, contents: Mapping[str, Any]) -> None:
     for key, kind in STATE.items():
         if not isinstance(contents.get(key), kind):
             raise InputError(
-                f"{path}: its {key} is {shown(contents.get(key))}, no {kind.__name__}; "
+                f"{path}: its {key} is {shown(contents.get(key))}, expected {kind.__name__}; "
                 "use another checkpoint"
             )
     for key, value in contents["progress"].items():
         if not _is_progress(key, value):
             raise InputError(
-                f"{path}: its progress has {shown(key)}: {shown(value)}, no number that a run can "
-                "have; use another checkpoint"
+                f"{path}: its progress has {shown(key)}: {shown(value)}, not a valid value; "
+                "use another checkpoint"
             )
     unlogged = contents.get("unlogged")
     is_line = isinstance(unlogged, dict) and {"epoch", "step"} <= unlogged.keys()
     if not (unlogged is None or is_line):
         raise InputError(
-            f"{path}: its unlogged is {shown(unlogged)}, no log line; use another checkpoint"
+            f"{path}: its unlogged is {shown(unlogged)}, not a log line; use another checkpoint"
         )
     for window in contents["windows"]:
         if not _is_window(window):
             raise InputError(
-                f"{path}: its windows hold {shown(window)}, no statistics of losses; "
+                f"{path}: its windows hold {shown(window)}, not loss statistics; "
                 "use another checkpoint"
             )
 
@@ -190,8 +191,8 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     if not any((folder / name).exists() for name in RESUMED):
         raise InputError(
-            f"--resume: {folder} has no checkpoint yet; leave --resume out, or say --requeue to "
-            "begin where there is none"
+            f"--resume: {folder} has no checkpoint yet; omit --resume, or use --requeue to start "
+            "when there is none"
         )
     problems = []
     for name in RESUMED:
@@ -202,11 +203,10 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
             problems.append(str(error))
             continue
         if problems:
-            log.warning("%s; going on from %s", problems[0], folder / name)
+            log.warning("%s; continuing from %s", problems[0], folder / name)
         return folder / name, contents
     raise InputError(
-        f"--resume: nothing to go on from: {'; '.join(problems)}; begin anew, under another "
-        "train.name"
+        f"--resume: no readable checkpoint: {'; '.join(problems)}; restart with another train.name"
     )
 
 
@@ -215,5 +215,5 @@ def check_classes(saved: Mapping[str, Any], classes: Sequence[str] | None) -> No
     if classes is not None and list(classes) != saved["classes"]:
         raise InputError(
             f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "
-            f"{saved['classes']}; leave data.classes out"
+            f"{saved['classes']}; omit data.classes"
         )

@@ -21,14 +21,14 @@ from losses.config import LossConfig
 
 # What pydantic says in Python's words, by the type of the problem.
 PLAIN_MESSAGES = {
-    "model_type": "a mapping of keys is needed (or leave it out)",
-    "dict_type": "a mapping of keys is needed",
-    "string_type": "text is needed (quote numbers, yes, no, on, off)",
-    "path_type": "a path is needed, such as ../data (quote what YAML takes for something else)",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is needed"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number is needed"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is needed"),
-    "too_short": "at least one value is needed",
+    "model_type": "expected a mapping of keys (or omit it)",
+    "dict_type": "expected a mapping of keys",
+    "string_type": "expected text (quote numbers, yes, no, on, off)",
+    "path_type": "expected a path, such as ../data (quote what YAML reads as another type)",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    "too_short": "expected at least one value",
 }
 # Not a list, or not as long as it must be: "missing" is an item of it, as every key has a default.
 LIST_PROBLEMS = ("tuple_type", "missing", "too_long")
@@ -39,17 +39,19 @@ COUNTS = {2: "two", 3: "three", 4: "four"}
 class Config(BaseModel, extra="forbid", frozen=True):
     """One experiment: everything that decides what is trained, on what, and how it is scored."""
 
-    detector: DetectorConfig = Field(default=DetectorConfig(), description="The model.")
-    loss: LossConfig = Field(default=LossConfig(), description="Losses and their weights.")
-    data: DataConfig = Field(default=DataConfig(), description="Images and annotations.")
-    train: TrainConfig = Field(default=TrainConfig(), description="The training run.")
-    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="The scoring.")
+    detector: DetectorConfig = Field(default=DetectorConfig(), description="model")
+    loss: LossConfig = Field(default=LossConfig(), description="losses and their weights")
+    data: DataConfig = Field(default=DataConfig(), description="images and annotations")
+    train: TrainConfig = Field(default=TrainConfig(), description="training run")
+    evaluate: EvaluateConfig = Field(
+        default=EvaluateConfig(), description="evaluation and its scores"
+    )
 
     @model_validator(mode="after")
     def _best_is_scored(self) -> Config:
         if self.train.best == "coco_segm_AP" and self.detector.type != "mask_rcnn":
             raise ValueError(
-                f"train.best: coco_segm_AP scores masks, which {self.detector.type} has none of; "
+                f"train.best: coco_segm_AP scores masks, but {self.detector.type} predicts none; "
                 "choose voc_mAP or coco_AP, or detector.type: mask_rcnn"
             )
         return self
@@ -63,8 +65,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
             )
         if self.train.amp == "fp16" and self.loss.weighting.type == "gradnorm":
             raise ValueError(
-                "train.amp: under fp16 gradients that loss.weighting.type gradnorm reads vanish, "
-                "as it reads them unscaled; choose bf16 or none, or another weighting"
+                "train.amp: loss.weighting.type gradnorm reads unscaled gradients, which underflow "
+                "in fp16; choose bf16 or none, or another weighting"
             )
         return self
 
@@ -134,7 +136,7 @@ def parse_config(values: Mapping[str, Any], source: str, overrides: Sequence[str
         # YAML's true is Python's int 1: `lr: yes` must not train with a learning rate of 1.
         if isinstance(value, bool) and not isinstance(parsed, bool):
             kind = "a whole number" if isinstance(parsed, int) else "a number"
-            problem = f"{key}: {kind} is needed, not {value}"
+            problem = f"{key}: expected {kind}, got {value}"
             raise InputError(f"{_place_of(problem, source, overrides)}: {problem}")
     return config
 
@@ -171,20 +173,20 @@ def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
     if resolved in parents:
         chain = " -> ".join(parent.name for parent in (*parents, resolved))
         raise InputError(
-            f"{path}: base: the files name each other in a circle: {chain}; leave one out"
+            f"{path}: base: the files refer to each other in a circle: {chain}; remove one"
         )
     values = read_yaml(path)
     bases = values.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise InputError(f"{path}: base: a path or a list of paths is needed, got {bases!r}")
+        raise InputError(f"{path}: base: expected a path or a list of paths, got {bases!r}")
     merged: dict[str, Any] = {}
     for base in bases:
         file = path.parent / base
         if not file.exists():
             raise InputError(
-                f"{path}: base: there is no file {file}; it is looked for from the folder of "
+                f"{path}: base: file not found: {file}; give a path relative to the folder of "
                 f"{path.name}"
             )
         merged = _merge(merged, _read_with_bases(file, (*parents, resolved)))
@@ -195,7 +197,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     names = key.split(".")
     if not equals or not all(names):
-        raise InputError(f"{override!r}: an override is written key.path=value")
+        raise InputError(f"{override!r}: write an override as key.path=value")
     value = parse_yaml(text, override, comments=False)
     for name in reversed(names):
         value = {name: value}
@@ -227,7 +229,7 @@ def _describe(problem: Any) -> str:
         known = _keys_at(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"{key}: there is no such key; {hint}"
+        return f"{key}: unknown key; {hint}"
     if problem["type"] == "literal_error":
         return f"{key}: {value!r} is not a choice; choose {problem['ctx']['expected']}"
     if problem["type"] == "value_error":
@@ -235,7 +237,7 @@ def _describe(problem: Any) -> str:
         named = reason.partition(":")[0].partition(".")[0] in _keys_at(location)
         return f"{key}{'.' if named else ': '}{reason}" if key else reason
     if problem["loc"][-1] in ONE_OR_MORE:
-        return f"{key}: a name or a list of names is needed, got {shown(value)}"
+        return f"{key}: expected a name or a list of names, got {shown(value)}"
     if problem["type"] in LIST_PROBLEMS:
         key = key.rpartition(".")[0] if problem["type"] == "missing" else key
         return f"{key}: {_list_needed(location)}, got {shown(value)}"
@@ -247,7 +249,7 @@ def _list_needed(location: Sequence[str | int]) -> str:
     """What a key that holds a list needs, with its default as an example.
 
     >>> _list_needed(["data", "image_size"]), _list_needed(["detector", "levels"])
-    ('two numbers are needed, such as [600, 1000]', 'a list is needed')
+    ('expected two numbers, such as [600, 1000]', 'expected a list')
     """
     block, (name, *_) = _block_at(location)
     field = block.model_fields[str(name)]
@@ -255,8 +257,8 @@ def _list_needed(location: Sequence[str | int]) -> str:
     default = field.get_default(call_default_factory=True)
     example = f", such as {json.dumps(default)}" if default and isinstance(default, tuple) else ""
     if Ellipsis in kinds:
-        return f"a list is needed{example}"
-    return f"{COUNTS[len(kinds)]} {'names' if str in kinds else 'numbers'} are needed{example}"
+        return f"expected a list{example}"
+    return f"expected {COUNTS[len(kinds)]} {'names' if str in kinds else 'numbers'}{example}"
 
 
 def _kinds_of_items(annotation: Any) -> tuple[Any, ...]:

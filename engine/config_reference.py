@@ -15,7 +15,8 @@ from engine.config import Config
 
 BASE = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-    "description": "Config files under this one, relative to it; later ones and this one win.",
+    "description": "config files that this one extends, relative to it; later ones override "
+    "earlier ones, and this one overrides all",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -91,8 +92,8 @@ def reference_page() -> str:
         "",
         "Every key of a config file, with its default. `scripts/config_reference.py` writes this",
         "page from the config models; `python train.py --help` prints the same, and",
-        "`configs/schema.json` tells it to editors. How files, `base:` and overrides go together:",
-        "[Guide](guide.md#configs).",
+        "`configs/schema.json` is the schema for editors. How files, `base:` and overrides",
+        "combine: [Guide](guide.md#configs).",
     ]
     block = None
     for key in keys():

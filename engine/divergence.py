@@ -100,7 +100,7 @@ class FiniteGuard:
             return
         reports = [report for report in self.ranks.all_gather(self._report()) if report]
         if not reports:
-            reports = ["a loss was not finite in an iteration before those that are remembered"]
+            reports = ["a loss was not finite in an iteration before those on record"]
         raise DivergenceError("\n".join(reports) + f"; {CURE}")
 
     def _spoil_a_gradient(self) -> None:

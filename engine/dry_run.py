@@ -76,9 +76,9 @@ def _summary(state: TrainState, batch: Batch, config: Config, device: torch.devi
     sizes = [_mebibytes(parameters), _mebibytes(trained), _mebibytes(moments)]
     return [
         f"{config.detector.type} on {config.detector.backbone}: {_count(parameters):,} parameters, "
-        f"{_count(trained):,} of them trained",
-        f"detecting in one image of {width} x {height} pixels: {flops / 1e9:.1f} GFLOP "
-        "(convolutions and matrix products, a multiply-add counts 2)",
+        f"{_count(trained):,} of them trainable",
+        f"inference on one image of {width} x {height} pixels: {flops / 1e9:.1f} GFLOP "
+        "(convolutions and matrix products; a multiply-add counts as 2)",
         f"memory: weights {sizes[0]:.0f} MiB, gradients {sizes[1]:.0f} MiB, optimizer "
         f"{sizes[2]:.0f} MiB; {_peak(device)}",
     ]
@@ -95,10 +95,10 @@ def count_flops(detector: nn.Module, image: Tensor) -> int:
 
 def _peak(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"at most {torch.cuda.max_memory_allocated(device) / MIB:.0f} MiB of the GPU in use"
+        return f"peak GPU memory {torch.cuda.max_memory_allocated(device) / MIB:.0f} MiB"
     # Linux counts kibibytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"the process took at most {peak:.0f} MiB"
+    return f"peak process memory {peak:.0f} MiB"
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

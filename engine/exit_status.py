@@ -21,13 +21,13 @@ from engine.process.standard_output import READER_LEFT, reader_left, tell
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
 # Errors of files: what cannot be done, and the cure.
 FILE_ERRORS = {
-    errno.ENOSPC: ("written", "make room"),
-    errno.EDQUOT: ("written", "make room"),
-    errno.EFBIG: ("written", "raise the limit of a file's size (ulimit -f)"),
-    errno.EROFS: ("written", "give the right to write there"),
-    errno.EACCES: ("read or written", "give the right to it"),
-    errno.EPERM: ("read or written", "give the right to it"),
-    errno.EIO: ("read or written", "see to the disk"),
+    errno.ENOSPC: ("written", "free disk space"),
+    errno.EDQUOT: ("written", "free disk space"),
+    errno.EFBIG: ("written", "raise the file size limit (ulimit -f)"),
+    errno.EROFS: ("written", "make it writable"),
+    errno.EACCES: ("read or written", "fix its permissions"),
+    errno.EPERM: ("read or written", "fix its permissions"),
+    errno.EIO: ("read or written", "check the disk"),
 }
 # Ranks that only miss another one leave after it: torchrun names the first to end as the cause.
 LOST_RANK_DELAY_SECONDS = 2.0
@@ -75,7 +75,7 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
         _report(worker_death(error))
         return FAILED
     if is_out_of_memory(error):
-        reason = (str(error).splitlines() or ["no memory is left"])[0]
+        reason = (str(error).splitlines() or ["out of memory"])[0]
         _report(f"{reason}: lower {memory_cure}")
         return WRONG_INPUT
     if is_out_of_files(error):
@@ -90,7 +90,9 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
         return WRONG_INPUT
     if is_lost_rank(error):
         return _left_alone(stop)
-    _report("a fault of this program:\n" + "".join(traceback.format_exception(error)).rstrip())
+    _report(
+        "internal error, please report:\n" + "".join(traceback.format_exception(error)).rstrip()
+    )
     return FAILED
 
 
@@ -99,8 +101,8 @@ def _left_alone(stop: StopRequest) -> int:
     if stop.signal_number is None:
         time.sleep(LOST_RANK_DELAY_SECONDS)
     _report(
-        "stopped because another rank ended; its error is the one to read, if it was not stopped "
-        "or killed (perhaps for want of memory)"
+        "stopped because another rank ended; see that rank's error, unless it was stopped or "
+        "killed (possibly out of memory)"
     )
     return LEFT_ALONE if stop.signal_number is None else 128 + stop.signal_number
 

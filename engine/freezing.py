@@ -35,13 +35,10 @@ class Freezing:
         self._spans = spans
         for name, (start, _) in spans.items():
             if not any(value.requires_grad for value in self._modules[name].parameters()):
-                raise InputError(
-                    f"train.freeze: nothing of {name!r} is trained in any epoch; leave it out"
-                )
+                raise InputError(f"train.freeze: {name!r} has no trainable parameters; remove it")
             if not self._left(start):
                 raise InputError(
-                    f"train.freeze: in epoch {start} nothing would be trained; let fewer parts be "
-                    "frozen then"
+                    f"train.freeze: nothing would be trained in epoch {start}; freeze fewer parts"
                 )
 
     def apply(self, epoch: int) -> None:
@@ -85,9 +82,9 @@ def refuse_random_frozen(config: TrainConfig, random: Collection[str], weights: 
     for names, values in frozen.items():
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""
         raise InputError(
-            f"train.freeze: {' and '.join(map(repr, names))} would stay at random weights "
-            f"({values[0]}{more}) in all {config.epochs} epochs; detector.weights="
-            f"{weights} does not hold them: set others, freeze less, or let it train in some epochs"
+            f"train.freeze: {' and '.join(map(repr, names))} would keep random weights "
+            f"({values[0]}{more}) in all {config.epochs} epochs, as detector.weights={weights} "
+            "does not contain them; choose other weights, freeze less, or train it in some epochs"
         )
 
 
@@ -100,6 +97,6 @@ def _find(detector: nn.Module, name: str) -> nn.Module:
             f"backbone.{part}" for part, _ in detector.get_submodule("backbone").named_children()
         ]
         raise InputError(
-            f"train.freeze: the detector has no part {name!r}; its parts are {', '.join(parts)} "
+            f"train.freeze: the detector has no module {name!r}; choose from {', '.join(parts)} "
             "and the modules inside them"
         ) from None

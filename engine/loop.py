@@ -83,7 +83,9 @@ class Training:
         begun = progress.epoch + (progress.batch > 0)
         if begun > epochs:
             log.warning(
-                "train.epochs: %d, and epoch %d has begun: nothing is trained", epochs, begun
+                "train.epochs: %d, but epoch %d has started already: nothing to train",
+                epochs,
+                begun,
             )
             return
         over = self.is_over()
@@ -105,7 +107,7 @@ class Training:
         self.folder.write_config()
         if not count_objects(self.validation.annotations).any():
             log.warning(
-                "the validation split has no objects that count: best.pt is the newest epoch, "
+                "the validation split has no objects to score: best.pt is the latest epoch, and "
                 "train.patience never ends the run"
             )
 
@@ -194,8 +196,8 @@ class Training:
         (spoiled,) = self.ranks.any(not self.state.is_finite())
         if spoiled:
             raise DivergenceError(
-                f"step {self.state.progress.step}: the weights are not finite after it, though its "
-                f"losses were: a gradient overflowed; it is not saved; {CURE}"
+                f"step {self.state.progress.step}: the weights are not finite after it, although "
+                f"its losses were: a gradient overflowed; nothing was saved; {CURE}"
             )
         self.folder.save(self.state)
 

@@ -70,8 +70,8 @@ def tell_warmup(config: TrainConfig, iterations: int) -> None:
     """Warn of a run of so many iterations that is over before its lr is reached."""
     if config.warmup_iterations >= iterations:
         log.warning(
-            "train.warmup_iterations: %d, but the run has %d iterations: the lr is never reached; "
-            "lower it, or train longer",
+            "train.warmup_iterations: %d, but the run has %d iterations: train.lr is never "
+            "reached; lower it, or train longer",
             config.warmup_iterations,
             iterations,
         )
@@ -92,7 +92,9 @@ def applied_lr(config: TrainConfig, lr: float, total_batch: int) -> float:
         return lr
     scaled = lr * total_batch / REFERENCE_BATCH
     if not math.isfinite(scaled):
-        raise InputError(f"train.lr: {lr:g} for a total batch of {total_batch} images; lower it")
+        raise InputError(
+            f"train.lr: {lr:g} for a total batch of {total_batch} images overflows; lower it"
+        )
     return scaled
 
 

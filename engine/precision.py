@@ -40,11 +40,11 @@ def precision_of(amp: Amp, device: torch.device) -> Literal["none", "bf16", "fp1
 def tell_precision(amp: Amp, device: torch.device) -> None:
     """Say what ``auto`` is here, and warn of bf16 on a CPU that has no instructions for it."""
     if amp == "auto":
-        log.info("train.amp: auto is %s here", precision_of(amp, device))
+        log.info("train.amp: auto selects %s", precision_of(amp, device))
     if amp == "bf16" and device.type == "cpu" and cpu_has_bf16() is False:
         log.warning(
             "train.amp: bf16 on a CPU without bf16 instructions is many times slower than none; "
-            "say train.amp=auto, or none"
+            "use train.amp=auto or none"
         )
 
 
@@ -58,8 +58,8 @@ def check_precision(amp: Amp, ranks: Ranks) -> None:
     differing = next((rank for rank, name in enumerate(found) if name != found[0]), None)
     if differing is not None:
         raise InputError(
-            f"train.amp: auto is {found[0]} on rank 0 and {found[differing]} on rank {differing}: "
-            "ranks would not compute alike; name one of them, as train.amp=none"
+            f"train.amp: auto selects {found[0]} on rank 0 but {found[differing]} on rank "
+            f"{differing}: ranks would compute differently; set one of them, as train.amp=none"
         )
 
 

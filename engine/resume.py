@@ -70,9 +70,9 @@ SCORING_KEYS = frozenset(
 # Never changed: what they say went into the state that a run goes on with.
 WEIGHTING = "loss.weighting."
 STATE_OF = {
-    WEIGHTING: "a run goes on with the state of its weighting",
-    "train.optimizer": "a run goes on with the state of its optimizer",
-    "detector.weights": "initial weights are read when a run begins",
+    WEIGHTING: "a resumed run keeps the state of its weighting",
+    "train.optimizer": "a resumed run keeps the state of its optimizer",
+    "detector.weights": "initial weights are only read when a run starts",
 }
 
 
@@ -86,7 +86,7 @@ def load_resumed(
     """
     source, saved = load_shared(path, ranks)
     done = (saved["progress"].get(key, 0) for key in ("step", "epoch"))
-    log.info("--resume: %s: after step %d, %d epochs done", source, *done)
+    log.info("--resume: %s: steps done: %d, epochs done: %d", source, *done)
     check_resume(saved, config, ranks.world_size, allow_changed)
     return source, saved
 
@@ -131,14 +131,14 @@ def check_resume(
         raise InputError(
             "--resume: the config has changed since the checkpoint:\n  "
             + "\n  ".join(changed.values())
-            + "\nchange it back, or say --allow-changed to go on with the new one"
+            + "\nchange it back, or use --allow-changed to continue with the new one"
         )
     for line in changed.values():
         log.warning("--allow-changed: %s", line)
     if saved.get("world_size", world_size) != world_size:
         log.warning(
-            "--resume: processes: %d, and %d before: the images of a batch are the same, but "
-            "not what is computed of each process's part: sampling, batch norm, normalizer: batch",
+            "--resume: processes: %d, previously %d: batches hold the same images, but what is "
+            "computed per process differs: sampling, batch norm, normalizer: batch",
             world_size,
             saved["world_size"],
         )
@@ -165,8 +165,8 @@ def _refuse_another_state(changed: Mapping[str, str]) -> None:
     for start, reason in STATE_OF.items():
         if lines := [line for key, line in changed.items() if key.startswith(start)]:
             raise InputError(
-                f"--resume: {'; '.join(lines)}: {reason}; change it back, or begin a run of "
-                "another train.name from this one's weights (detector.weights names its last.pt)"
+                f"--resume: {'; '.join(lines)}: {reason}; change it back, or start a run "
+                "with another train.name from these weights (set detector.weights to this last.pt)"
             )
 
 
@@ -174,9 +174,9 @@ def _check_batch(saved: Mapping[str, Any], config: Config, world_size: int) -> N
     batch = config.global_batch(world_size)
     if batch != saved["global_batch"]:
         raise InputError(
-            f"--resume: the run was trained with global batches of {saved['global_batch']} images "
-            f"and {config.data.batch_size} x {world_size} processes make {batch}: the order of the "
-            "data would not be the same; change data.batch_size or the number of processes"
+            f"--resume: the run was trained with global batches of {saved['global_batch']} images, "
+            f"but {config.data.batch_size} x {world_size} processes make {batch}: the data order "
+            "would differ; change data.batch_size or the number of processes"
         )
 
 
@@ -198,16 +198,16 @@ def check_data(
     if before["images"] != data["images"]:
         changed.append(
             f"the training split had {before['images']} images and has {data['images']}: "
-            "their order is another"
+            "the data order differs"
         )
     elif before["training"] != data["training"]:
-        changed.append("the images or objects of the training split, or their order, are others")
+        changed.append("the images or objects of the training split, or their order, have changed")
     if before["validation"] != data["validation"]:
-        changed.append("the images or objects of the validation split are others")
+        changed.append("the images or objects of the validation split have changed")
     if changed and not allow_changed:
         raise InputError(
-            f"--resume: {'; '.join(changed)}; restore the data, or say --allow-changed to go on "
-            "with the new ones"
+            f"--resume: {'; '.join(changed)}; restore the data, or use --allow-changed to continue "
+            "with the new data"
         )
     for text in changed:
         log.warning("--allow-changed: %s", text)
@@ -218,7 +218,10 @@ def keep_comparable(
 ) -> None:
     """Forget the best score of a run that goes on where its scores will be of another kind."""
     if progress.evaluated < config.train.epochs and not scores_alike(saved, config, data):
-        log.warning("the best score so far was another one: best.pt is chosen anew")
+        log.warning(
+            "the best score so far cannot be compared with new ones: the search for the best "
+            "restarts"
+        )
         progress.best_score = progress.best_epoch = None
 
 

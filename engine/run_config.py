@@ -23,97 +23,101 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How long, how fast and where to train."""
 
     name: str | None = Field(
-        default=None, description="Name of the run; the config file's name if null."
+        default=None, description="name of the run; null: the name of the config file"
     )
     output: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
-        default="runs", description="Folder that holds the folders of all runs."
+        default="runs", description="folder that holds the folders of all runs"
     )
-    epochs: PositiveInt = Field(
-        default=12, description="Passes over the (repeated) training split."
-    )
+    epochs: PositiveInt = Field(default=12, description="passes over the (repeated) training split")
     lr: PositiveFloat = Field(
-        default=0.01, description="Learning rate for a total batch of 8 images."
+        default=0.01, description="learning rate for a total batch of 8 images"
     )
     scale_lr: bool = Field(
         default=True,
-        description="With SGD, scale lr linearly with the total batch (ranks and accumulation).",
+        description="with SGD, scale lr linearly with the total batch (ranks and accumulation)",
     )
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Optimizer.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="optimizer: SGD with momentum, or AdamW"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(
-        default=1e-4, ge=0, description="Weight decay of every trained parameter."
+        default=1e-4, ge=0, description="weight decay of every trained parameter"
     )
     schedule: Literal["milestones", "cosine"] = Field(
         default="milestones",
-        description="Drop lr at the milestones, or follow half a cosine down to 0.",
+        description="milestones: multiply lr by gamma at each; cosine: half a cosine down to 0",
     )
     milestones: tuple[PositiveInt, ...] = Field(
-        default=(8, 11), description="Epochs after which lr is multiplied by gamma."
+        default=(8, 11), description="epochs after which lr is multiplied by gamma"
     )
-    gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of lr at each milestone.")
-    warmup_iterations: int = Field(default=500, ge=0, description="Iterations of linear warm-up.")
+    gamma: float = Field(default=0.1, gt=0, le=1, description="factor of lr at each milestone")
+    warmup_iterations: int = Field(default=500, ge=0, description="iterations of linear warm-up")
     warmup_factor: float = Field(
-        default=0.001, gt=0, le=1, description="Share of lr at the first iteration of the warm-up."
+        default=0.001,
+        gt=0,
+        le=1,
+        description="fraction of lr at the first iteration of the warm-up",
     )
     clip_gradients: PositiveFloat | None = Field(
-        default=None, description="Largest norm of all gradients together; null does not clip."
+        default=None, description="maximum norm of all gradients together; null: no clipping"
     )
     accumulate: PositiveInt = Field(
-        default=1, description="Batches whose gradients make one iteration."
+        default=1, description="batches whose gradients are accumulated in one iteration"
     )
     ema: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Decay of a moving average of the weights, evaluated and kept in their place, "
-        "for example 0.999; null: none.",
+        description="decay of a moving average of the weights, which is evaluated and saved in "
+        "their place, for example 0.999; null: no average",
     )
     freeze: dict[str, tuple[int, int]] = Field(
         default={},
-        description="Modules that are not trained for some epochs: the first of these, counted "
-        "from 0, and the one after the last, as in {backbone.body: [0, 2]}.",
+        description="modules frozen for some epochs: the first of these, counted from 0, and the "
+        "one after the last, as in {backbone.body: [0, 2]}",
     )
     patience: PositiveInt | None = Field(
         default=None,
-        description="Epochs without a better score after which training ends; null: never.",
+        description="epochs without a better score after which training ends; null: never",
     )
     amp: Amp = Field(
         default="none",
-        description="Automatic mixed precision; auto: bf16 on devices that compute in it.",
+        description="automatic mixed precision; none: float32; auto: bf16 on devices that "
+        "support it, else none",
     )
     seed: int = Field(
         default=0,
         ge=0,
         lt=2**31,
-        description="Seed of every random stream but those of loss.weighting.rlw.seed and "
-        "data.shapes.seed.",
+        description="seed of every random stream except those of loss.weighting.rlw.seed and "
+        "data.shapes.seed",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to train; auto takes CUDA where there is one."
+        default="auto", description="device to train on; auto: CUDA if available"
     )
     best: Literal["voc_mAP", "coco_AP", "coco_segm_AP"] = Field(
-        default="voc_mAP", description="Validation score that decides which epoch best.pt holds."
+        default="voc_mAP", description="validation score that decides which epoch best.pt holds"
     )
     log_every: PositiveInt = Field(
         default=20,
-        description="Iterations between log lines. Their losses are of one iteration, not means.",
+        description="iterations between log lines, whose losses are of one iteration, not means",
     )
     checkpoint_every: int = Field(
         default=0,
         ge=0,
-        description="Iterations between checkpoints within an epoch; 0: epoch ends only.",
+        description="iterations between checkpoints within an epoch; 0: only at epoch ends",
     )
-    pictures: int = Field(default=4, ge=0, description="Validation images drawn into TensorBoard.")
+    pictures: int = Field(default=4, ge=0, description="validation images drawn in TensorBoard")
     trackers: tuple[Literal["mlflow", "wandb"], ...] = Field(
         default=(),
-        description="Trackers beside TensorBoard: mlflow, wandb; each is a package of its own.",
+        description="trackers in addition to TensorBoard: mlflow, wandb (separate packages)",
     )
 
     @field_validator("milestones")
     @classmethod
     def _milestones_ascend(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if list(value) != sorted(set(value)):
-            raise ValueError(f"must ascend, got {list(value)}")
+            raise ValueError(f"must be ascending, got {list(value)}")
         return value
 
     @field_validator("freeze")
@@ -137,14 +141,14 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @classmethod
     def _trackers_are_different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
-            raise ValueError(f"{list(value)} names one twice; keep it once")
+            raise ValueError(f"{list(value)} has a duplicate; remove it")
         return value
 
     @field_validator("name", "output")
     @classmethod
     def _paths_are_possible(cls, value: str | None) -> str | None:
         if value is not None and "\0" in value:
-            raise ValueError("the path holds a NUL character")
+            raise ValueError("the path contains a NUL character")
         return value
 
 
@@ -152,17 +156,17 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     """How detections are scored."""
 
     iou: float = Field(
-        default=0.5, gt=0, le=1, description="IoU from which on a detection is right in VOC mAP."
+        default=0.5, gt=0, le=1, description="minimum IoU of a correct detection in VOC mAP"
     )
     every: PositiveInt = Field(
-        default=1, description="Epochs between evaluations; the last always is."
+        default=1, description="epochs between evaluations; the last epoch is always evaluated"
     )
     flip: bool = Field(
         default=False,
-        description="Detect in each image's mirror image too, and merge: slower, often better.",
+        description="detect in the mirrored image too and merge: slower, often better",
     )
     engine: Engine = Field(
         default="pycocotools",
-        description="Program that computes COCO's numbers; all give the same, the last two are "
-        "faster and packages of their own.",
+        description="program that computes the COCO scores; all give the same numbers, the last "
+        "two are faster (separate packages)",
     )

@@ -104,7 +104,7 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
         with ranks.main_first():
             if ranks.is_main:
                 if resume and not os.path.isdir(path):
-                    raise InputError(f"{path}: there is no such run to --resume; check train.name")
+                    raise InputError(f"{path}: no such run to --resume; check train.name")
                 stack.enter_context(_held(path))
                 for name in CHECKPOINTS:
                     remove_unfinished(path / name)
@@ -112,7 +112,7 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
                 if holds_checkpoint(path) and not (resume or requeue):
                     cure = "choose another train.name or train.output"
                     if any((path / name).exists() for name in RESUMED):
-                        cure = f"go on with --resume, or {cure}"
+                        cure = f"continue with --resume, or {cure}"
                     raise InputError(f"{path}: already holds a checkpoint; {cure}")
         yield path
 

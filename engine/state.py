@@ -129,8 +129,8 @@ class TrainState:
             reason = shorten(str(error), 300, placeholder=" ...")  # torch's has a line a tensor
             raise InputError(
                 f"--resume: the checkpoint does not fit this config: {reason}; change detector.*, "
-                "loss.* and train.optimizer back, or begin a run of another train.name from this "
-                "one's weights (detector.weights names its last.pt)"
+                "loss.* and train.optimizer back, or start a run with another train.name from "
+                "these weights (set detector.weights to this last.pt)"
             ) from None
 
     def _load_optimization(self, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ class TrainState:
         ]
         for saved, own in zip(optimizer["param_groups"], options, strict=True):
             if ("betas" in saved) != ("betas" in own):
-                raise ValueError("it is of another train.optimizer")
+                raise ValueError("it was saved with another train.optimizer")
         self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict({**schedule, "base_lrs": self.schedule.base_lrs})
         for group, own in zip(self.optimizer.param_groups, options, strict=True):

@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such config file; configs/ has examples") from None
+        raise InputError(f"{path}: config file not found; configs/ has examples") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     values = parse_yaml(text, str(path))
@@ -50,9 +50,9 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _refused(event, "aliases are not used here; write it out")
+            raise _refused(event, "aliases are not allowed; write the value out")
         if event.tag is not None:
-            raise _refused(event, f"the tag {shown(event.tag)} is not used here; leave it out")
+            raise _refused(event, f"the tag {shown(event.tag)} is not allowed; remove it")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _refused(event, f"nested deeper than {MAX_DEPTH} levels")
@@ -67,7 +67,7 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise _refused(key_node, f"the key {shown(key)} is not text; quote it")
             if key in seen:
-                raise _refused(key_node, f"the key {shown(key)} stands here twice; keep one")
+                raise _refused(key_node, f"the key {shown(key)} is given twice; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -75,8 +75,8 @@ class _StrictLoader(yaml.SafeLoader):
         if re.fullmatch("[-+]?0[0-9_]+", node.value) or ":" in node.value:
             raise _refused(
                 node,
-                f"{shown(node.value)} is a number to the base of 8 or 60 in YAML; write it without "
-                "0 before it and without colons, or quote the text",
+                f"{shown(node.value)} is an octal or base-60 number in YAML; write it without a "
+                "leading 0 and without colons, or quote the text",
             )
         number: int = super().construct_yaml_int(node)
         if abs(number) >= LARGEST_NUMBER:
@@ -85,15 +85,15 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         if ":" in node.value:
-            problem = f"{shown(node.value)} is a number to the base of 60 in YAML; write it without"
-            raise _refused(node, f"{problem} colons, or quote the text")
+            problem = f"{shown(node.value)} is a base-60 number in YAML; write it without colons"
+            raise _refused(node, f"{problem}, or quote the text")
         number: float = super().construct_yaml_float(node)
         return number
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
         text: str = super().construct_yaml_str(node)
         if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
-            raise _refused(node, f"{shown(text)} holds a NUL or half a character; it is no text")
+            raise _refused(node, f"{shown(text)} contains a NUL or a lone surrogate; remove it")
         return text
 
 
@@ -109,7 +109,7 @@ class _LoaderOfValues(_StrictLoader):
         start, mark = self.pointer, self.get_mark()
         super().scan_to_next_token()
         if "#" in self.buffer[start : self.pointer]:
-            problem = "what follows # would be a comment; write the text in quotes of its own"
+            problem = "what follows # would be a comment; put the text in its own quotes"
             raise yaml.MarkedYAMLError(None, None, problem, mark)
 
 
@@ -133,7 +133,7 @@ def parse_yaml(text: str, source: str, comments: bool = True) -> Any:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{source}{where}: {_with_cure(str(error.problem))}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{source}: is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _with_cure(problem: str) -> str:

@@ -72,6 +72,5 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], path: str | Pa
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path}: its weights do not fit the detector of the config ({reason} ...); "
-            "its network is another one, or overrides of detector and loss change the "
-            "architecture: leave those out"
+            "the architectures differ: omit overrides of detector and loss"
         ) from None

@@ -34,7 +34,7 @@ def check_ids(path: str | Path, annotations: Annotations) -> None:
     """Raise InputError where the ids in results would not be those of all annotation files."""
     if annotations.ids_contradict:
         raise InputError(
-            f"{path}: COCO results name images and classes by their ids, and the files of "
+            f"{path}: COCO results identify images and classes by id, but the files of "
             f"{annotations.source} give one id to several images or classes, or one class several "
             "ids; score one split at a time (--split), or renumber one file"
         )
@@ -57,7 +57,7 @@ def write_coco_json(path: str | Path, detections: Detections, annotations: Annot
     if not named.all():
         lacking = sorted({annotations.classes[label] for label in detections.label[~named]})
         log.warning(
-            "%s: lacks %d detections of classes without a category id in %s: %s",
+            "%s: left out %d detections of classes without a category id in %s: %s",
             path,
             np.count_nonzero(~named),
             annotations.source,
@@ -128,7 +128,7 @@ def _check_index(path: Path, annotations: Annotations) -> None:
         files = {each["id"]: posixpath.basename(each["file_name"]) for each in content["images"]}
         classes = {each["id"]: each["name"] for each in content["categories"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        log.warning("%s: is no index of %s, and is passed over", index, path.name)
+        log.warning("%s: not an index of %s; ignored", index, path.name)
         return
     own_files = [posixpath.basename(file) for file in annotations.files.tolist()]
     for kind, told, ids, names in (
@@ -138,10 +138,10 @@ def _check_index(path: Path, annotations: Annotations) -> None:
         for identity, name in zip(ids, names, strict=True):
             if told.get(identity, name) != name:
                 raise InputError(
-                    f"{path}: its ids are not those of the data: {kind} {identity} is "
-                    f"{shown(told[identity])} in {index.name}, and {shown(name)} in "
+                    f"{path}: its ids do not match the data: {kind} {identity} is "
+                    f"{shown(told[identity])} in {index.name}, but {shown(name)} in "
                     f"{annotations.source}; predict with --ids or --comp4, or remove {index.name} "
-                    "if it is of other results"
+                    "if it belongs to other results"
                 )
 
 
@@ -162,8 +162,8 @@ def _doubt_boxes(
         )
     if leaving > 1 / 3:
         log.warning(
-            "%s: %.0f%% of its boxes leave their images: are these corners? COCO results are [x, "
-            "y, width, height]",
+            "%s: %.0f%% of its boxes extend beyond their images: are these corners? COCO results "
+            "are [x, y, width, height]",
             path,
             100 * leaving,
         )
@@ -199,9 +199,7 @@ def _look_up(
 ) -> int:
     value = whole_number(entry.get(key))
     if value is None:
-        raise InputError(
-            f"{where}: {key} {shown(entry.get(key))} must be a whole number; write one"
-        )
+        raise InputError(f"{where}: {key} is {shown(entry.get(key))}; it must be a whole number")
     if value not in known:
         raise InputError(f"{where}: {key} {shown(entry.get(key))} is not in the data; {cure}")
     return known[value]
@@ -211,7 +209,7 @@ def _number(value: Any, where: str, largest: float) -> float:
     """A JSON number as a float64; strings, booleans, NaN and numbers beyond are refused."""
     if type(value) in (int, float) and abs(value) <= largest:
         return float(value)
-    raise InputError(f"{where} {shown(value)}: not a finite number up to {largest:g}; write one")
+    raise InputError(f"{where} is {shown(value)}; it must be a finite number up to {largest:g}")
 
 
 def _read_boxes(entries: list[dict[str, Any]], path: str | Path) -> list[list[float]]:
@@ -228,7 +226,7 @@ def _xyxy(bbox: Any, where: str) -> list[float]:
     x, y, width, height = (_number(value, where, LARGEST_DETECTED) for value in bbox)
     if width < 0 or height < 0:
         raise InputError(
-            f"{where} is {shown(bbox)}: a negative side; it must be [x, y, width, height]"
+            f"{where} is {shown(bbox)}: negative width or height; it must be [x, y, width, height]"
         )
     return [x, y, x + width, y + height]
 

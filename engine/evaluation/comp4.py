@@ -104,14 +104,14 @@ def _files_of_split(folder: Path, annotations: Annotations, expected: list[str])
     found -= others.difference(expected)
     if not found:
         raise InputError(
-            f"{folder}: holds no detections of the split {annotations.split!r}; expected a file a "
-            f"class: {some_of(expected, most=3)}"
+            f"{folder}: holds no detections of the split {annotations.split!r}; expected one file "
+            f"per class: {some_of(expected, most=3)}"
         )
     unknown = sorted(found.difference(expected))
     if unknown:
         raise InputError(
-            f"{folder / unknown[0]}: {unknown[0][len(prefix) : -4]!r} is none of the classes; "
-            "list it in data.classes or take the file away"
+            f"{folder / unknown[0]}: {unknown[0][len(prefix) : -4]!r} is not one of the classes; "
+            "list it in data.classes or remove the file"
         )
     return found
 
@@ -170,7 +170,7 @@ def _parse(line: str, rows: Mapping[str, int], where: str) -> tuple[int, list[fl
         ) from None
     if not math.isfinite(score) or not all(abs(value) <= LARGEST_DETECTED for value in box):
         raise InputError(
-            f"{where}: a number is not finite, or a coordinate beyond "
+            f"{where}: a number is not finite, or a coordinate exceeds "
             f"{LARGEST_DETECTED:g}; write pixels of the image"
         )
     # A box without width is written as xmin = xmax + 1, rounded: adding rounds in the same way.

@@ -158,7 +158,7 @@ def check_best(name: str, annotations: Annotations) -> None:
     """Raise InputError where the score that decides about the best epoch cannot be computed."""
     if name == "coco_segm_AP" and not masks_are_annotated(annotations):
         raise InputError(
-            f"train.best: coco_segm_AP scores masks, which {annotations.source} has none of; "
+            f"train.best: coco_segm_AP scores masks, but {annotations.source} has none; "
             "choose voc_mAP or coco_AP"
         )
 

@@ -110,5 +110,5 @@ def _input_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"{path}: cannot be written: {reason}; make room, or choose another output"
+            f"{path}: cannot be written: {reason}; free disk space, or choose another output"
         ) from error

@@ -249,8 +249,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise InputError(f"train.device: {name!r} is not a choice; choose auto, cpu or cuda")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"train.device: rank {local_rank} of this machine needs a GPU of its own and there are "
-            f"{torch.cuda.device_count()}; start fewer processes or use train.device=cpu"
+            f"train.device: rank {local_rank} of this machine needs its own GPU, but the number of "
+            f"GPUs is {torch.cuda.device_count()}; start fewer processes or use train.device=cpu"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

@@ -36,10 +36,10 @@ def check_outputs(
     named_folders = [Path(output) for output in folders if output is not None]
     for output in named:
         if os.path.isdir(output):
-            raise InputError(f"{output}: is a folder; name a file")
+            raise InputError(f"{output}: is a folder; give a file")
     for output in named_folders:
         if os.path.exists(output) and not os.path.isdir(output):
-            raise InputError(f"{output}: is a file; name a folder")
+            raise InputError(f"{output}: is a file; give a folder")
     files = [output for output in (*named, *named_folders) if not is_stream(output)]
     for output in files:
         _check_writable(output, is_folder=output in named_folders)
@@ -47,14 +47,14 @@ def check_outputs(
     for output in files:
         place = os.path.realpath(output)
         if place in places:
-            raise InputError(f"{output}: is named for two outputs; name another")
+            raise InputError(f"{output}: is given for two outputs; choose another")
         places.add(place)
     existing = [output for output in files if os.path.exists(output)]
     read = {_identity(file) for path in inputs if existing for file in _files_of(path)}
     for output in existing:
         is_data = data_root is not None and _is_of_data(output, data_root, pictures)
         if is_data or _identity(output) in read:
-            raise InputError(f"{output}: is read here and would be replaced; name another")
+            raise InputError(f"{output}: is an input and would be overwritten; choose another")
 
 
 def _check_writable(output: Path, is_folder: bool) -> None:
@@ -63,9 +63,9 @@ def _check_writable(output: Path, is_folder: bool) -> None:
     places = [output.absolute(), *above] if is_folder else above
     folder = next(place for place in places if place.exists())
     if not folder.is_dir():
-        raise InputError(f"{output}: cannot be written: {folder} is no folder; name another place")
+        raise InputError(f"{output}: cannot be written: {folder} is not a folder; choose another")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{output}: cannot be written: {folder} allows no files; name another")
+        raise InputError(f"{output}: cannot be written: {folder} is not writable; choose another")
 
 
 def _files_of(path: Named) -> Iterator[Path]:

@@ -64,8 +64,8 @@ class StopRequest:
     def _leave(self, number: int) -> None:
         """End this process, whatever it is doing."""
         text = (
-            f"{signal.Signals(number).name} came {GRACE_SECONDS:.0f} s ago and what is under way "
-            "is not done: it is given up; --resume takes a run from its last checkpoint\n"
+            f"{signal.Signals(number).name} came {GRACE_SECONDS:.0f} s ago, but the current work "
+            "is not done: exiting without saving; --resume continues from the last checkpoint\n"
         )
         os.write(2, text.encode())
         os._exit(128 + number)

@@ -183,7 +183,7 @@ class FaultTolerantTracker:
             raise
         except Exception as error:  # of a library that is not ours: anything
             raise InputError(
-                f"train.trackers: {name} cannot be begun: {error}; see to it, or leave it out"
+                f"train.trackers: {name} cannot be started: {error}; fix that, or remove it"
             ) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -203,7 +203,7 @@ class FaultTolerantTracker:
         except Exception as error:
             self._tracker = None
             log.warning(
-                "train.trackers: %s failed and is told nothing more; training goes on: %s",
+                "train.trackers: %s failed and is disabled for the rest of this run: %s",
                 self._name,
                 error,
             )
@@ -220,5 +220,5 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(
-            f"train.trackers: {name} is not installed; pip install -e '.[{name}]', or leave it out"
+            f"train.trackers: {name} is not installed; pip install -e '.[{name}]', or remove it"
         ) from None

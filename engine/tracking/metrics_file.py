@@ -60,7 +60,7 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
         if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys():
             yield record
         else:
-            log.warning("%s: a line that is no record, or not all of one, is dropped", path)
+            log.warning("%s: dropping a line that is not a complete record", path)
 
 
 def records_before(

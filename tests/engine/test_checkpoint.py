@@ -301,7 +301,7 @@ def test_two_processes_may_write_one_file_at_the_same_time(tmp_path: Path) -> No
 
 
 def test_nothing_to_resume_from_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no checkpoint yet; leave --resume out, or say --req"):
+    with pytest.raises(InputError, match="has no checkpoint yet; omit --resume, or use --req"):
         load_latest(tmp_path)
 
 
@@ -313,7 +313,7 @@ def test_a_failed_write_leaves_the_old_checkpoints(
         save_checkpoint(path, contents(value))
     monkeypatch.setattr(atomic_file.secrets, "token_hex", lambda _: "0")
     (tmp_path / ".last.pt.0.tmp").mkdir()  # the temporary file cannot be opened
-    with pytest.raises(InputError, match=r"last\.pt: cannot be written: .*; make room"):
+    with pytest.raises(InputError, match=r"last\.pt: cannot be written: .*; free disk space"):
         save_checkpoint(path, contents(3.0))
     assert value_of(load_checkpoint(path)) == 2.0
     assert value_of(load_checkpoint(tmp_path / "previous.pt")) == 1.0

@@ -186,13 +186,13 @@ def test_result_files_of_other_programs_are_scored_as_they_say(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("script", "arguments", "parts"),
     [
-        ("train.py", ["--config", "missing.yaml"], ["missing.yaml", "no such config file"]),
+        ("train.py", ["--config", "missing.yaml"], ["missing.yaml", "config file not found"]),
         (
             "train.py",
             ["--config", "configs/quickstart.yaml", "train.epoch=3"],
             ["train.epoch", "'epochs'"],
         ),
-        ("evaluate.py", ["missing.pt"], ["missing.pt", "no such checkpoint"]),
+        ("evaluate.py", ["missing.pt"], ["missing.pt", "checkpoint not found"]),
     ],
 )
 def test_a_mistake_is_answered_with_one_line_and_status_2(
@@ -209,5 +209,5 @@ def test_a_norm_over_processes_is_refused_on_cpus_by_every_rank_in_one_line(tmp_
     config = write_config(tmp_path, tiny(tmp_path, detector={"norm": "sync"}))
     result = call("train.py", "--config", config, ranks=2)
     assert result.returncode == 1  # torchrun's
-    assert "error: detector.norm: sync does not train on the CPU" in result.stderr
-    assert "a fault of this program" not in result.stderr
+    assert "error: detector.norm: sync cannot train on the CPU" in result.stderr
+    assert "internal error" not in result.stderr

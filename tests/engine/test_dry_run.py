@@ -37,7 +37,7 @@ def test_a_dry_run_describes_the_model_and_writes_nothing(
     assert f"{kind} on resnet18: " in text
     assert "GFLOP" in text
     assert "classes: circle, square, star, triangle" in caplog.messages
-    assert "without an object to train on: star" in caplog.messages
+    assert "classes without training objects: star" in caplog.messages
     assert any(line.startswith("weights: none: random initialization") for line in caplog.messages)
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
@@ -48,7 +48,7 @@ def test_a_batch_larger_than_the_training_data_is_said(
     def warnings(batch_size: int) -> list[str]:
         caplog.clear()
         dry_run(config_of(tiny(tmp_path, data={"batch_size": batch_size})), ALONE, StopRequest())
-        return [line for line in caplog.messages if "several times" in line]
+        return [line for line in caplog.messages if "repeats some" in line]
 
     assert warnings(10) == []
     (warning,) = warnings(11)
@@ -59,7 +59,7 @@ def test_a_batch_larger_than_the_training_data_is_said(
 def test_a_dry_run_freezes_what_rests_at_first(tmp_path: Path) -> None:
     def trained(freeze: dict[str, list[int]]) -> int:
         text = dry_run(config_of(tiny(tmp_path, train={"freeze": freeze})), ALONE, StopRequest())
-        found = re.search(r"([\d,]+) of them trained", text)
+        found = re.search(r"([\d,]+) of them trainable", text)
         assert found is not None
         return int(found[1].replace(",", ""))
 
@@ -80,7 +80,7 @@ def test_a_norm_over_processes_is_refused_on_cpus_by_its_key(
     detector: dict[str, object], keys_of_it: str, tmp_path: Path
 ) -> None:
     config = config_of(tiny(tmp_path, detector=detector))
-    with pytest.raises(InputError, match=f"^{re.escape(keys_of_it)}: sync does not train"):
+    with pytest.raises(InputError, match=f"^{re.escape(keys_of_it)}: sync cannot train"):
         dry_run(config, ALONE, StopRequest())
 
 
@@ -113,7 +113,7 @@ def test_a_part_that_would_stay_random_throughout_is_refused(
         saved = {"version": 1, "detector": detector.state_dict(), "classes": classes}
         torch.save(saved, tmp_path / "file.pth")
     values["detector"]["weights"] = "none" if source == "none" else str(tmp_path / "file.pth")
-    message = rf"'{re.escape(part)}' would stay at random weights \({re.escape(part)}\..* all 3 e"
+    message = rf"'{re.escape(part)}' would keep random weights \({re.escape(part)}\..* all 3 e"
     with pytest.raises(InputError, match=message) if refused else nullcontext():
         dry_run(config_of(values), ALONE, StopRequest())
 
@@ -123,7 +123,7 @@ def test_names_that_freeze_a_part_by_turns_are_seen_together(
     start: int, refused: bool, tmp_path: Path
 ) -> None:
     freeze = {"backbone": [0, 1], "backbone.body": [start, 3]}
-    message = "'backbone' and 'backbone.body' would stay at random weights"
+    message = "'backbone' and 'backbone.body' would keep random weights"
     with pytest.raises(InputError, match=message) if refused else nullcontext():
         dry_run(
             config_of(tiny(tmp_path, train={"epochs": 3, "freeze": freeze})), ALONE, StopRequest()

@@ -64,12 +64,15 @@ def test_a_checkpoint_s_path_may_hold_an_equals_sign(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name a checkpoint"),
+        ([], "give a checkpoint"),
         (["a.pt", "b.pt"], "one checkpoint at a time"),
-        (["train.lr=1"], "name a checkpoint"),
-        (["a.pt", "--config", "c.yaml"], "go together"),
-        (["--detections", "d.json"], "go together"),
-        (["a.pt", "--config", "c.yaml", "--detections", "d.json"], "without a checkpoint"),
+        (["train.lr=1"], "give a checkpoint"),
+        (["a.pt", "--config", "c.yaml"], "must be given together"),
+        (["--detections", "d.json"], "must be given together"),
+        (
+            ["a.pt", "--config", "c.yaml", "--detections", "d.json"],
+            "cannot be combined with a checkpoint",
+        ),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(
@@ -188,24 +191,24 @@ def test_an_output_that_is_an_input_is_refused(
     for option in ("--output", "--coco-results", "--picture"):
         for output in (checkpoint, tmp_path / "link"):
             assert call(monkeypatch, checkpoint, option, output) == 2
-            assert f"{output}: is read here and would be replaced" in capsys.readouterr().err
+            assert f"{output}: is an input and would be overwritten" in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
     (drawn,) = (trained.parent / "shapes").iterdir()
     truth = drawn / "annotations/instances_val.json"
     before = truth.read_bytes()
     assert call(monkeypatch, checkpoint, "--coco-results", truth) == 2
-    assert f"{truth}: is read here" in capsys.readouterr().err
+    assert f"{truth}: is an input" in capsys.readouterr().err
     picture = next((drawn / "val").iterdir())
     assert call(monkeypatch, checkpoint, "--picture", picture) == 2
-    assert f"{picture}: is read here" in capsys.readouterr().err
+    assert f"{picture}: is an input" in capsys.readouterr().err
     both = tmp_path / "both.json"
     assert call(monkeypatch, checkpoint, "--output", both, "--coco-results", both) == 2
-    assert f"{both}: is named for two outputs; name another" in capsys.readouterr().err
+    assert f"{both}: is given for two outputs; choose another" in capsys.readouterr().err
     comp4 = tmp_path / "comp4"
     assert call(monkeypatch, checkpoint, "--comp4", comp4, "--output", tmp_path / "m.json") == 0
     config = write_config(tmp_path, load_checkpoint(checkpoint)["config"])
     assert call(monkeypatch, "--config", config, "--detections", comp4, "--comp4", comp4) == 2
-    assert f"{comp4}: is read here" in capsys.readouterr().err
+    assert f"{comp4}: is an input" in capsys.readouterr().err
     assert truth.read_bytes() == before
 
 
@@ -232,7 +235,7 @@ def test_a_picture_of_damaged_images_alone_is_refused(
     monkeypatch.setattr(Validation, "examples", lambda *_, **__: ([], []))
     words = trained / "last.pt", "--output", tmp_path / "metrics.json"
     assert call(monkeypatch, *words, "--picture", tmp_path / "six.png") == 2
-    assert "six.png: the images to be drawn are all damaged" in capsys.readouterr().err
+    assert "six.png: all images to draw are damaged" in capsys.readouterr().err
     assert (tmp_path / "metrics.json").is_file()
 
 
@@ -261,12 +264,12 @@ def test_a_file_that_cannot_be_written_costs_no_other(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--coco-results", "{run}/metrics.json"], "metrics.json: is named for two outputs"),
-        (["--output", "{run}/last.pt"], "last.pt: is read here and would be replaced"),
-        (["--coco-results", "{folder}"], "is a folder; name a file"),
-        (["--picture", "{folder}"], "is a folder; name a file"),
-        (["--comp4", "{folder}/file"], "file: is a file; name a folder"),
-        (["--output", "{folder}/file/m.json"], "file is no folder; name another place"),
+        (["--coco-results", "{run}/metrics.json"], "metrics.json: is given for two outputs"),
+        (["--output", "{run}/last.pt"], "last.pt: is an input and would be overwritten"),
+        (["--coco-results", "{folder}"], "is a folder; give a file"),
+        (["--picture", "{folder}"], "is a folder; give a file"),
+        (["--comp4", "{folder}/file"], "file: is a file; give a folder"),
+        (["--output", "{folder}/file/m.json"], "file is not a folder; choose another"),
     ],
 )
 def test_outputs_that_cannot_be_are_refused_before_the_evaluation(
@@ -311,5 +314,5 @@ def test_a_folder_that_is_there_may_lie_in_one_that_allows_no_files(
     # as to who is not root
     monkeypatch.setattr(os, "access", lambda folder, _: Path(folder) == place)
     names = {"outputs": [], "folders": [place]} if is_folder else {"outputs": [tmp_path / "a"]}
-    with pytest.raises(InputError, match="allows no files") if refused else nullcontext():
+    with pytest.raises(InputError, match="is not writable") if refused else nullcontext():
         check_outputs(**names, inputs=[])

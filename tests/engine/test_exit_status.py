@@ -18,15 +18,15 @@ from engine.process.signals import Stopped, StopRequest
         (
             OSError(errno.ENOSPC, "No space left", "last.pt"),
             2,
-            "cannot be written: No space left; m",
+            "cannot be written: No space left; free",
         ),
-        (OSError(errno.EROFS, "Read-only", "a"), 2, "a: cannot be written: Read-only; give the ri"),
-        (OSError(errno.EACCES, "Denied", "a"), 2, "a: cannot be read or written: Denied; give the"),
+        (OSError(errno.EROFS, "Read-only", "a"), 2, "a: cannot be written: Read-only; make it w"),
+        (OSError(errno.EACCES, "Denied", "a"), 2, "a: cannot be read or written: Denied; fix its"),
         (Stopped(2), 130, "stopped by SIGINT; start from here"),
         (Stopped(15, begun=False), 143, "stopped by SIGTERM; start it again"),
-        (MemoryError(), 2, "no memory is left: lower data.batch_size"),
-        (OSError(errno.ENOTDIR, "Not a directory"), 1, "a fault of this program"),
-        (RuntimeError("other"), 1, "a fault of this program"),
+        (MemoryError(), 2, "out of memory: lower data.batch_size"),
+        (OSError(errno.ENOTDIR, "Not a directory"), 1, "internal error, please report"),
+        (RuntimeError("other"), 1, "internal error, please report"),
     ],
 )
 def test_what_went_wrong_is_told(

@@ -137,7 +137,7 @@ def test_a_tracker_that_cannot_be_begun_is_named(
         raise ConnectionError("no route")
 
     monkeypatch.setitem(external_trackers.TRACKERS, "mlflow", begin)
-    with pytest.raises(InputError, match="mlflow cannot be begun: no route"):
+    with pytest.raises(InputError, match="mlflow cannot be started: no route"):
         run(config_of(tiny(tmp_path, train={"trackers": ["mlflow"]})))
 
 

@@ -71,7 +71,7 @@ def test_ranks_that_would_compute_in_different_precisions_are_refused_on_all(
 ) -> None:
     for answer in answers:
         assert answer["precision"].startswith(
-            "train.amp: auto is none on rank 0 and bf16 on rank 1"
+            "train.amp: auto selects none on rank 0 but bf16 on rank 1"
         )
 
 

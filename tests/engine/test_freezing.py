@@ -94,9 +94,9 @@ def test_what_was_recorded_is_forgotten_when_other_parts_rest() -> None:
 @pytest.mark.parametrize(
     ("spans", "problem"),
     [
-        ({"neck": (0, 1)}, "no part 'neck'; its parts are backbone, head, backbone.stem"),
-        ({"backbone.stem": (0, 1)}, "nothing of 'backbone.stem' is trained"),
-        ({"backbone": (0, 3), "head": (2, 4)}, "in epoch 2 nothing would be trained"),
+        ({"neck": (0, 1)}, "no module 'neck'; choose from backbone, head, backbone.stem"),
+        ({"backbone.stem": (0, 1)}, "'backbone.stem' has no trainable parameters"),
+        ({"backbone": (0, 3), "head": (2, 4)}, "nothing would be trained in epoch 2"),
     ],
 )
 def test_impossible_spans_are_refused(spans: dict[str, tuple[int, int]], problem: str) -> None:

@@ -48,7 +48,9 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_told(
     iterations: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     tell_warmup(TrainConfig(warmup_iterations=4), iterations)
-    assert ("the run has 4 iterations: the lr is never reached" in caplog.text) == (iterations == 4)
+    assert ("the run has 4 iterations: train.lr is never reached" in caplog.text) == (
+        iterations == 4
+    )
 
 
 @pytest.mark.parametrize(("accumulate", "batches", "expected"), [(2, 10, 0.02), (64, 3, 0.03)])

@@ -55,7 +55,7 @@ def test_auto_is_bf16_where_the_cpu_computes_in_it(
 @pytest.mark.parametrize(
     ("amp", "text", "level", "said"),
     [
-        ("auto", "flags : avx2\n", "INFO", "auto is none here"),
+        ("auto", "flags : avx2\n", "INFO", "auto selects none"),
         ("bf16", "flags : avx2\n", "WARNING", "without bf16 instructions"),
         ("bf16", "flags : amx_bf16\n", None, ""),
         ("bf16", None, None, ""),

@@ -205,7 +205,7 @@ def test_the_same_data_by_other_words_are_the_same(tmp_path: Path) -> None:
     assert "chosen anew" not in (folder / "train.log").read_text()
     values["train"]["epochs"] = 3
     values["data"]["val"] = ["train"]
-    with pytest.raises(InputError, match="objects of the validation split are others"):
+    with pytest.raises(InputError, match="objects of the validation split have changed"):
         run(config_of(values), resume=True)
 
 
@@ -238,7 +238,7 @@ def test_another_number_of_processes_is_told(
     config = config_of(tiny(tmp_path))
     saved = {"config": config.model_dump(mode="json"), "classes": ["a"], "global_batch": 2}
     check_resume({**saved, "world_size": 2}, config, world_size=1)
-    assert "processes: 1, and 2 before" in caplog.text
+    assert "processes: 1, previously 2" in caplog.text
 
 
 def test_a_finished_run_keeps_the_config_that_it_was_trained_with(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_fewer_epochs_than_were_trained_change_nothing(tmp_path: Path) -> None:
         values["train"]["epochs"] = epochs
         run(config_of(values), resume=True)
         assert before == {name: (folder / name).read_bytes() for name in names}
-    assert "train.epochs: 1, and epoch 2 has begun" in (folder / "train.log").read_text()
+    assert "train.epochs: 1, but epoch 2 has started already" in (folder / "train.log").read_text()
 
 
 def test_another_optimizer_cannot_go_on(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_what_is_never_accepted_is_told_before_what_may_be_allowed(finished: Pat
     batch = tiny(finished.parent, train={"lr": 0.5}, data={"batch_size": 1})
     for values, message in (
         (weighting, "the state of its weighting"),
-        (weights, r"detector\.weights: .* initial weights are read when a run begins"),
+        (weights, r"detector\.weights: .* initial weights are only read when a run starts"),
         (batch, "global batches of"),
     ):
         for allowed in (False, True):

@@ -103,7 +103,7 @@ def test_a_folder_with_any_checkpoint_is_refused_without_resume(left: str, tmp_p
     (folder / left).touch()
     with pytest.raises(InputError, match="already holds a checkpoint") as refused:
         run(config_of(tiny(tmp_path)))
-    assert ("go on with --resume" in str(refused.value)) == (left != "best.pt")
+    assert ("continue with --resume" in str(refused.value)) == (left != "best.pt")
 
 
 @pytest.mark.parametrize("name", ["run", "r" * 300])
@@ -120,7 +120,7 @@ def test_lines_of_metrics_that_are_no_records_are_dropped_aloud(
     lines = [json.dumps(record), "{}", "12", "null", '{"kind": "tra']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert list(read_records(tmp_path)) == [record]
-    assert caplog.text.count("a line that is no record, or not all of one, is dropped") == 4
+    assert caplog.text.count("dropping a line that is not a complete record") == 4
 
 
 def test_a_run_begins_anew_over_one_that_was_killed_before_its_first_checkpoint(

@@ -77,7 +77,9 @@ def test_a_disk_that_fills_up_in_a_save_costs_nothing_but_that_save(
     config = write_config(tmp_path, values_for(tmp_path, disk, "cut", checkpoint_every=1))
     code, errors = run(config)
     assert code == 2
-    check_one_line(errors, ["last.pt: cannot be written: No space left on device", "make room"])
+    check_one_line(
+        errors, ["last.pt: cannot be written: No space left on device", "free disk space"]
+    )
     steps = [
         load_checkpoint(disk / f"cut/{n}.pt")["progress"]["step"] for n in ("last", "previous")
     ]

@@ -320,7 +320,7 @@ def test_a_report_does_not_replace_an_annotation_or_a_picture(
     for file in (next(root.glob("Annotations/*.xml")), next(root.glob("JPEGImages/*"))):
         before = file.read_bytes()
         assert main([str(checkpoint), "--output", str(file)]) == 2
-        assert f"{file}: is read here and would be replaced" in capsys.readouterr().err
+        assert f"{file}: is an input and would be overwritten" in capsys.readouterr().err
         assert file.read_bytes() == before
 
 
@@ -478,7 +478,7 @@ def test_a_report_does_not_replace_what_it_is_of(
     checkpoint = write_checkpoint(tmp_path)
     before = checkpoint.read_bytes()
     assert main([str(checkpoint), "--output", str(checkpoint)]) == 2
-    assert "is read here and would be replaced; name another" in capsys.readouterr().err
+    assert "is an input and would be overwritten; choose another" in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
 
 

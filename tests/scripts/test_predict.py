@@ -297,7 +297,9 @@ def test_ids_are_for_coco_results_and_are_not_written_over(
     assert main(command) == 2
     assert "name a --coco FILE as well" in capsys.readouterr().err
     assert main([*command, "--coco", str(tmp_path / "ids.json")]) == 2
-    assert "ids.json: is read here and would be replaced; name another" in capsys.readouterr().err
+    assert (
+        "ids.json: is an input and would be overwritten; choose another" in capsys.readouterr().err
+    )
 
 
 def test_a_class_that_comp4_files_cannot_hold_is_said_before_anything_is_looked_at(

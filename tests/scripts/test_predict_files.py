@@ -32,8 +32,10 @@ def test_results_replace_neither_an_input_nor_what_is_drawn(
     before = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
     words = ["--output", str(tmp_path / "out"), "--coco", str(tmp_path / taken)]
     assert main([*command, *words]) == 2
-    reason = "is named for two outputs" if "out" in taken else "is read here and would be replaced"
-    assert f"{tmp_path / taken}: {reason}; name another" in capsys.readouterr().err
+    reason = (
+        "is given for two outputs" if "out" in taken else "is an input and would be overwritten"
+    )
+    assert f"{tmp_path / taken}: {reason}; choose another" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in before} == before
 
 
