@@ -46,7 +46,7 @@ from engine.trained import load_trained
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files that were asked for; None for those that were not."""
+    """The requested output files; None for those not requested."""
 
     scores: Path | None
     coco_results: str | None
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, with a clear end where it names neither or both kinds of input."""
+    """Parse the command line; exit with an error for no input or both kinds of input."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,7 +121,7 @@ def score_file(
     outputs: Outputs,
     stop: StopRequest,
 ) -> None:
-    """Score existing detections: needs neither a model nor the image files."""
+    """Score existing detections, which needs neither a model nor the image files."""
     config = load_config(config_file, overrides)
     classes = known_classes(config.data)
     annotations = build_annotations(
@@ -171,9 +171,10 @@ def score_checkpoint(
 def check_outputs_of(
     annotations: Annotations, outputs: Outputs, inputs: Sequence[str | Path], data_root: Path
 ) -> None:
-    """See that the result files can hold the split: now, not when all images were looked at.
+    """Check before the evaluation that the output files can be written and hold the split.
 
-    And that they replace nothing that is scored, or scored against.
+    Raises:
+        InputError: a file cannot be written or cannot hold the split, or it would replace an input.
     """
     check_outputs(
         [outputs.scores, outputs.coco_results, outputs.picture],
@@ -191,7 +192,7 @@ def check_outputs_of(
 def report(
     scores: dict[str, Any], detections: Detections, annotations: Annotations, outputs: Outputs
 ) -> None:
-    """Print the table; write detections and metrics.json, each also where the others cannot be."""
+    """Print the table; write detections and metrics.json, each even if another one fails."""
     try:
         print(format_table(scores, annotations))
     finally:

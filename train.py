@@ -1,7 +1,7 @@
 """Train a detector.
 
 python train.py --config configs/quickstart.yaml [--resume] [key.path=value ...]
-torchrun --nproc-per-node=2 train.py --config ... [the same]
+torchrun --nproc-per-node=2 train.py --config ... [--resume] [key.path=value ...]
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; its help lists every key of a config."""
+    """Parse the command line; its help lists every key of a config."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=help_text(),
@@ -114,7 +114,7 @@ def train(
     allow_changed: bool,
     requeue: bool,
 ) -> None:
-    """Build the parts and run the loop."""
+    """Open the run folder, start logging and train."""
     with open_run_folder(config, ranks, resume=resume, requeue=requeue) as path:
         # The folder of the main rank may be on another machine.
         start_logging(path if path.is_dir() else None, rank=ranks.rank)
@@ -131,7 +131,7 @@ def train_in(
     resume: bool,
     allow_changed: bool,
 ) -> None:
-    """The same, in the folder of the run."""
+    """Build the parts of a run in its folder and run the training loop."""
     log.info("%s", environment(ranks))
     source, saved = load_resumed(path, config, ranks, allow_changed) if resume else (None, None)
     training, held_out = build_splits(config, ranks, saved)
@@ -175,7 +175,7 @@ def train_in(
 
 
 def environment(ranks: Ranks) -> str:
-    """What a run is started as, and on: told in its log."""
+    """The command, processes, device and library versions of a run, for its log."""
     number = f"{ranks.world_size} process" + "es" * (ranks.world_size > 1)
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     return f"{shlex.join(sys.argv)}: {number} on {ranks.device.type}, {versions}"

@@ -1,1 +1,1 @@
-"""What runs: config, training loop, checkpoints, evaluation and its scores."""
+"""The training engine: config, training loop, checkpoints, evaluation and its scores."""

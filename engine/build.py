@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: its splits, and all that moves."""
+"""Build the parts of a run from its config: splits, loader and training state."""
 
 from __future__ import annotations
 
@@ -81,10 +81,12 @@ def build_state(
     saved: Saved | None = None,
     pretrained: bool = True,
 ) -> TrainState:
-    """All that moves, on the device: as at the start of a run, or as in a checkpoint of it.
+    """Build the training state on the device: initial, or restored from a checkpoint.
 
-    Without ``pretrained`` weights the detector begins at random, whatever ``detector.weights`` is:
-    enough to see what an iteration takes.
+    Args:
+        saved: contents of the checkpoint to resume from; None for a new run.
+        pretrained: whether to load ``detector.weights``; random weights are enough to measure what
+            an iteration takes.
 
     Raises:
         InputError: the weights, the weighting or the checkpoint do not fit the config.
@@ -110,8 +112,8 @@ def build_state(
     if saved is not None:
         state.load_state_dict(saved)
         progress = state.progress
-        # Where it was, unless a change that was allowed made epochs longer or shorter: then perhaps
-        # more of the epoch under way is done than it now has.
+        # As saved, unless an allowed change made epochs longer or shorter: the current epoch may
+        # now have fewer batches than are done.
         done = min(progress.batch, batches_per_epoch)
         under_way = iterations_of_epoch(config.train, done)
         state.place_schedule(progress.epoch * iterations + under_way)
@@ -119,7 +121,7 @@ def build_state(
 
 
 def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load: bool) -> Detector:
-    """The detector on the device, with its first weights unless a checkpoint's will follow."""
+    """Build the detector on the device; ``load`` its initial weights unless resuming."""
     _check_norms(config.detector, ranks.device)
     torch.manual_seed(config.train.seed)
     detector = build_detector(config.detector, config.loss, len(classes))
@@ -139,9 +141,9 @@ def _build_detector(config: Config, classes: tuple[str, ...], ranks: Ranks, load
 
 
 def _check_norms(config: DetectorConfig, device: torch.device) -> None:
-    """Raise InputError for norms that do not train on a device: before torch refuses to wrap them.
+    """Raise InputError, with the config keys, for norms that cannot train on a device.
 
-    Other than ``SyncBatchNorm2d``, which refuses its first batch, it knows the keys.
+    Torch would refuse to wrap them, and ``SyncBatchNorm2d`` its first batch, without the keys.
     """
     norms = {"detector.norm": config.norm, "detector.fpn_norm": config.fpn_norm}
     if config.type == "retinanet":
@@ -169,7 +171,7 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
 
 
 def _tell_windows(config: Config, weighting: LossWeighting, iterations: int) -> None:
-    """Say how often a rule that waits for whole windows can act: a run may be short."""
+    """Log how often a per-window weighting can act; warn if the run is too short for it."""
     if not weighting.acts_per_window:
         return
     windows = iterations // weighting.interval

@@ -1,9 +1,9 @@
 """Checkpoints that survive a crash at any moment and cannot run code.
 
-A file holds tensors and plain types only and is read with ``weights_only=True``. It is written
-beside its place, forced to disk and renamed; the file that stood there before stays as
-``previous.pt``. It holds a digest of itself (``detector/pretrained/weight_archive.py``), so a
-damaged byte is detected before anything of it is used.
+A file holds tensors and plain types only and is read with ``weights_only=True``. It is written to a
+temporary file, synced to disk and renamed; the file that it replaces is kept as ``previous.pt``. It
+holds a digest of itself (``detector/pretrained/weight_archive.py``), so a damaged byte is detected
+before any content is used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from engine.process.atomic_file import write_atomically
 from engine.strict_yaml import MAX_DEPTH
 
 VERSION = 1
-RESUMED = ("last.pt", "previous.pt")  # what --resume goes on from, in this order
-# What a file must hold to be evaluated, and what beyond that to be trained on.
+RESUMED = ("last.pt", "previous.pt")  # what --resume continues from, in this order
+# Keys needed for evaluation, and those also needed to resume training.
 KEYS = ("version", "detector", "classes", "config")
 STATE = {
     "weighting": dict,
@@ -37,12 +37,12 @@ STATE = {
     "windows": list,
     "global_batch": int,
 }
-MOST = 2**63  # exclusive, of whole numbers
+MOST = 2**63  # exclusive bound of whole numbers
 log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically; what ``path`` held becomes ``previous.pt`` beside it.
+    """Write a checkpoint atomically; a file already at ``path`` becomes ``previous.pt`` beside it.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; the old files are untouched.
@@ -124,7 +124,7 @@ def _check_parts(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def _has_names(values: Mapping[Any, Any], levels: int = MAX_DEPTH) -> bool:
-    """Whether all keys of nested mappings are text, and the nesting is none of a bomb."""
+    """Whether all keys of nested mappings are text and the nesting depth is bounded."""
     return levels > 0 and all(
         isinstance(key, str) and (not isinstance(value, dict) or _has_names(value, levels - 1))
         for key, value in values.items()
@@ -132,7 +132,11 @@ def _has_names(values: Mapping[Any, Any], levels: int = MAX_DEPTH) -> bool:
 
 
 def check_state(path: Path, contents: Mapping[str, Any]) -> None:
-    """Raise InputError for a checkpoint that has no state of a training run."""
+    """Check that a checkpoint holds the state of a training run.
+
+    Raises:
+        InputError: a part is missing or invalid.
+    """
     for key, kind in STATE.items():
         if not isinstance(contents.get(key), kind):
             raise InputError(
@@ -169,7 +173,7 @@ def _is_progress(key: object, value: object) -> bool:
 
 
 def _is_window(window: object) -> bool:
-    """Whether something is statistics of a window of losses, as ``TrainState.windows`` has them."""
+    """Whether a value is the loss statistics of a window, as in ``TrainState.windows``."""
     if not (isinstance(window, dict) and _has_names(window)):
         return False
     statistics = [window.get("loss_mean"), window.get("loss_std")]
@@ -184,10 +188,10 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest readable checkpoint of a run: ``last.pt``, else ``previous.pt`` with a warning.
 
     Returns:
-        Its file and what that holds.
+        The file and its contents.
 
     Raises:
-        InputError: neither can be read.
+        InputError: neither file can be read.
     """
     if not any((folder / name).exists() for name in RESUMED):
         raise InputError(
@@ -211,7 +215,11 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def check_classes(saved: Mapping[str, Any], classes: Sequence[str] | None) -> None:
-    """Raise InputError for ``data.classes`` that are not those a checkpoint was trained on."""
+    """Check that ``data.classes``, if given, are those that a checkpoint was trained on.
+
+    Raises:
+        InputError: they differ.
+    """
     if classes is not None and list(classes) != saved["classes"]:
         raise InputError(
             f"data.classes: {list(classes)} contradicts the checkpoint, which was trained on "

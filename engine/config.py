@@ -1,4 +1,4 @@
-"""From a YAML file and command-line overrides to one validated, immutable ``Config``."""
+"""Read a YAML file and command-line overrides into one validated, immutable ``Config``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.run_config import EvaluateConfig, TrainConfig
 from engine.strict_yaml import parse_yaml, read_yaml
 from losses.config import LossConfig
 
-# What pydantic says in Python's words, by the type of the problem.
+# Plain words for pydantic's messages, by type of problem.
 PLAIN_MESSAGES = {
     "model_type": "expected a mapping of keys (or omit it)",
     "dict_type": "expected a mapping of keys",
@@ -30,9 +30,9 @@ PLAIN_MESSAGES = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
     "too_short": "expected at least one value",
 }
-# Not a list, or not as long as it must be: "missing" is an item of it, as every key has a default.
+# Not a list, or of the wrong length: "missing" is a list item, as every key has a default.
 LIST_PROBLEMS = ("tuple_type", "missing", "too_long")
-ONE_OR_MORE = ("str", "tuple[str, ...]")  # the types of a key that holds a name or several
+ONE_OR_MORE = ("str", "tuple[str, ...]")  # the types of a key that holds one or more names
 COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
@@ -72,7 +72,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
     @property
     def run_folder(self) -> Path:
-        """The folder of this run."""
+        """The run folder."""
         return Path(self.train.output) / (self.train.name or "run")
 
     def flat(self) -> dict[str, Any]:
@@ -100,7 +100,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override_config(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
-    """A config that was saved as plain values, with command-line overrides on top."""
+    """Apply command-line overrides to a config saved as plain values and validate the result.
+
+    Raises:
+        InputError: a key or value is wrong.
+    """
     merged = dict(values)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
@@ -108,9 +112,9 @@ def override_config(values: Mapping[str, Any], overrides: Sequence[str], source:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line that name files, and those that are ``key.path=value``.
+    """Split command-line words into file names and ``key.path=value`` overrides.
 
-    The name of a file that exists may hold an equals sign as well.
+    The name of an existing file may contain an equals sign.
     """
     overrides = [word for word in words if "=" in word and not os.path.exists(word)]
     return [word for word in words if word not in overrides], overrides
@@ -120,8 +124,8 @@ def parse_config(values: Mapping[str, Any], source: str, overrides: Sequence[str
     """Validate plain values.
 
     Args:
-        source: where they are from, for messages.
-        overrides: words of the command line, of which some of them are instead.
+        source: where the values come from, for messages.
+        overrides: command-line overrides already applied to the values, for messages.
 
     Raises:
         InputError: one line for each wrong key or value, with its dotted path and the cure.
@@ -142,7 +146,7 @@ def parse_config(values: Mapping[str, Any], source: str, overrides: Sequence[str
 
 
 def _place_of(problem: str, source: str, overrides: Sequence[str]) -> str:
-    """Where the key is that a message begins with: on the command line, or in the source."""
+    """Where the key at the start of a message was set: on the command line or in the source."""
     key = problem.partition(":")[0]
     written = [override.partition("=")[0] for override in overrides]
     if not _keys_at(key.split(".")):  # train.lr.x=1 is wrong of train.lr
@@ -152,12 +156,12 @@ def _place_of(problem: str, source: str, overrides: Sequence[str]) -> str:
 
 
 def dump_config(values: Mapping[str, Any]) -> str:
-    """A fully resolved config, as plain values, as YAML that ``load_config`` reads back."""
+    """Format a fully resolved config, given as plain values, as YAML for ``load_config``."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested blocks of a config -> one mapping with dotted keys; one of free names is a value."""
+    """Nested config blocks -> one mapping with dotted keys; a mapping of free names is a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
@@ -207,9 +211,10 @@ def _parse_override(override: str) -> dict[str, Any]:
 def _merge(
     under: Mapping[str, Any], over: Mapping[str, Any], location: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Deep merge of the blocks of a config; anything else in ``over`` replaces what is under it.
+    """Merge config blocks recursively; any other value in ``over`` replaces that in ``under``.
 
-    A mapping of free names, as ``train.freeze``, is one value: merged it could never lose a name.
+    A mapping of free names, such as ``train.freeze``, is replaced whole: merging could never remove
+    a name.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -221,7 +226,7 @@ def _merge(
 
 
 def _describe(problem: Any) -> str:
-    """One line for one of pydantic's problems."""
+    """Describe one pydantic problem in one line."""
     location = _without_types(problem["loc"])
     key = ".".join(str(part) for part in location)
     value = problem["input"]
@@ -246,7 +251,7 @@ def _describe(problem: Any) -> str:
 
 
 def _list_needed(location: Sequence[str | int]) -> str:
-    """What a key that holds a list needs, with its default as an example.
+    """Say what list a key expects, with its default as an example.
 
     >>> _list_needed(["data", "image_size"]), _list_needed(["detector", "levels"])
     ('expected two numbers, such as [600, 1000]', 'expected a list')
@@ -262,7 +267,7 @@ def _list_needed(location: Sequence[str | int]) -> str:
 
 
 def _kinds_of_items(annotation: Any) -> tuple[Any, ...]:
-    """Of a type that holds a list: ``dict[str, tuple[int, int]] | None`` -> ``(int, int)``."""
+    """Item types of a list annotation: ``dict[str, tuple[int, int]] | None`` -> ``(int, int)``."""
     if get_origin(annotation) is tuple:
         return get_args(annotation)
     return next(filter(None, map(_kinds_of_items, get_args(annotation))), ())
@@ -271,19 +276,19 @@ def _kinds_of_items(annotation: Any) -> tuple[Any, ...]:
 def _without_types(location: Sequence[str | int]) -> list[str | int]:
     """``("data", "train", "tuple[str, ...]", 0)`` -> ``["data", "train", 0]``.
 
-    Where a key may hold one of several types pydantic adds the type that it tried.
+    For a key with several possible types pydantic adds the type that it tried.
     """
     return [part for part in location if part not in ONE_OR_MORE]
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:
-    """The keys that the config model knows below a location."""
+    """The keys of the config model below a location."""
     block, rest = _block_at(location)
     return [] if rest else list(block.model_fields)
 
 
 def _block_at(location: Sequence[Any]) -> tuple[type[BaseModel], Sequence[Any]]:
-    """The innermost block of the config model on the way to a location, and the way from there."""
+    """The innermost config block on the path to a location, and the rest of the path."""
     block: type[BaseModel] = Config
     for depth, part in enumerate(location):
         field = block.model_fields.get(str(part))
@@ -295,7 +300,7 @@ def _block_at(location: Sequence[Any]) -> tuple[type[BaseModel], Sequence[Any]]:
 
 
 def _leaves(raw: object, parsed: object, key: str = "") -> Iterator[tuple[str, object, object]]:
-    """Each plain value as it was written beside what validation made of it."""
+    """Yield each leaf as its key, the value as written and the validated value."""
     if isinstance(raw, Mapping):
         for name, value in raw.items():
             below = parsed.get(name) if isinstance(parsed, Mapping) else getattr(parsed, name, None)

@@ -1,6 +1,6 @@
-"""Every key of a config with its meaning: as text, as a page of the docs, as a JSON schema.
+"""Reference of all config keys: as help text, as a page of the docs and as a JSON schema.
 
-All three come from the config models, so they cannot say anything else than what is read.
+All three are generated from the config models, so they always match what is read.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Key:
 
     Attributes:
         name: dotted path.
-        kind: what it may hold.
-        default: as it is written in a file.
-        meaning: one sentence.
+        kind: type of its value, in words.
+        default: default value as written in a file.
+        meaning: its description.
     """
 
     name: str
@@ -46,7 +46,7 @@ def config_schema() -> dict[str, Any]:
     """The JSON schema of a config file, for editors; every key may be left out."""
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
-    # What is read more leniently than it is held: a transform by its name alone, one size alone.
+    # Shorthands accepted on reading: a transform by its name only, a single size.
     transform = definitions["DataConfig"]["properties"]["augment"]["items"]
     transform["additionalProperties"]["type"] = ["object", "null"]
     definitions["DataConfig"]["properties"]["augment"] |= {
@@ -60,18 +60,18 @@ def config_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """``configs/schema.json``."""
+    """The text of ``configs/schema.json``."""
     return json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def keys() -> list[Key]:
-    """All keys that hold a value, in the order of the models."""
+    """List all keys that hold a value, in the order of the models."""
     schema = Config.model_json_schema()
     return list(_keys(schema, schema["$defs"], ""))
 
 
 def help_text() -> str:
-    """All keys for ``train.py --help``."""
+    """List all keys for ``train.py --help``."""
     lines = ["config keys, with their defaults:"]
     for key in keys():
         lines.append(f"  {key.name} = {key.default}   ({key.kind})")
@@ -86,7 +86,7 @@ def help_text() -> str:
 
 
 def reference_page() -> str:
-    """``docs/configuration.md``: a table for each block."""
+    """The text of ``docs/configuration.md``: one table per block."""
     lines = [
         "# Configuration",
         "",
@@ -113,7 +113,7 @@ def reference_page() -> str:
 
 
 def _keys(schema: Schema, definitions: Schema, prefix: str) -> Iterator[Key]:
-    """Values before blocks, so that each block stands together."""
+    """Yield the keys of a schema, values before nested blocks, so that each block is contiguous."""
     fields: list[tuple[str, Schema]] = list(schema["properties"].items())
     for name, field in fields:
         if "$ref" not in field:
@@ -126,7 +126,7 @@ def _keys(schema: Schema, definitions: Schema, prefix: str) -> Iterator[Key]:
 
 
 def _kind(field: Schema, definitions: Schema) -> str:
-    """What a field may hold, in words."""
+    """Describe in words which values a field accepts."""
     if "anyOf" in field:
         return " or ".join(_kind(choice, definitions) for choice in field["anyOf"])
     if "enum" in field:

@@ -1,4 +1,4 @@
-"""A loss that is not finite stops training before it can touch the weights."""
+"""Stop training on a non-finite loss before it can reach the weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class DivergenceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Watched:
-    """An iteration as an error message needs it.
+    """An iteration as recorded for an error message.
 
     Attributes:
-        step: iterations before it.
-        images: rows of the images this rank trained on.
+        step: number of iterations before it.
+        images: rows of the images that this rank trained on.
         losses: raw losses, 0-d.
-        weighted: the same times their weights. One is not finite where its raw loss is not, and
-            where the product overflows.
-        describe: says the rest of the message (learning rate, loss weights).
+        weighted: losses times their weights, 0-d; not finite if the raw loss is not or if the
+            product overflows.
+        describe: returns the rest of the message (learning rate, loss weights).
     """
 
     step: int
@@ -42,18 +42,18 @@ class Watched:
 
 
 class FiniteGuard:
-    """Watches the losses of every iteration, on all ranks.
+    """Watches the losses of every iteration on all ranks.
 
-    On a CPU the losses are looked at in every iteration, before its update. On a GPU that would
-    make the host wait, so they are looked at when a log line or a checkpoint is due; until then a
-    flag on the device makes the fused optimizer skip its update, from the first bad iteration on
-    (as a gradient scaler does). Under an enabled gradient scaler, which sets that flag itself, a
-    gradient is made NaN instead: the scaler then skips the update.
+    On a CPU the losses are checked in every iteration, before its update. On a GPU that would make
+    the host wait, so they are checked when a log line or a checkpoint is due; until then a flag on
+    the device makes the fused optimizer skip its updates, from the first bad iteration on (as a
+    gradient scaler does). With an enabled gradient scaler, which sets that flag itself, a gradient
+    is set to NaN instead, so that the scaler skips the update.
 
     Args:
         files: image files by row, for messages.
         at_once: whether ``check`` follows every ``watch``.
-        remembered: iterations that may lie between two checks.
+        remembered: maximum number of iterations between two checks.
         scaled: whether a gradient scaler steps the optimizer.
     """
 
@@ -76,9 +76,9 @@ class FiniteGuard:
         self.recent: deque[Watched] = deque(maxlen=1 if at_once else remembered)
 
     def watch(self, iteration: Watched) -> None:
-        """Take note of an iteration after its backward pass, before anything reads its gradients.
+        """Record an iteration after its backward pass, before anything reads its gradients.
 
-        Nothing waits for the device.
+        Does not wait for the device.
         """
         self.recent.append(iteration)
         bad = ~torch.isfinite(torch.stack(list(iteration.weighted.values()))).all()
@@ -91,10 +91,11 @@ class FiniteGuard:
             self.optimizer.found_inf = self.diverged  # type: ignore[attr-defined]
 
     def check(self) -> None:
-        """Raise on every rank if a loss was not finite on any. Waits for the device.
+        """Raise on every rank if a loss was not finite on any rank. Waits for the device.
 
         Raises:
-            DivergenceError: names iteration, losses and files of each rank that had them.
+            DivergenceError: a loss was not finite; names iteration, losses and files of each rank
+                concerned.
         """
         if not bool(self.diverged):
             return
@@ -110,7 +111,7 @@ class FiniteGuard:
             gradient.masked_fill_(self.diverged.bool(), torch.nan)
 
     def _report(self) -> str | None:
-        """The first bad iteration of this rank in words, or None."""
+        """Describe the first bad iteration of this rank; None without one."""
         for watched in self.recent:
             if not _are_finite(watched.weighted):
                 losses = _as_words(watched.losses)

@@ -1,4 +1,4 @@
-"""One batch through everything that a run does, and a summary of the model."""
+"""Dry run: one batch through every stage of a run, and a summary of the model."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MIB = 2**20
 
 
 def dry_run(config: Config, ranks: Ranks, stop: StopRequest) -> str:
-    """Train on one batch, detect in one batch of the validation split; write no run.
+    """Train on one batch, evaluate one batch of the validation split; write no run.
 
     Raises:
-        InputError: whatever is wrong with the config, the data or the weights.
+        InputError: the config, the data or the weights are invalid.
         DivergenceError: a loss is not finite.
-        Stopped: a signal came.
+        Stopped: a signal asked to stop.
     """
     training, held_out = build_splits(config, ranks)
     loader = build_loader(config, training, ranks)
@@ -85,7 +85,7 @@ def _summary(state: TrainState, batch: Batch, config: Config, device: torch.devi
 
 
 def count_flops(detector: nn.Module, image: Tensor) -> int:
-    """Floating-point operations of detecting in one ``(3, H, W)`` image, as models are compared."""
+    """Count the floating-point operations of inference on one ``(3, H, W)`` image."""
     detector.eval()
     with torch.no_grad(), plain_convolutions(), FlopCounterMode(display=False) as counter:
         detector([image])

@@ -1,4 +1,4 @@
-"""A moving average of a detector's weights, which is evaluated in their place."""
+"""An exponential moving average (EMA) of a detector's weights, evaluated in their place."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 
 class AveragedWeights:
-    """An exponential moving average of parameters and buffers, kept in a twin of the detector.
+    """An exponential moving average of parameters and buffers, kept in a copy of the detector.
 
     After iteration n the average moves to the weights by ``1 - d`` with ``d = min(decay, (1 + n) /
-    (10 + n))``: it follows fast as long as there is little to average (Abadi et al. 2015). The
-    statistics of batch norm are averaged with the weights that they belong to; what is no floating
-    point number is copied.
+    (10 + n))``: it follows quickly while there is little to average (Abadi et al. 2015). The
+    statistics of batch norm are averaged like the weights; tensors that are not floating point are
+    copied.
 
     Args:
-        detector: is copied as it is; what is frozen in it stays equal.
+        detector: the detector to average; it is copied, and its frozen parts stay equal.
         decay: in 0 .. 1, for example 0.999: about ``1 / (1 - decay)`` iterations are averaged.
 
     Attributes:
-        detector: the twin; nothing in it requires a gradient.
+        detector: the averaged copy; no parameter of it requires a gradient.
     """
 
     def __init__(self, detector: nn.Module, decay: float) -> None:
@@ -30,10 +30,11 @@ class AveragedWeights:
 
     @torch.no_grad()
     def follow(self, detector: nn.Module, iterations: int) -> None:
-        """Move the average to the detector's weights after an iteration. Waits for no device.
+        """Update the average after an iteration. Does not wait for the device.
 
         Args:
-            iterations: how many there were before this one.
+            detector: the trained detector.
+            iterations: number of iterations before this one.
         """
         keep = min(self.decay, (1 + iterations) / (10 + iterations))
         averages, values = _tensors(self.detector), _tensors(detector)

@@ -1,4 +1,4 @@
-"""What ends a command becomes one line for its user and an exit status."""
+"""Turn the end of a command into a one-line message and an exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.process.signals import Stopped, StopRequest, catch_stop_signals
 from engine.process.standard_output import READER_LEFT, reader_left, tell
 
 FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
-# Errors of files: what cannot be done, and the cure.
+# File errors: what cannot be done, and the cure.
 FILE_ERRORS = {
     errno.ENOSPC: ("written", "free disk space"),
     errno.EDQUOT: ("written", "free disk space"),
@@ -29,24 +29,24 @@ FILE_ERRORS = {
     errno.EPERM: ("read or written", "fix its permissions"),
     errno.EIO: ("read or written", "check the disk"),
 }
-# Ranks that only miss another one leave after it: torchrun names the first to end as the cause.
+# Ranks that only lost another one exit after it: torchrun names the first to end as the cause.
 LOST_RANK_DELAY_SECONDS = 2.0
 
 
 def exit_status(
     command: Callable[[StopRequest], None], memory_cure: str, goes_on: str = "start it again"
 ) -> int:
-    """Run a command; report what ended it.
+    """Run a command and report what ended it.
 
     Args:
-        command: what to run; it is told whether a signal asked it to stop.
-        memory_cure: what to lower where memory does not suffice.
-        goes_on: what to do after a stop.
+        command: what to run; its argument says whether a signal asked it to stop.
+        memory_cure: what to lower when out of memory.
+        goes_on: how to continue after a stop.
 
     Returns:
-        0, or 1 for a fault of the program or of a loader process, 2 for wrong input, diverged
-        losses and want of room or of open files, 3 where another rank ended, 128 + its number after
-        a signal, and as after SIGPIPE where nobody reads what is printed any more.
+        0 on success; 1 for an internal error or a failed loader process; 2 for wrong input,
+        diverged losses, and lack of memory, disk space or open files; 3 if another rank ended; 128
+        + its number after a signal; 141, as after SIGPIPE, if the reader of the output is gone.
     """
     with catch_stop_signals() as stop:
         try:
@@ -97,7 +97,7 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
 
 
 def _left_alone(stop: StopRequest) -> int:
-    """Another rank is gone: asked to stop, as this one may be, or failed."""
+    """Report that another rank has ended: it was asked to stop, as this one may be, or failed."""
     if stop.signal_number is None:
         time.sleep(LOST_RANK_DELAY_SECONDS)
     _report(
@@ -113,7 +113,7 @@ def _report(message: object) -> None:
 
 
 def _note(level: int, message: object) -> None:
-    """Write what the console has been told into the run's ``train.log``, if there is one."""
+    """Write a message that the console already shows to the run's ``train.log``, if any."""
     record = logging.LogRecord("train", level, __file__, 0, "%s", (message,), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -121,14 +121,14 @@ def _note(level: int, message: object) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU, the host or a loader process has no memory left."""
+    """Whether an error means that a GPU, the host or a loader process is out of memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         sign in str(error) for sign in ("can't allocate memory", "Insufficient memory")
     )
 
 
 def is_out_of_files(error: BaseException) -> bool:
-    """Whether this process may open no more files; PyTorch's loader says so in words of its own."""
+    """Whether an error means too many open files; PyTorch's loader has its own wording."""
     if isinstance(error, OSError):
         return error.errno in TOO_MANY_FILES
     return isinstance(error, RuntimeError) and str(error).startswith("Too many open files")

@@ -1,4 +1,4 @@
-"""Parts of a detector that are frozen in some epochs."""
+"""Freeze modules of a detector for some epochs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from data.errors import InputError
 from detector.fast.cuda_graphs import forget_recordings
 from engine.run_config import TrainConfig
 
-# What passes in training mode change, or draw at random.
+# Layers that forward passes in training mode change, or that draw random numbers.
 CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 class Freezing:
-    """Keeps modules as they are in given epochs: no gradients, no statistics of batch norm.
+    """Freezes modules in given epochs: no gradients, no updates of batch norm statistics.
 
     What the detector's own options freeze (``detector.trainable_stages``, ``norm``) stays frozen.
 
@@ -23,8 +23,8 @@ class Freezing:
         spans: the first epoch, counted from 0, and the one after the last, by module name.
 
     Raises:
-        InputError: there is no such module, nothing of it is trained, or in some epoch nothing
-            would be.
+        InputError: a module does not exist or has no trainable parameters, or nothing would be
+            trained in some epoch.
     """
 
     def __init__(self, detector: nn.Module, spans: Mapping[str, tuple[int, int]]) -> None:
@@ -42,13 +42,16 @@ class Freezing:
                 )
 
     def apply(self, epoch: int) -> None:
-        """Freeze for an epoch, and train the rest; the detector must be in training mode."""
+        """Freeze the modules of an epoch and unfreeze the others.
+
+        The detector must be in training mode.
+        """
         left = self._left(epoch)
         for parameter in self._trained:
             parameter.requires_grad_(id(parameter) in left)
         frozen = frozen_in(self._spans, epoch)
         for name in frozen:
-            # These layers alone: the RPN, say, proposes less in evaluation mode.
+            # Only these layers: the RPN, for example, proposes fewer boxes in evaluation mode.
             for layer in self._modules[name].modules():
                 if isinstance(layer, CHANGED_BY_TRAINING):
                     layer.eval()
@@ -57,22 +60,26 @@ class Freezing:
         self._frozen = frozen
 
     def _left(self, epoch: int) -> set[int]:
-        """The ids of the parameters that are trained in an epoch."""
+        """The ``id()`` of each parameter that is trained in an epoch."""
         frozen = [self._modules[name].parameters() for name in frozen_in(self._spans, epoch)]
         return {id(value) for value in self._trained} - {id(v) for part in frozen for v in part}
 
 
 def frozen_in(spans: Mapping[str, tuple[int, int]], epoch: int) -> list[str]:
-    """The names of what is frozen in an epoch."""
+    """The names of the modules that are frozen in an epoch."""
     return [name for name, (start, end) in spans.items() if start <= epoch < end]
 
 
 def refuse_random_frozen(config: TrainConfig, random: Collection[str], weights: str) -> None:
-    """Raise InputError for what begins at random and is frozen in every epoch: it would stay so.
+    """Refuse modules that have random initial weights and are frozen in every epoch.
 
     Args:
-        random: the names of parameters and buffers that ``weights`` do not hold.
+        config: config of the run, with its frozen modules and epochs.
+        random: names of the parameters and buffers that ``weights`` do not contain.
         weights: ``detector.weights``.
+
+    Raises:
+        InputError: there are such modules.
     """
     frozen: dict[tuple[str, ...], list[str]] = {}  # by the names that freeze it
     for value in sorted(random):

@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Training:
-    """The parts of a run and the loop over them.
+    """The parts of a run and the training loop over them.
 
     Raises:
         InputError: the best epoch is chosen by masks and the validation split has none.
 
     Attributes:
-        train_step: moves the state.
-        freezing: what is frozen in which epochs.
+        train_step: advances the state by one iteration.
+        freezing: freezes modules in given epochs.
         global_batch: images in one batch of all ranks together.
     """
 
@@ -75,9 +75,9 @@ class Training:
         """Train and evaluate until the last epoch is done.
 
         Raises:
-            Stopped: a signal came; the last finished iteration is saved.
-            DivergenceError: a loss was not finite, and the weights were not touched by it; or the
-                weights are not finite, and were not saved.
+            Stopped: a signal asked to stop; the last finished iteration is saved.
+            DivergenceError: a loss was not finite, and the weights were not updated; or the weights
+                are not finite, and were not saved.
         """
         progress, epochs = self.state.progress, self.config.epochs
         begun = progress.epoch + (progress.batch > 0)
@@ -98,12 +98,12 @@ class Training:
             if progress.epoch % self.evaluate_every == 0 or progress.epoch == epochs:
                 self.evaluate()
             progress.evaluated = progress.epoch
-            self.folder.save(self.state)  # whose weights are those that were saved before
+            self.folder.save(self.state)  # with the weights already saved above
             over = self.is_over()
         self.lines.end()
 
     def begin(self) -> None:
-        """Write the config, now that something is trained under it, and warn of its splits."""
+        """Write the config, as training starts with it, and warn of a split without objects."""
         self.folder.write_config()
         if not count_objects(self.validation.annotations).any():
             log.warning(
@@ -112,7 +112,7 @@ class Training:
             )
 
     def is_over(self) -> bool:
-        """Whether all epochs are done, or ``train.patience`` of them without a better score.
+        """Whether all epochs are done, or ``train.patience`` epochs brought no better score.
 
         Every rank must call it.
         """
@@ -129,7 +129,7 @@ class Training:
     def evaluate(self) -> None:
         """Score the validation split; the best epoch so far becomes ``best.pt``.
 
-        While no epoch has a score, as without an object to score against, that is the newest one.
+        While no epoch has a score, as for a split without objects, ``best.pt`` is the latest epoch.
         """
         result = self.validation.run(self.state.eval_detector)
         if result is None:
@@ -146,7 +146,7 @@ class Training:
             self.folder.keep_best()
 
     def draw(self, detections: Detections) -> list[npt.NDArray[np.uint8]]:
-        """Detections against ground truth, a picture for each of some validation images."""
+        """Draw detections beside the ground truth for some validation images, one picture each."""
         rows, images = self.validation.examples(self.config.pictures)
         annotations = self.validation.annotations
         return [
@@ -155,7 +155,7 @@ class Training:
         ]
 
     def train_epoch(self) -> None:
-        """Train on what is left of the epoch under way."""
+        """Train on the remaining batches of the current epoch."""
         progress, config = self.state.progress, self.config
         self.train_step.model.train()
         self.freezing.apply(progress.epoch)
@@ -175,23 +175,29 @@ class Training:
         self.train_step.end_epoch()
 
     def save_or_stop(self) -> None:
-        """Save where it is due, and after the iteration in which a signal came to any rank."""
+        """Save if due, or if a signal reached any rank; then stop.
+
+        Raises:
+            Stopped: a signal asked to stop; the state is saved.
+            DivergenceError: a loss or the weights are not finite; nothing is saved.
+        """
         (stop,) = self.ranks.any(self.stop.requested)
         every = self.config.checkpoint_every
         if stop or (every and self.state.progress.step % every == 0):
             self.train_step.guard.check()
             self.save()
         if stop:
-            # torchrun ends the ranks that are left as soon as one has ended: none may before the
-            # main one has saved.
+            # torchrun ends the remaining ranks as soon as one has ended: none may exit before the
+            # main rank has saved.
             self.ranks.barrier()
             raise Stopped(self.stop.signal_number or signal.SIGTERM)
 
     def save(self) -> None:
-        """Save a checkpoint. One of weights that are no numbers would replace the last good one.
+        """Save a checkpoint, unless the weights are not finite: it would replace the last good one.
 
         Raises:
-            DivergenceError: on every rank, where the update after finite losses made such weights.
+            DivergenceError: on every rank, if an update after finite losses made the weights not
+                finite.
         """
         (spoiled,) = self.ranks.any(not self.state.is_finite())
         if spoiled:
@@ -203,6 +209,6 @@ class Training:
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """The batches of each iteration; the last group of an epoch may be smaller."""
+    """Group batches into iterations; the last group of an epoch may be smaller."""
     while group := list(islice(batches, size)):
         yield group

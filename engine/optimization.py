@@ -18,7 +18,7 @@ from engine.run_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-REFERENCE_BATCH = 8  # images: the total batch that the paper's learning rates are given for
+REFERENCE_BATCH = 8  # images: the total batch of the paper's learning rates
 
 
 def build_optimization(
@@ -28,13 +28,15 @@ def build_optimization(
     batches_per_epoch: int,
     global_batch: int,
 ) -> tuple[Optimizer, LambdaLR]:
-    """The configured optimizer, and the schedule over all iterations of the run.
+    """Build the configured optimizer and the schedule over all iterations of the run.
 
     Args:
-        batches_per_epoch: of one rank.
+        batches_per_epoch: batches per epoch on one rank.
         global_batch: images in one batch of all ranks together.
     """
-    total = global_batch * min(config.accumulate, batches_per_epoch)  # an epoch's end is a step's
+    total = global_batch * min(
+        config.accumulate, batches_per_epoch
+    )  # the end of an epoch ends an iteration
     lr = applied_lr(config, config.lr, total)
     if lr != config.lr:
         log.info(
@@ -62,12 +64,12 @@ def build_optimization(
 
 
 def iterations_of_epoch(config: TrainConfig, batches: int) -> int:
-    """Updates in an epoch of so many batches of one rank; the last one may be of fewer batches."""
+    """Number of updates in an epoch of ``batches`` per rank; the last may use fewer batches."""
     return math.ceil(batches / config.accumulate)
 
 
 def tell_warmup(config: TrainConfig, iterations: int) -> None:
-    """Warn of a run of so many iterations that is over before its lr is reached."""
+    """Warn if a run of this many iterations ends within the warm-up."""
     if config.warmup_iterations >= iterations:
         log.warning(
             "train.warmup_iterations: %d, but the run has %d iterations: train.lr is never "
@@ -78,15 +80,15 @@ def tell_warmup(config: TrainConfig, iterations: int) -> None:
 
 
 def applied_lr(config: TrainConfig, lr: float, total_batch: int) -> float:
-    """What the optimizer gets where ``train.lr`` is ``lr``.
+    """The learning rate of the optimizer for a ``train.lr`` of ``lr``.
 
-    Under SGD with ``train.scale_lr`` it is linear in the total batch (Goyal et al. 2017).
+    With SGD and ``train.scale_lr`` it is linear in the total batch (Goyal et al. 2017).
 
     Args:
         total_batch: images of one iteration, of all ranks and accumulated batches together.
 
     Raises:
-        InputError: it is beyond all numbers.
+        InputError: the scaled learning rate is not finite.
     """
     if config.optimizer != "sgd" or not config.scale_lr:
         return lr
@@ -119,11 +121,11 @@ def build_optimizer(
 
 
 def start_momentum(optimizer: Optimizer) -> None:
-    """Make the momentum that SGD does not have yet, of zeros.
+    """Initialize missing momentum buffers of SGD with zeros.
 
-    Made by fused SGD itself in its first step it is left uninitialized where that step is skipped,
-    as fp16's first ones are; and where only some parameters have it, fused SGD fails. From zero the
-    first step is the same: 0 * m + g = g.
+    Fused SGD would create them in its first step and leave them uninitialized if that step is
+    skipped, as the first steps of fp16 are; and it fails if only some parameters have them. With
+    zeros the first step is the same: 0 * m + g = g.
     """
     for group in optimizer.param_groups:
         if not group.get("momentum"):
@@ -135,10 +137,10 @@ def start_momentum(optimizer: Optimizer) -> None:
 
 
 def lay_out_moments(optimizer: Optimizer) -> None:
-    """Let moments lie in memory as their parameters do, where they came from a checkpoint.
+    """Give moments that were loaded from a checkpoint the memory layout of their parameters.
 
-    Fused optimizers take both element by element in the order of memory, whatever their strides:
-    those of ``detector.channels_last`` would meet other elements without it.
+    Fused optimizers process both element by element in memory order, whatever their strides: with
+    ``detector.channels_last`` changed, moments and parameters would not correspond.
 
     Raises:
         RuntimeError: a moment does not have its parameter's shape.
@@ -159,7 +161,7 @@ def build_schedule(
     warmup_iterations: int,
     warmup_factor: float,
 ) -> LambdaLR:
-    """One schedule by iteration: linear warm-up times milestones or half a cosine.
+    """Build a schedule by iteration: linear warm-up times milestones or half a cosine.
 
     Args:
         milestones: iterations (not epochs) from which lr is multiplied by ``gamma``, ascending.

@@ -16,20 +16,20 @@ from engine.process.distributed import Ranks
 Amp = Literal["none", "bf16", "fp16", "auto"]
 AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_INFO = Path("/proc/cpuinfo")
-# Of x86 and of Arm; without them a CPU makes float32 of every number and back.
+# CPU flags of x86 and Arm; without them a CPU converts every number to float32 and back.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 log = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, amp: Amp) -> torch.autocast:
-    """The context in which a detector runs; ``none`` switches it off."""
+    """The autocast context of a detector; ``none`` disables it."""
     name = precision_of(amp, device)
     return torch.autocast(device.type, AMP_DTYPES[name], enabled=name != "none")
 
 
 def precision_of(amp: Amp, device: torch.device) -> Literal["none", "bf16", "fp16"]:
-    """What ``train.amp`` means on a device: ``auto`` is bf16 where that computes in it."""
+    """Resolve ``train.amp`` on a device: ``auto`` is bf16 if the device supports it, else none."""
     if amp != "auto":
         return amp
     if device.type == "cuda":
@@ -38,7 +38,7 @@ def precision_of(amp: Amp, device: torch.device) -> Literal["none", "bf16", "fp1
 
 
 def tell_precision(amp: Amp, device: torch.device) -> None:
-    """Say what ``auto`` is here, and warn of bf16 on a CPU that has no instructions for it."""
+    """Log what ``auto`` selects; warn of bf16 on a CPU without bf16 instructions."""
     if amp == "auto":
         log.info("train.amp: auto selects %s", precision_of(amp, device))
     if amp == "bf16" and device.type == "cpu" and cpu_has_bf16() is False:
@@ -49,10 +49,10 @@ def tell_precision(amp: Amp, device: torch.device) -> None:
 
 
 def check_precision(amp: Amp, ranks: Ranks) -> None:
-    """Every rank must call it.
+    """Check that ``auto`` selects the same precision on all ranks. Every rank must call it.
 
     Raises:
-        InputError: on every rank, where ``auto`` means different things on machines of a run.
+        InputError: on every rank, if it differs between machines of a run.
     """
     found: list[str] = ranks.all_gather(precision_of(amp, ranks.device))
     differing = next((rank for rank, name in enumerate(found) if name != found[0]), None)
@@ -65,7 +65,7 @@ def check_precision(amp: Amp, ranks: Ranks) -> None:
 
 @cache
 def cpu_has_bf16() -> bool | None:
-    """Whether the CPU computes in bf16; None where the system does not say."""
+    """Whether the CPU has bf16 instructions; None if the system does not say."""
     try:
         text = CPU_INFO.read_text()
     except OSError:

@@ -22,11 +22,11 @@ class Predictor:
     """Runs a trained detector over images of any size.
 
     Args:
-        trained: the detector, as :func:`engine.trained.load_trained` gives it.
+        trained: the detector, as returned by :func:`engine.trained.load_trained`.
 
     Attributes:
-        images: how many it has processed.
-        seconds: what they took, from resized pixels to detections on the host.
+        images: number of images processed.
+        seconds: time they took, from resized pixels to detections on the host.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -38,9 +38,9 @@ class Predictor:
         """``(H, W, 3)`` RGB uint8 images -> their detections, in pixels of each image.
 
         ``Detections.image`` is an index into ``images``, ``Detections.label`` one into
-        ``trained.classes``. Images that need equally much padding go through the detector
-        together: group norm counts padding too, so the company of a larger image would change what
-        is found in a smaller one.
+        ``trained.classes``. Only images of equal padded size are batched together: group norm
+        includes the padding, so a larger image in the batch would change the detections of a
+        smaller one.
         """
         bounds = self.trained.config.data.image_size
         sizes = [(image.shape[0], image.shape[1]) for image in images]
@@ -71,7 +71,7 @@ def unannotated(
     classes: Sequence[str],
     split: str = "test",
 ) -> Annotations:
-    """Images without objects: what drawing and result files need to know about them.
+    """Build annotations without objects, for drawing and result files.
 
     Image and category ids count from 1.
     """
@@ -95,7 +95,7 @@ def unannotated(
 
 
 def _batch(images: Mapping[int, Pixels]) -> Batch:
-    """Images by their index, without objects."""
+    """Build a batch without objects from images by index."""
     tensors = tuple(torch.from_numpy(image).permute(2, 0, 1) for image in images.values())
     boxes, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
     targets = pad_targets([boxes] * len(images), [labels] * len(images))

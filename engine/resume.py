@@ -1,4 +1,4 @@
-"""Whether a run may go on under a config and a number of ranks: exactly, or not at all."""
+"""Check whether a run can be resumed exactly with a config and a number of ranks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from engine.state import Progress
 
 log = logging.getLogger(__name__)
 
-# Keys that change no result, beyond the rounding of another device or program: where, how fast, how
-# carefully and how talkatively a run goes.
+# Keys that change no result, except for the rounding of another device or program: where and how
+# fast a run goes, what it checks and what it logs.
 NEUTRAL_KEYS = frozenset(
     {
         "data.cache",
@@ -35,18 +35,18 @@ NEUTRAL_KEYS = frozenset(
         "train.trackers",
     }
 )
-# Free to change: a run goes on as if it had begun with the new value (but for the score of the old
-# last epoch where evaluate.every is above 1).
+# Free to change: a resumed run equals one started with the new value (except for the score of the
+# old last epoch if evaluate.every is above 1).
 FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.name", "train.patience"}
-# Free where the checkpoint has digests of the data, which are compared instead: a split can be
-# named in several ways. Classes are compared by themselves.
+# Free if the checkpoint has digests of the data, which are compared instead: a split can be named
+# in several ways. Classes are compared separately.
 NAMES_OF_DATA = frozenset({"data.classes", "data.root", "data.train", "data.val"})
 # With a cosine schedule, train.epochs changes the lr of every iteration.
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
 BATCH_KEYS = frozenset({"data.batch_size"})
-# Scores under different values of these cannot be compared. Which images are scored is told by the
-# digest of their annotations; by data.limit and data.val in checkpoints without one.
+# Scores with different values of these cannot be compared. The digest of the annotations identifies
+# the scored images; in checkpoints without one, data.limit and data.val do.
 SCORING_KEYS = frozenset(
     {
         "data.exif",
@@ -67,7 +67,7 @@ SCORING_KEYS = frozenset(
         "train.best",
     }
 )
-# Never changed: what they say went into the state that a run goes on with.
+# Keys that may never change, as they determine the saved state.
 WEIGHTING = "loss.weighting."
 STATE_OF = {
     WEIGHTING: "a resumed run keeps the state of its weighting",
@@ -79,10 +79,13 @@ STATE_OF = {
 def load_resumed(
     path: Path, config: Config, ranks: Ranks, allow_changed: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a run's folder that it may go on from. Every rank must call it.
+    """Load the checkpoint to resume a run from. Every rank must call it.
+
+    Returns:
+        The file and its contents.
 
     Raises:
-        InputError: there is none, or it may not go on: see ``check_resume``.
+        InputError: there is none, or the run cannot be resumed from it: see ``check_resume``.
     """
     source, saved = load_shared(path, ranks)
     done = (saved["progress"].get(key, 0) for key in ("step", "epoch"))
@@ -94,7 +97,7 @@ def load_resumed(
 def identity(
     config: Config, classes: Sequence[str], ranks: Ranks, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a run's checkpoints carry beside its state, for ``check_resume`` and ``check_data``."""
+    """The part of a checkpoint besides the state, for ``check_resume`` and ``check_data``."""
     return {
         "config": config.model_dump(mode="json"),
         "classes": list(classes),
@@ -105,7 +108,7 @@ def identity(
 
 
 def digests(training: Annotations, held_out: Annotations) -> dict[str, Any]:
-    """What ``check_data`` compares: how many images are trained on, and digests of both splits."""
+    """Data that ``check_data`` compares: number of training images, digests of both splits."""
     return {
         "images": len(training),
         "training": training.digest(),
@@ -116,12 +119,12 @@ def digests(training: Annotations, held_out: Annotations) -> dict[str, Any]:
 def check_resume(
     saved: Mapping[str, Any], config: Config, world_size: int, allow_changed: bool = False
 ) -> None:
-    """Compare a checkpoint's config with the one to go on with.
+    """Compare a checkpoint's config with the config to continue with.
 
     Raises:
         InputError: the classes, the global batch, the weighting, the optimizer or the initial
-            weights differ, whether changes are allowed or not; or other keys do that decide the
-            result, with a list of them.
+            weights differ, whether changes are allowed or not; or other keys that affect the result
+            differ and changes are not allowed.
     """
     changed = changed_keys(saved, config)
     _refuse_another_state(changed)
@@ -145,9 +148,9 @@ def check_resume(
 
 
 def changed_keys(saved: Mapping[str, Any], config: Config) -> dict[str, str]:
-    """What differs from a checkpoint's config and decides the result: by key, in words."""
+    """Differences from a checkpoint's config that affect the result, in words, by key."""
     before, now = flatten(saved["config"]), config.flat()
-    # What an older checkpoint knows nothing of was as it is by default.
+    # Keys that an older checkpoint does not have had their default values.
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     free = FREE_KEYS | BATCH_KEYS
     if {"training", "validation"} <= saved.keys():
@@ -183,15 +186,15 @@ def _check_batch(saved: Mapping[str, Any], config: Config, world_size: int) -> N
 def check_data(
     saved: Mapping[str, Any], data: Mapping[str, Any], allow_changed: bool = False
 ) -> None:
-    """Compare a checkpoint's data with those to go on with.
+    """Compare a checkpoint's data with the data to continue with.
 
     Args:
-        saved: the checkpoint; what an older one does not know is not compared.
-        data: the ``digests``.
-        allow_changed: go on with other ones, and say so.
+        saved: the checkpoint; entries that an older one lacks are not compared.
+        data: the result of ``digests``.
+        allow_changed: whether to continue with changed data, with a warning.
 
     Raises:
-        InputError: they differ, and that is not allowed.
+        InputError: the data differ and ``allow_changed`` is not set.
     """
     before = {key: saved.get(key, own) for key, own in data.items()}
     changed = []
@@ -216,7 +219,7 @@ def check_data(
 def keep_comparable(
     progress: Progress, saved: Mapping[str, Any], config: Config, data: Mapping[str, Any]
 ) -> None:
-    """Forget the best score of a run that goes on where its scores will be of another kind."""
+    """Reset the best score of a resumed run if new scores cannot be compared with it."""
     if progress.evaluated < config.train.epochs and not scores_alike(saved, config, data):
         log.warning(
             "the best score so far cannot be compared with new ones: the search for the best "
@@ -226,9 +229,9 @@ def keep_comparable(
 
 
 def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any]) -> bool:
-    """Whether scores from here on can be compared with those of a checkpoint's run.
+    """Whether new scores can be compared with those of a checkpoint's run.
 
-    ``data`` is what ``check_data`` compares.
+    ``data`` is the result of ``digests``.
     """
     before = {**_defaults(), **flatten(saved["config"])}
     now = config.flat()

@@ -1,4 +1,4 @@
-"""The config of the engine: how a run is trained, and how it is scored."""
+"""Config models of the engine: training and evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.precision import Amp
 
 
 class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """How long, how fast and where to train."""
+    """Config of the training run."""
 
     name: str | None = Field(
         default=None, description="name of the run; null: the name of the config file"
@@ -153,7 +153,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
 
 class EvaluateConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """How detections are scored."""
+    """Config of the evaluation."""
 
     iou: float = Field(
         default=0.5, gt=0, le=1, description="minimum IoU of a correct detection in VOC mAP"

@@ -26,11 +26,11 @@ LOCK_PAUSES = (0.1, 0.4, 1.0)  # seconds
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what it makes.
+    """The output folder of a run.
 
     Attributes:
         path: the folder.
-        identity: what every checkpoint carries beside the state: config, class names, global batch,
+        identity: entries of every checkpoint besides the state: config, class names, global batch,
             ranks, number of training images, digests of both splits.
     """
 
@@ -39,7 +39,7 @@ class RunFolder:
     identity: Mapping[str, Any]
 
     def write_config(self) -> None:
-        """Write ``config.yaml``: when nothing can refuse the config any more."""
+        """Write ``config.yaml``, once all checks of the config have passed."""
         if self.ranks.is_main:
             text = dump_config(self.identity["config"])
             write_atomically(self.path / "config.yaml", text.encode())
@@ -51,18 +51,21 @@ class RunFolder:
             save_checkpoint(self.path / "last.pt", {**state.state_dict(), **self.identity})
 
     def restore_last(self, source: Path) -> None:
-        """Make ``last.pt`` what the run goes on from, where it is missing or damaged: it becomes
-        ``best.pt`` or ``previous.pt`` before the next one is written. Every rank must call it."""
+        """Replace a missing or damaged ``last.pt`` with the checkpoint that was resumed from.
+
+        It becomes ``best.pt`` or ``previous.pt`` before the next one is written. Every rank must
+        call it.
+        """
         self.ranks.barrier()  # all have read
         if self.ranks.is_main and source.name != "last.pt":
             link_atomically(source, self.path / "last.pt")
 
     def keep_best(self) -> None:
-        """Make ``best.pt`` what ``last.pt`` is now."""
+        """Link or copy the current ``last.pt`` to ``best.pt``."""
         link_atomically(self.path / "last.pt", self.path / "best.pt")
 
     def write_scores(self, scores: dict[str, Any]) -> None:
-        """Write ``metrics.json``: the newest scores of the validation split."""
+        """Write ``metrics.json``: the latest scores of the validation split."""
         write_metrics(self.path / "metrics.json", scores)
 
 
@@ -72,7 +75,7 @@ def holds_checkpoint(path: Path) -> bool:
 
 
 def load_shared(path: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
-    """The newest readable checkpoint of a run, the same on every rank. All must call it.
+    """Load the newest readable checkpoint of a run, the same on every rank. All must call it.
 
     Raises:
         InputError: none can be read, or ranks found different ones.
@@ -90,14 +93,17 @@ def load_shared(path: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
 
 @contextmanager
 def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool) -> Iterator[Path]:
-    """Make the run's folder, or find that of the run to go on with; no other run may use it.
+    """Create and lock the folder of a run, or lock that of the run to resume.
 
     Args:
-        requeue: whether it may be either.
+        config: config of the run, which names the folder.
+        ranks: the processes of the run.
+        resume: whether the run must exist already.
+        requeue: whether the run may exist already.
 
     Raises:
-        InputError: it already holds a checkpoint and the run is not a resumed one, it is not there
-            and the run is, another run is training there, or it cannot be written.
+        InputError: it already holds a checkpoint and the run is new, it does not exist and the run
+            is resumed, another run is training there, or it cannot be written.
     """
     path = config.run_folder
     with ExitStack() as stack:
@@ -119,14 +125,14 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Make a folder and lock its ``train.log`` against other runs."""
+    """Create a folder and lock its ``train.log`` against other runs."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / LOG).open("ab")
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     with file:
-        # The loaders of a run that was killed end a moment after it.
+        # The loader processes of a killed run end a moment after it.
         for pause in (*LOCK_PAUSES, None):
             if try_lock(file):
                 break

@@ -1,4 +1,4 @@
-"""All that moves while a detector trains, which is all that a checkpoint saves."""
+"""The training state: everything that changes while training and is saved in a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        epoch: epochs whose training is finished.
-        batch: batches of the epoch under way that this rank has trained on.
+        epoch: number of epochs whose training is finished.
+        batch: batches of the current epoch that this rank has trained on.
         step: iterations (optimizer steps) since the start.
-        evaluated: epochs that are wholly done, their evaluation included.
+        evaluated: number of finished epochs, their evaluation included.
         best_score, best_epoch: the best validation score and the epochs trained to reach it.
     """
 
@@ -40,7 +40,7 @@ class Progress:
     best_epoch: int | None = None
 
     def waited(self, patience: int | None, evaluate_every: int) -> bool:
-        """Whether the newest score ends ``patience`` epochs without a better one."""
+        """Whether the latest score completes ``patience`` epochs without a better one."""
         # While there is no score, no epoch is worse than another.
         if patience is None or self.best_epoch is None or self.best_score is None:
             return False
@@ -53,10 +53,10 @@ class TrainState:
     """The parts that change with every iteration.
 
     Attributes:
-        windows: statistics of the windows of losses that closed since the last log line, each
-            ``step``, ``loss_mean`` and ``loss_std`` by name: written with the next line.
-        unlogged: the line of an epoch's last iteration, for where the run ends after it; None where
-            it was written.
+        windows: statistics of the loss windows that closed since the last log line, each with
+            ``step``, and ``loss_mean`` and ``loss_std`` by loss name; written with the next line.
+        unlogged: the log line of an epoch's last iteration, in case the run ends after it; None if
+            already written.
         average: the moving average of the weights, None without ``train.ema``.
     """
 
@@ -72,25 +72,25 @@ class TrainState:
 
     @property
     def eval_detector(self) -> nn.Module:
-        """The detector whose scores count: the averaged one where there is an average."""
+        """The detector to evaluate: the averaged one if there is an average."""
         return self.detector if self.average is None else self.average.detector
 
     def follow_average(self) -> None:
-        """Move the average after an iteration."""
+        """Update the moving average, if any, after an iteration."""
         if self.average is not None:
             self.average.follow(self.detector, self.progress.step)
 
     def is_finite(self) -> bool:
-        """Whether the weights, the statistics of norms and learned loss weights are numbers."""
+        """Whether the weights, normalization statistics and learned loss weights are finite."""
         values = [*self.detector.state_dict().values(), *self.weighting.parameters()]
         numbers = [value for value in values if value.is_floating_point() and value.numel()]
         return bool(nn.utils.get_total_norm(numbers, float("inf")).isfinite())
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types only.
+        """The state as tensors and plain types only.
 
-        ``detector`` is what is evaluated, so that whoever reads a checkpoint needs to know nothing
-        of averages; the weights that training goes on with then are ``trained_detector``.
+        ``detector`` is the detector to evaluate, so readers of a checkpoint need not know of
+        averages; with an average, training continues with ``trained_detector``.
         """
         trained = (
             {"trained_detector": self.detector.state_dict()} if self.average is not None else {}
@@ -108,8 +108,10 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned, with the options that the optimizer was built
-        with: an lr or a weight decay that was changed on purpose holds from here on.
+        """Restore the result of ``state_dict``.
+
+        The optimizer keeps the options that it was built with: a changed lr or weight decay takes
+        effect.
 
         Raises:
             InputError: the parts do not fit, as after a change of the architecture.
@@ -134,7 +136,7 @@ class TrainState:
             ) from None
 
     def _load_optimization(self, optimizer: dict[str, Any], schedule: dict[str, Any]) -> None:
-        """Restore what moves; keep the options and the base lr of the config."""
+        """Restore optimizer and schedule; keep the options and the base lr of the config."""
         options = [
             {key: value for key, value in group.items() if key != "params"}
             for group in self.optimizer.param_groups
@@ -151,7 +153,7 @@ class TrainState:
         self.place_schedule(self.schedule.last_epoch)
 
     def place_schedule(self, iteration: int) -> None:
-        """Let the learning rate go on as it is before an iteration of the schedule."""
+        """Set the schedule, and with it the learning rate, to its state before an iteration."""
         schedule, groups = self.schedule, self.optimizer.param_groups
         schedule.last_epoch = iteration
         factors = zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
@@ -161,10 +163,10 @@ class TrainState:
 
 
 def seed_iteration(seed: int, step: int, rank: int) -> None:
-    """Start the global random stream (sampling of anchors and proposals, dropout) of an iteration.
+    """Seed the global random stream (sampling of anchors and proposals, dropout) of an iteration.
 
-    Because the stream follows from the position alone, nothing that runs between two iterations
-    can shift it, and a resumed run draws the same numbers without any saved generator.
+    As the seed depends only on the position, nothing that runs between two iterations can shift the
+    stream, and a resumed run draws the same numbers without a saved generator state.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)

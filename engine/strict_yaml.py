@@ -1,4 +1,4 @@
-"""YAML read strictly: plain types, no tags, no aliases, no key twice, no bottomless nesting."""
+"""Strict YAML: plain types, no tags, no aliases, no duplicate keys, bounded nesting."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import yaml
 
 from data.errors import InputError, shown
 
-LARGEST_NUMBER = 1 << 63  # whole numbers stay below it; Python cannot even print all that YAML has
+LARGEST_NUMBER = 1 << 63  # bound of whole numbers; Python cannot even print all that YAML allows
 TAB = repr("\t")
-MAX_DEPTH = 32  # of nested mappings and lists; far beyond any real file, far below Python's stack
+MAX_DEPTH = (
+    32  # of nested mappings and lists; far above any real file, far below Python's stack limit
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML mapping, read strictly: no tags, no aliases, no key twice.
+    """Read a file with one YAML mapping: no tags, no aliases, no duplicate keys.
 
     Raises:
         InputError: the file is missing, is not YAML or is not a mapping.
@@ -38,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 class _StrictLoader(yaml.SafeLoader):
     """YAML without surprises: text, numbers, true, false, null, lists and mappings with text keys.
 
-    A tag, an alias or a key twice is refused, nesting is bounded, and a date is text.
+    Tags, aliases and duplicate keys are refused, nesting is bounded, and a date is text.
     """
 
     depth = 0
@@ -103,7 +105,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_y
 
 
 class _LoaderOfValues(_StrictLoader):
-    """A comment is refused, too: a folder ``runs #2`` on a command line is no ``runs``."""
+    """Also refuses comments: a folder ``runs #2`` on a command line must not become ``runs``."""
 
     def scan_to_next_token(self) -> None:
         start, mark = self.pointer, self.get_mark()
@@ -118,13 +120,15 @@ def _refused(place: yaml.Event | yaml.Node, problem: str) -> yaml.MarkedYAMLErro
 
 
 def parse_yaml(text: str, source: str, comments: bool = True) -> Any:
-    """A YAML document; ``source`` is what errors call it.
+    """Parse a YAML document.
 
     Args:
-        comments: they may stand in it.
+        text: the document.
+        source: its name in error messages.
+        comments: whether comments are allowed.
 
     Raises:
-        InputError: it is not YAML, or uses what is refused here.
+        InputError: it is not valid YAML or uses a refused feature.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader if comments else _LoaderOfValues)
@@ -137,7 +141,7 @@ def parse_yaml(text: str, source: str, comments: bool = True) -> Any:
 
 
 def _with_cure(problem: str) -> str:
-    """YAML's own words; where a character begins what should be text, what to do about it."""
+    """The parser's message; for a character that cannot start text, with the cure."""
     if not problem.endswith("cannot start any token"):
         return problem
     return f"{problem}; {'indent with spaces' if TAB in problem else 'quote the text'}"

@@ -1,4 +1,4 @@
-"""One iteration of training: losses, their weights, gradients, an update."""
+"""One training iteration: losses, their weights, gradients and an update."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.state import TrainState, seed_iteration
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration computed: 0-d tensors on the device by loss name, its epoch and lr."""
+    """Results of one iteration: 0-d tensors on the device by loss name, its epoch and lr."""
 
     losses: dict[str, Tensor]
     weighted: dict[str, Tensor]
@@ -36,17 +36,17 @@ class Iteration:
 
 
 class TrainStep:
-    """Moves a state by one iteration a call.
+    """Advances a training state by one iteration per call.
 
     Args:
-        state: what is moved.
-        model: its detector, wrapped for the exchange of gradients where there are several ranks.
-        config: of the training.
+        state: the training state, updated in place.
+        model: its detector, wrapped for gradient averaging if there are several ranks.
+        config: config of the training.
         ranks: the processes that train together.
         files: image files by row of the training annotations, for messages.
 
     Attributes:
-        guard: watches the losses. On a GPU, who reads anything of an iteration lets it check first.
+        guard: watches the losses. On a GPU, call its ``check`` before reading an iteration.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class TrainStep:
         )
 
     def __call__(self, batches: Sequence[Batch]) -> Iteration:
-        """The mean loss over the batches, its gradient, one update.
+        """Compute the mean loss over the batches and its gradient, and make one update.
 
         Raises:
-            DivergenceError: on a CPU, for a loss that is not finite; nothing was updated by it.
+            DivergenceError: on a CPU, for a loss that is not finite; no update was made.
         """
         state = self.state
         seed_iteration(self.config.seed, state.progress.step, self.ranks.rank)
@@ -100,7 +100,7 @@ class TrainStep:
         return iteration
 
     def end_epoch(self) -> None:
-        """Count an epoch, once nothing of it is left.
+        """Count an epoch after its last iteration.
 
         Raises:
             DivergenceError: a loss was not finite; no update was made since.
@@ -110,7 +110,7 @@ class TrainStep:
         self.state.progress.batch = 0
 
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> Iteration:
-        """Gradients of the mean loss over batches; ranks exchange them once, with the last."""
+        """Accumulate gradients of the mean loss over batches; ranks average them once."""
         state, device = self.state, self.ranks.device
         parts: list[dict[str, Tensor]] = []
         weighted_parts: list[dict[str, Tensor]] = []

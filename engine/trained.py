@@ -1,4 +1,4 @@
-"""A trained detector out of a checkpoint, ready to look at images."""
+"""Load a trained detector from a checkpoint, ready for inference."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from engine.process.distributed import choose_device
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds.
+    """A trained detector with its config and classes.
 
     Attributes:
-        config: of its training, with overrides.
-        classes: the names of its labels.
-        detector: in evaluation mode, on the device.
-        device: where it is.
+        config: config of its training, with overrides.
+        classes: names of its classes by label.
+        detector: the detector in evaluation mode, on the device.
+        device: device of the detector.
     """
 
     config: Config
@@ -37,16 +37,16 @@ class Trained:
 def load_trained(
     path: str | Path, overrides: Sequence[str] = (), device: torch.device | None = None
 ) -> Trained:
-    """Read a checkpoint.
+    """Load the detector of a checkpoint.
 
     Args:
         path: ``last.pt`` or ``best.pt`` of a run.
-        overrides: ``key.path=value`` of its config.
-        device: where to put it, by default the best that is here, unless an override of
-            ``train.device`` names one; it may have been trained on another machine.
+        overrides: overrides ``key.path=value`` of its config.
+        device: device of the detector; by default CUDA if available, else the CPU, unless an
+            override of ``train.device`` names one. The device of its training is ignored.
 
     Raises:
-        InputError: it cannot be read, or an override does not fit it.
+        InputError: the checkpoint cannot be read, or an override does not fit it.
     """
     saved = load_checkpoint(path)
     train = {**saved["config"].get("train", {}), "device": "auto"}
@@ -64,7 +64,7 @@ def load_weights(detector: nn.Module, weights: dict[str, Tensor], path: str | Pa
     """Load a checkpoint's weights.
 
     Raises:
-        InputError: they are those of another architecture, as under an override of it.
+        InputError: the architectures differ, for example because of an override.
     """
     try:
         detector.load_state_dict(weights)

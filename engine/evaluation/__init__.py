@@ -1,1 +1,1 @@
-"""Scores: detections to VOC mAP and COCO AP, their files and pictures."""
+"""Evaluation: VOC mAP and COCO AP of detections, result files and pictures."""

@@ -1,4 +1,4 @@
-"""COCO's twelve numbers for boxes or masks, computed from arrays in memory."""
+"""The twelve COCO scores for boxes or masks, computed from arrays in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.evaluation.detections import Detections, sides_of
 # In the order of the API's summary; detections per image and class are cut to 1, 10 and 100.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
-# COCO ignores ground truth outside the range of areas that it looks at, and no range has this one.
+# COCO ignores ground truth outside the range of areas being scored; no range contains this one.
 IGNORED_AREA = -1.0
 
 
@@ -33,15 +33,17 @@ def coco_scores(
     kind: Kind = "bbox",
     engine: Engine = "pycocotools",
 ) -> dict[str, float | None]:
-    """The twelve numbers; None where the API says -1: there is no ground truth of that kind.
+    """Compute the twelve COCO scores; None where the API gives -1, for lack of ground truth.
 
     Crowd regions are the API's crowds. Difficult boxes of VOC do not count, nor does one
-    detection on each. Without detections the numbers are 0.
+    detection on each. Without detections the scores are 0.
 
     Args:
-        detections: for ``kind="segm"`` with masks.
-        annotations: for ``kind="segm"`` with masks; an object without one counts as its box.
-        engine: the program that computes them; all give the same numbers.
+        detections: detections of the split; with masks for ``kind="segm"``.
+        annotations: ground truth; with masks for ``kind="segm"``, where an object without one
+            counts as its box.
+        kind: whether boxes or masks are compared.
+        engine: the program that computes the scores; all give the same numbers.
 
     Raises:
         InputError: the engine is not installed.
@@ -50,7 +52,7 @@ def coco_scores(
     present = np.unique(annotations.labels)
     if len(present) == 0:
         return dict.fromkeys(NAMES)
-    # classes without ground truth are left out of every mean, so their detections cannot matter
+    # every mean leaves out classes without ground truth, so their detections do not matter
     relevant = detections.select(np.flatnonzero(np.isin(detections.label, present)))
     inputs = CocoInputs(
         _images(annotations),
@@ -101,7 +103,7 @@ def _found(detections: Detections, annotations: Annotations, kind: Kind) -> Coco
         masks = [
             {"size": size, "counts": rle} for size, rle in zip(sizes, detections.rles, strict=True)
         ]
-        # one by one: of a list pycocotools refuses areas for more than 255 masks
+        # one by one: pycocotools refuses a list of more than 255 masks
         areas = np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
     return _objects(detections.image, detections.label, detections.boxes, areas, masks, annotations)
 
@@ -114,15 +116,15 @@ def _objects(
     masks: list[dict[str, Any]] | None,
     annotations: Annotations,
 ) -> CocoObjects:
-    """What objects and detections have in common."""
+    """Build the columns that objects and detections share."""
     xywh = np.hstack([boxes[:, :2], sides_of(boxes)])
     image_ids, category_ids = _ranks(annotations.image_ids), _ranks(annotations.category_ids)
     return CocoObjects(image_ids[images], category_ids[labels], xywh, areas, masks)
 
 
 def _ranks(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """1, 2, ... in the order of the ids, which decides between detections of equal score.
+    """Map ids to 1, 2, ... in their order, which breaks ties of equal scores.
 
-    The ids themselves may be anything, also more than a float64, in which engines read them, holds.
+    The ids themselves may exceed what a float64, in which engines read them, can represent.
     """
     return np.unique(ids, return_inverse=True)[1].astype(np.int64) + 1

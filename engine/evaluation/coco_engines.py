@@ -1,7 +1,7 @@
-"""The programs that compute COCO's twelve numbers: the COCO API, and two that are faster.
+"""The programs that compute the twelve COCO scores: the COCO API and two faster ones.
 
 Each gives the numbers of the COCO API (``tests/engine/test_coco_engines.py``; the last bit of a
-mean may differ, by the order of its sum). The fast ones are optional packages, imported on use.
+mean may differ, by the order of its sum). The faster ones are optional packages, imported on use.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Engine = Literal["pycocotools", "faster-coco-eval", "hotcoco"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-# The module that each optional engine is imported as; the engine is the name of its package.
+# Module names of the optional engines; the engine is the name of its package.
 MODULES: dict[str, str] = {"faster-coco-eval": "faster_coco_eval", "hotcoco": "hotcoco"}
 
 
 @dataclass(frozen=True)
 class CocoObjects:
-    """Ground truth or detections in the COCO API's terms, a column for each of its keys.
+    """Ground truth or detections in the COCO API's terms, one column per key.
 
     Attributes:
         image_ids: ``(N,)``.
         category_ids: ``(N,)``.
         xywh: ``(N, 4)``: ``bbox``.
         areas: ``(N,)``.
-        segmentations: a dict for each as in its JSON; None where boxes are scored.
+        segmentations: one dict per object as in COCO JSON; None if boxes are scored.
     """
 
     image_ids: IntArray
@@ -48,7 +48,7 @@ class CocoObjects:
     segmentations: list[Any] | None = None
 
     def entries(self) -> list[dict[str, Any]]:
-        """As the API's JSON has them. Ids count from 1: to the API an id of 0 is no match."""
+        """The objects in the API's JSON form. Ids count from 1: the API takes id 0 as no match."""
         columns = (self.image_ids, self.category_ids, self.xywh, self.areas)
         entries = [
             {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area}
@@ -64,15 +64,15 @@ class CocoObjects:
 
 @dataclass(frozen=True)
 class CocoInputs:
-    """Everything that the twelve numbers depend on.
+    """The inputs of the twelve COCO scores.
 
     Attributes:
-        images: ``{"id", "height", "width"}`` of each.
-        category_ids: those that are scored.
+        images: ``{"id", "height", "width"}`` of each image.
+        category_ids: ids of the scored categories.
         truth: the ground truth.
-        crowd: ``(N,)`` bool, which of it are crowd regions.
+        crowd: ``(N,)`` bool, which ground truth objects are crowd regions.
         found: the detections.
-        scores: ``(D,)`` of the detections.
+        scores: ``(D,)`` scores of the detections.
         kind: whether boxes or masks are compared.
     """
 
@@ -85,6 +85,7 @@ class CocoInputs:
     kind: Kind
 
     def categories(self) -> list[dict[str, Any]]:
+        """The scored categories in the API's JSON form."""
         return [{"id": number, "name": str(number)} for number in self.category_ids.tolist()]
 
     def datasets(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,7 +100,7 @@ class CocoInputs:
 
 
 def check_engine(engine: Engine) -> None:
-    """Import an engine, so that a missing one is found before anything is computed for it.
+    """Import an engine, so that a missing one is reported before the evaluation.
 
     Raises:
         InputError: its package cannot be imported.
@@ -133,7 +134,7 @@ def _faster_coco_eval(inputs: CocoInputs) -> FloatArray:
 
 
 def _hotcoco(inputs: CocoInputs) -> FloatArray:
-    """Columns go in as they are: making a dict of each object would cost more than the scoring."""
+    """Pass columns as they are: a dict per object would cost more than the scoring."""
     import hotcoco
 
     columns = inputs.truth
@@ -151,13 +152,13 @@ def _hotcoco(inputs: CocoInputs) -> FloatArray:
     columns = inputs.found
     rows = np.column_stack([columns.image_ids, columns.xywh, inputs.scores, columns.category_ids])
     found = truth.load_res(rows, segmentation=columns.segmentations)
-    # load_res takes areas from the boxes, the inputs have those of masks where masks are scored
+    # load_res takes areas from the boxes; the inputs have those of masks if masks are scored
     found.update_anns(ids=np.arange(1, len(rows) + 1), area=columns.areas)
     return _run(hotcoco.COCOeval(truth, found, inputs.kind))
 
 
 def _run(evaluation: Any) -> FloatArray:
-    """``(12,)``: the three steps that all engines have."""
+    """Run the three steps that all engines have -> ``(12,)``."""
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -173,9 +174,10 @@ _STATS: dict[Engine, Callable[[CocoInputs], FloatArray]] = {
 
 
 def compute_stats(inputs: CocoInputs, engine: Engine) -> FloatArray:
-    """``(12,)`` in the order of the API's summary, -1 where there is nothing to score.
+    """Compute the twelve COCO scores with an installed engine; see ``check_engine``.
 
-    The engine is installed: ``check_engine``.
+    Returns:
+        ``(12,)`` in the order of the API's summary, -1 where there is nothing to score.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # they print what they do
+    with contextlib.redirect_stdout(io.StringIO()):  # engines print their progress
         return _STATS[engine](inputs)

@@ -1,7 +1,7 @@
-"""COCO results JSON, written and read.
+"""Write and read COCO results JSON.
 
-Files come from strangers too: whatever one holds, the only error is an ``InputError`` that names
-the entry.
+Files may come from anywhere: whatever one holds, the only error is an ``InputError`` that names the
+entry.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ LARGEST_SCORE = sys.float_info.max
 
 
 def check_ids(path: str | Path, annotations: Annotations) -> None:
-    """Raise InputError where the ids in results would not be those of all annotation files."""
+    """Check that the ids of several annotation files do not contradict each other.
+
+    Raises:
+        InputError: they do, so the ids in a results file would be ambiguous.
+    """
     if annotations.ids_contradict:
         raise InputError(
             f"{path}: COCO results identify images and classes by id, but the files of "
@@ -47,10 +51,10 @@ def write_coco_json(path: str | Path, detections: Detections, annotations: Annot
     ``segmentation`` as compressed run lengths. Reading the file gives equal float64 values. (The
     COCO API's own ``loadRes`` takes the area of an entry with both from its box; this program takes
     it from the mask when it scores masks.) Detections of classes that have no category id in the
-    data are left out with a warning: the COCO API would pass over them.
+    data are left out with a warning: the COCO API would ignore them.
 
     Raises:
-        InputError: several splits whose ids contradict each other.
+        InputError: the ids of several splits contradict each other.
     """
     check_ids(path, annotations)
     named = annotations.category_ids[detections.label] > NO_CATEGORY
@@ -82,14 +86,14 @@ def write_coco_json(path: str | Path, detections: Detections, annotations: Annot
 def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
     """Read COCO results JSON: a list of entries with ``bbox``, ``segmentation`` or both.
 
-    Either all entries have a mask or none, and the same holds for boxes; where there are only masks
-    the boxes around them are taken.
+    Either all entries have a mask or none, and the same holds for boxes; with masks only, the boxes
+    around them are used.
 
     Raises:
-        InputError: the file cannot be read or is no such list; an entry has an unknown image or
-            category id, a number that is not finite or out of all proportion, a damaged mask;
-            the index beside it calls an image or a class otherwise than the data;
-            several splits whose ids contradict each other.
+        InputError: the file cannot be read or is not such a list; an entry has an unknown image or
+            category id, a number that is not finite or far too large, or a damaged mask; the index
+            beside the file names an image or a class differently than the data; or the ids of
+            several splits contradict each other.
     """
     check_ids(path, annotations)
     entries = _load_entries(Path(path))
@@ -114,12 +118,12 @@ def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
 
 
 def index_of(results: Path) -> Path:
-    """Where ``predict.py`` says what the ids mean that it has counted itself."""
+    """The file beside results in which ``predict.py`` lists the ids that it assigned."""
     return results.with_name(f"{results.stem}_images.json")
 
 
 def _check_index(path: Path, annotations: Annotations) -> None:
-    """Raise InputError where the index beside a file of results contradicts the annotations."""
+    """Raise InputError if the index beside a results file contradicts the annotations."""
     index = index_of(path)
     if not index.is_file():
         return
@@ -148,7 +152,7 @@ def _check_index(path: Path, annotations: Annotations) -> None:
 def _doubt_boxes(
     path: str | Path, boxes: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32]
 ) -> None:
-    """Warn of boxes that seem to be fractions, or corners: in pixels they mean something else."""
+    """Warn of boxes that look like fractions or corners instead of ``[x, y, width, height]``."""
     if len(boxes) < ENOUGH_TO_JUDGE:
         return
     fractions = ((boxes[:, 2:] <= 2) & (sizes_hw[:, ::-1] > 2)).all(axis=1).mean()
@@ -178,7 +182,7 @@ def _load_entries(path: Path) -> list[dict[str, Any]]:
         entries = json.loads(path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, endless nesting
+    except (ValueError, RecursionError) as error:  # also bytes that are not text, too deep nesting
         raise InputError(f"{path}: not readable as JSON: {error}; write it again") from error
     if not isinstance(entries, list):
         raise InputError(
@@ -206,7 +210,7 @@ def _look_up(
 
 
 def _number(value: Any, where: str, largest: float) -> float:
-    """A JSON number as a float64; strings, booleans, NaN and numbers beyond are refused."""
+    """A JSON number -> float; strings, booleans, NaN and numbers beyond ``largest`` are refused."""
     if type(value) in (int, float) and abs(value) <= largest:
         return float(value)
     raise InputError(f"{where} is {shown(value)}; it must be a finite number up to {largest:g}")
@@ -234,7 +238,7 @@ def _xyxy(bbox: Any, where: str) -> list[float]:
 def _read_masks(
     entries: list[dict[str, Any]], sizes: npt.NDArray[np.int32], path: str | Path
 ) -> list[bytes] | None:
-    """The compressed run lengths of all entries, or None where none has a segmentation."""
+    """The compressed run lengths of all entries; None if no entry has a segmentation."""
     if not any("segmentation" in entry for entry in entries):
         return None
     rles = [

@@ -1,8 +1,8 @@
-"""The VOC devkit's detection files: a folder with ``comp4_det_<set>_<class>.txt`` for each class.
+"""Detection files of the VOC devkit: a folder with ``comp4_det_<set>_<class>.txt`` per class.
 
 A line is ``<image name> <score> <xmin> <ymin> <xmax> <ymax>``, in the devkit's 1-based inclusive
 pixels: this project's ``(xmin, ymin, xmax, ymax)`` is ``(xmin + 1, ymin + 1, xmax, ymax)`` there.
-Image names may hold spaces.
+Image names may contain spaces.
 """
 
 from __future__ import annotations
@@ -23,19 +23,23 @@ TO_DEVKIT = np.array([1.0, 1.0, 0.0, 0.0])
 
 
 def check_comp4(annotations: Annotations) -> None:
-    """Raise InputError where classes have no place in file names, or two images share a name."""
+    """Check that classes and images can be named in comp4 files.
+
+    Raises:
+        InputError: a class cannot be part of a file name, or two images share a name.
+    """
     _file_names(annotations)
     _rows_by_name(annotations)
 
 
 def write_comp4(folder: str | Path, detections: Detections, annotations: Annotations) -> None:
-    """Write one file for each class, also for classes without detections.
+    """Write one file per class, including classes without detections.
 
     Scores and coordinates are written with all their digits: reading them gives equal values, as
     long as adding 1 to a coordinate is exact, which it is for coordinates computed in float32.
 
     Raises:
-        InputError: as ``check_comp4`` does, or the files cannot be written.
+        InputError: see ``check_comp4``; or the files cannot be written.
     """
     check_comp4(annotations)
     names = annotations.names.tolist()
@@ -54,10 +58,9 @@ def read_comp4(folder: str | Path, annotations: Annotations) -> Detections:
     """Read the files of the annotations' split; a class without a file has no detections.
 
     Raises:
-        InputError: the folder has no file of this split (those of a split whose name only begins
-            like it are passed over), or one of a class that is not scored; a
-            line is not six fields, or names an unknown image, or holds a number that is not finite
-            or out of all proportion.
+        InputError: the folder has no file of this split (files of a split whose name only begins
+            like it are ignored), or a file of a class that is not scored; a line does not have six
+            fields, names an unknown image, or has a number that is not finite or far too large.
     """
     folder = Path(folder)
     expected = _file_names(annotations)
@@ -79,7 +82,7 @@ def read_comp4(folder: str | Path, annotations: Annotations) -> Detections:
 
 
 def _prefix(annotations: Annotations) -> str:
-    """``comp4_det_<set>_``; of a split such as ``folder/val`` the set is ``val``."""
+    """The prefix ``comp4_det_<set>_``; for a split such as ``folder/val`` the set is ``val``."""
     return f"comp4_det_{annotations.split.rpartition('/')[2]}_"
 
 
@@ -122,7 +125,7 @@ def _is_of_another_set(rest: str, annotations: Annotations) -> bool:
 
 
 def _rows_by_name(annotations: Annotations) -> dict[str, int]:
-    """The images by their names without the spaces around them, which lines cannot hold."""
+    """Image rows by name, stripped of surrounding spaces, which lines cannot represent."""
     names = [name.strip() for name in annotations.names.tolist()]
     rows = {name: row for row, name in enumerate(names)}
     if len(rows) < len(names):
@@ -135,7 +138,7 @@ def _rows_by_name(annotations: Annotations) -> dict[str, int]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not blank, each with the place that error messages name."""
+    """Yield the non-blank lines of a file, each with its location for error messages."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a detector found, in flat arrays: read by the scores, the file formats and the drawing."""
+"""Detections in flat arrays, as used by the scores, the file formats and the drawing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Detections:
     Attributes:
         image: ``(D,)`` int64, rows of the images in their ``Annotations``.
         label: ``(D,)`` int32, 0-based class indices.
-        score: ``(D,)`` float64, higher is surer.
+        score: ``(D,)`` float64, higher is more confident.
         boxes: ``(D, 4)`` float64, xyxy in pixels of the original image, continuous coordinates.
-        rles: for each detection its mask in the original image as COCO's compressed run lengths,
-            or None where the detector has no masks.
-        seen: ``(S,)`` int64, the images that the detector looked at, with or without detections;
-            None where that is not known (files name only images with detections).
+        rles: the mask of each detection in the original image as COCO's compressed run lengths;
+            None if the detector has no masks.
+        seen: ``(S,)`` int64, rows of the images processed, with or without detections; None if
+            unknown (files only name images with detections).
     """
 
     image: npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class Detections:
         return len(self.image)
 
     def select(self, rows: npt.NDArray[np.int64]) -> Detections:
-        """The given detections, in the given order."""
+        """Select detections by row, in the given order."""
         rles = None if self.rles is None else [self.rles[row] for row in rows.tolist()]
         return Detections(
             self.image[rows], self.label[rows], self.score[rows], self.boxes[rows], rles, self.seen
@@ -53,7 +53,7 @@ def make_detections(
     rles: list[bytes] | None = None,
     seen: npt.ArrayLike | None = None,
 ) -> Detections:
-    """Detections from anything array-like, also empty: the arrays get their dtypes and shapes."""
+    """Build detections from array-likes, also empty ones, with the right dtypes and shapes."""
     return Detections(
         np.asarray(image, dtype=np.int64).reshape(-1),
         np.asarray(label, dtype=np.int32).reshape(-1),
@@ -65,10 +65,10 @@ def make_detections(
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
-    """The shares of all ranks as one, ordered by image.
+    """Join the shares of all ranks, ordered by image.
 
-    The order within an image is kept, so the result (and with it how ties of scores are broken)
-    does not depend on how the images were spread over ranks.
+    The order within an image is kept, so the result, including how ties of scores are broken, does
+    not depend on how the images were distributed over ranks.
     """
     if not parts:
         return make_detections([], [], [], [])
@@ -85,7 +85,7 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
 
 
 def _joined_masks(parts: Sequence[Detections]) -> list[bytes] | None:
-    """All masks; None if a part has detections without masks. A part with neither is neutral."""
+    """Join all masks; None if a part has detections without masks. Empty parts do not matter."""
     masks = [part.rles for part in parts if len(part) > 0 or part.rles is not None]
     if not masks or any(rles is None for rles in masks):
         return None
@@ -95,10 +95,10 @@ def _joined_masks(parts: Sequence[Detections]) -> list[bytes] | None:
 def sides_of(boxes_xyxy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``(D, 4)`` xyxy -> ``(D, 2)`` width and height ``w`` with ``x + w == xmax`` in float64.
 
-    Many doubles ``w`` satisfy that. The one with at most six decimals is taken if there is one:
-    boxes that were read as decimal ``x, y, w, h`` get back the very ``w`` and ``h`` they came from.
-    Otherwise it is the difference, or its neighbor where the difference was rounded. (Left of the
-    image there may be no such double, ``x`` being coarser than ``xmax``; then it is the nearest.)
+    Many doubles ``w`` satisfy that. One with at most six decimals is preferred: boxes read as
+    decimal ``x, y, w, h`` get back exactly the ``w`` and ``h`` they came from. Otherwise it is the
+    difference, or its neighbor if the difference was rounded. (Left of the image there may be no
+    such double, as ``x`` is coarser than ``xmax``; then it is the nearest.)
 
     >>> 10.1 + 20.7 - 10.1, sides_of(np.array([[10.1, 0.0, 10.1 + 20.7, 1.0]]))[0].tolist()
     (20.699999999999996, [20.7, 1.0])

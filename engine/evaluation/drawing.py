@@ -1,4 +1,4 @@
-"""Pictures of detections beside the ground truth."""
+"""Draw detections beside the ground truth."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FONT, LINE = cv2.FONT_HERSHEY_SIMPLEX, cv2.LINE_AA
 CAPTION_HEIGHT, GAP = 26, 8
 MASK_OPACITY = 0.4
 TEXT_SIZE = 0.42
-PLAIN_SIDE = 600  # pixels: from this short side on, lines and text of a whole picture grow with it
-WIDEST = 1.8  # width of an image in the picture, by its height
+PLAIN_SIDE = 600  # pixels: above this short side, lines and text of a full-size image scale with it
+WIDEST = 1.8  # maximum ratio of width to height of an image in the picture
 
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """One object in a picture; box and mask are in pixels of the original image."""
+    """One object to draw; box and mask are in pixels of the original image."""
 
     box: npt.NDArray[np.float64]
     caption: str
@@ -48,15 +48,15 @@ def draw_grid(
     columns: int = 2,
     height: int = 360,
 ) -> Pixels:
-    """Several images, each as a pair: the ground truth at the left, detections at the right.
+    """Draw several images, each as a pair: ground truth on the left, detections on the right.
 
     Args:
         images: ``(H, W, 3)`` uint8 RGB, original images.
         rows: their rows in the annotations.
         annotations: the ground truth; difficult objects and crowds are drawn grey.
-        detections: of the split; those of other images, and of scores below 0.5, are not drawn.
-        columns: pairs beside each other.
-        height: of each image in the picture, less where the image is very wide.
+        detections: detections of the split; those with scores below 0.5 are not drawn.
+        columns: number of pairs per line.
+        height: height of each image in the picture in pixels, less for very wide images.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
@@ -79,9 +79,15 @@ def draw_pair(
     score_threshold: float = 0.5,
     height: int = 360,
 ) -> Pixels:
-    """One image with its ground truth, and with its detections from a score on.
+    """Draw one image twice: with its ground truth and with its detections.
 
-    Other arguments as in ``draw_grid``.
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB, original image.
+        row: its row in the annotations.
+        annotations: the ground truth; difficult objects and crowds are drawn grey.
+        detections: detections of the split.
+        score_threshold: minimum score to draw.
+        height: height of the image in the picture in pixels, less for very wide images.
     """
     truth = _true_objects(row, annotations)
     found = _found_objects(row, annotations, detections, score_threshold)
@@ -104,9 +110,14 @@ def draw_detections(
     detections: Detections,
     score_threshold: float = 0.5,
 ) -> Pixels:
-    """A copy of an image with its detections from a score on, at its own size.
+    """Draw the detections of an image into a full-size copy of it.
 
-    Other arguments as in ``draw_grid``.
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB, original image.
+        row: its row in the annotations.
+        annotations: class names and image sizes.
+        detections: detections of the split.
+        score_threshold: minimum score to draw.
     """
     canvas = image.copy()
     found = _found_objects(row, annotations, detections, score_threshold)
@@ -117,13 +128,13 @@ def draw_detections(
 def draw_objects(
     canvas: Pixels, objects: Sequence[DrawnObject], scale: float, thickness: float = 1.0
 ) -> None:
-    """Draw objects into a picture, the last ones over the others.
+    """Draw objects into an image, later ones over earlier ones.
 
     Args:
         canvas: ``(H, W, 3)`` uint8 RGB, changed in place.
-        objects: in pixels of the original image.
-        scale: of the picture against the original image.
-        thickness: of lines and text.
+        objects: objects in pixels of the original image.
+        scale: size of the canvas relative to the original image.
+        thickness: thickness of lines and text.
     """
     for drawn in objects:
         if drawn.mask is not None:
@@ -134,7 +145,7 @@ def draw_objects(
 
 
 def write_png(path: str | Path, picture: Pixels) -> None:
-    """Write an ``(H, W, 3)`` uint8 RGB picture.
+    """Write an ``(H, W, 3)`` uint8 RGB image as PNG.
 
     Raises:
         InputError: the file cannot be written.
@@ -173,7 +184,7 @@ def _true_object(annotations: Annotations, index: int, mask: Pixels | None) -> D
 def _found_objects(
     row: int, annotations: Annotations, detections: Detections, score_threshold: float
 ) -> list[DrawnObject]:
-    """The detections of an image, the surest last, so that it is drawn over the others."""
+    """The detections of an image by ascending score, so that the best are drawn on top."""
     chosen = np.flatnonzero((detections.image == row) & (detections.score >= score_threshold))
     chosen = chosen[np.argsort(detections.score[chosen], kind="stable")]
     found = []
@@ -188,14 +199,14 @@ def _found_objects(
 
 
 def _class_name(annotations: Annotations, label: int) -> str:
-    """The name; where there is one class only it would say nothing, and small objects need room."""
+    """The class name; empty if there is only one class, where it would waste space."""
     return annotations.classes[label] if len(annotations.classes) > 1 else ""
 
 
 def draw_panel(
     image: Pixels, objects: Sequence[DrawnObject], left: str, right: str, height: int
 ) -> Pixels:
-    """An image with its objects, ``height`` pixels high, under a strip with two captions."""
+    """Draw an image with its objects, ``height`` pixels high, below a strip with two captions."""
     scale = min(height / image.shape[0], WIDEST * height / image.shape[1])
     size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -210,7 +221,7 @@ def draw_panel(
 
 
 def _blend_mask(canvas: Pixels, mask: Pixels, color: Color, thickness: float) -> None:
-    """Color the mask's pixels through the image and line its edge."""
+    """Tint the pixels of a mask and draw its outline."""
     height, width = canvas.shape[:2]
     inside = mask.astype(bool)
     if mask.shape != (height, width):
@@ -230,10 +241,10 @@ def _draw_box(canvas: Pixels, drawn: DrawnObject, scale: float, thickness: float
 def _draw_tags(
     canvas: Pixels, objects: Sequence[DrawnObject], scale: float, thickness: float
 ) -> None:
-    """Captions on filled tags at the boxes' top left corners, inside the picture.
+    """Draw captions on filled tags at the top left corners of the boxes, inside the image.
 
-    The last object comes first; a tag that would lie on another one is left out, so that crowded
-    pictures stay readable (the color tells the class).
+    The last object comes first; a tag that would overlap another one is left out, so that crowded
+    images stay readable (the color shows the class).
     """
     taken = np.zeros(canvas.shape[:2], dtype=bool)
     margin = round(2 * thickness)
@@ -262,7 +273,7 @@ def _put_text(
 
 
 def _join(pictures: Sequence[Pixels], axis: int) -> Pixels:
-    """Pictures in a column (axis 0) or a row (axis 1), set apart by background."""
+    """Join pictures in a column (axis 0) or a row (axis 1), separated by background."""
     shapes = np.array([picture.shape[:2] for picture in pictures])
     shape = shapes.max(axis=0)
     shape[axis] = shapes[:, axis].sum() + GAP * (len(pictures) - 1)

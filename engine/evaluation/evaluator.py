@@ -1,4 +1,4 @@
-"""From a detector, or a file of detections, to the scores of a split."""
+"""Score a split from the output of a detector or a file of detections."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def detect(
     device: torch.device,
     amp: Amp = "none",
 ) -> Detections:
-    """Run a detector over a loader: in distributed runs, over this rank's share of the images.
+    """Run a detector over a loader; in distributed runs, over this rank's share of the images.
 
-    The detector is left in the mode, training or evaluation, that it came in.
+    The detector keeps its mode, training or evaluation.
 
     Args:
-        detector: in evaluation mode it maps a list of images to a list of dicts ``boxes (D, 4)``,
-            ``labels (D,)``, ``scores (D,)`` and perhaps ``masks (D, 1, M, M)``.
+        detector: maps, in evaluation mode, a list of images to a list of dicts ``boxes (D, 4)``,
+            ``labels (D,)``, ``scores (D,)`` and optionally ``masks (D, 1, M, M)``.
         loader: batches whose ``indices`` and ``left_out`` are rows of the annotations.
-        annotations: of them only the original sizes are read.
-        device: where the detector is.
+        annotations: annotations of the split; only the original sizes are read.
+        device: device of the detector.
         amp: automatic mixed precision.
 
     Returns:
@@ -77,7 +77,7 @@ def _in_original(
     rles = None
     if "masks" in output:
         rles = _encode_masks(output["masks"], output["boxes"], (height, width))
-    # float32 rounding can push a box a hair beyond the border that the detector clipped it to
+    # float32 rounding can push a box slightly beyond the border that the detector clipped it to
     boxes = np.minimum(output["boxes"].double().cpu().numpy(), [width, height, width, height])
     return make_detections(
         np.full(len(boxes), row),
@@ -103,7 +103,7 @@ def _encode_masks(masks: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> lis
 
 
 def read_detections(path: str | Path, annotations: Annotations) -> Detections:
-    """Read a folder as comp4 files, a file as COCO results JSON.
+    """Read detections: a folder as comp4 files, a file as COCO results JSON.
 
     Raises:
         InputError: see ``read_comp4`` and ``read_coco_json``.
@@ -117,14 +117,14 @@ def score(
     iou: float = 0.5,
     engine: Engine = "pycocotools",
 ) -> dict[str, Any]:
-    """VOC and COCO scores in the form of ``metrics.json``.
+    """Compute VOC and COCO scores in the form of ``metrics.json``.
 
     Args:
-        detections: of the whole split. Where they say which images were seen, that must be every
-            image exactly once.
+        detections: detections of the whole split. If they record the images seen, that must be
+            every image exactly once.
         annotations: the ground truth.
-        iou: the threshold of the VOC scores.
-        engine: what computes the COCO scores.
+        iou: IoU threshold of the VOC scores.
+        engine: the program that computes the COCO scores.
 
     Returns:
         ``{"split": name, "images": int, "voc_iou": iou, "voc": {"area": ..., "11point": ...},
@@ -145,17 +145,21 @@ def score(
 
 
 def has_masks(detections: Detections, annotations: Annotations) -> bool:
-    """Whether masks can be scored: the detector has them and so has the ground truth."""
+    """Whether masks can be scored: both the detections and the ground truth have them."""
     return detections.rles is not None and masks_are_annotated(annotations)
 
 
 def masks_are_annotated(annotations: Annotations) -> bool:
-    """Whether an object of the ground truth has a mask."""
+    """Whether any object of the ground truth has a mask."""
     return annotations.masks is not None and bool(annotations.masks.present().any())
 
 
 def check_best(name: str, annotations: Annotations) -> None:
-    """Raise InputError where the score that decides about the best epoch cannot be computed."""
+    """Check that the score that selects the best epoch can be computed.
+
+    Raises:
+        InputError: it scores masks and the annotations have none.
+    """
     if name == "coco_segm_AP" and not masks_are_annotated(annotations):
         raise InputError(
             f"train.best: coco_segm_AP scores masks, but {annotations.source} has none; "
@@ -164,7 +168,7 @@ def check_best(name: str, annotations: Annotations) -> None:
 
 
 def _check_coverage(detections: Detections, annotations: Annotations) -> None:
-    """Our own invariant: shares of ranks neither overlap nor leave an image out."""
+    """Check the invariant that the shares of ranks cover every image exactly once."""
     if detections.seen is None:
         return
     times: npt.NDArray[np.int64] = np.bincount(detections.seen, minlength=len(annotations))

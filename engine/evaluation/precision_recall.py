@@ -1,4 +1,4 @@
-"""Precision and recall of each class at each score: what TensorBoard draws."""
+"""Precision-recall curves of each class over score thresholds, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ THRESHOLDS: npt.NDArray[np.float64] = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """The detections of one class from each of ``THRESHOLDS`` on.
+    """Counts of one class at each score threshold in ``THRESHOLDS``.
 
     Attributes:
-        right: ``(T,)`` that claim an object.
-        wrong: ``(T,)`` that do not.
-        objects: objects that count.
+        right: ``(T,)`` true positives.
+        wrong: ``(T,)`` false positives.
+        objects: number of objects that count.
     """
 
     right: Counts
@@ -33,20 +33,20 @@ class PrecisionRecall:
 
     @property
     def precision(self) -> npt.NDArray[np.float64]:
-        """``(T,)``; 1 where nothing was detected: nothing was wrong either."""
+        """Precision at each threshold, ``(T,)``; 1 without detections."""
         found = self.right + self.wrong
         return np.divide(self.right, found, out=np.ones(len(found)), where=found > 0)
 
     @property
     def recall(self) -> npt.NDArray[np.float64]:
-        """``(T,)``."""
+        """Recall at each threshold, ``(T,)``."""
         return self.right / self.objects
 
 
 def precision_recall(
     detections: Detections, annotations: Annotations, iou: float = 0.5
 ) -> Mapping[str, PrecisionRecall]:
-    """The curve of each class that has objects, by the VOC rule at one IoU threshold."""
+    """Compute the curve of each class that has objects, by the VOC rule at one IoU threshold."""
     order, right, ignored = match_detections(detections, annotations, iou)
     labels, scores = detections.label[order], detections.score[order]
     curves = {}
@@ -60,5 +60,5 @@ def precision_recall(
 
 
 def _from_each_threshold(scores: npt.NDArray[np.float64]) -> Counts:
-    """``(T,)``: how many scores reach each threshold."""
+    """Count the scores that reach each threshold -> ``(T,)``."""
     return len(scores) - np.searchsorted(np.sort(scores), THRESHOLDS, side="left")

@@ -1,4 +1,4 @@
-"""The scores of a split, in the form of ``metrics.json``: by flat names, as a file, as a table."""
+"""Scores of a split in the form of ``metrics.json``: as flat names, a file or a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.process.atomic_file import write_atomically
 
 
 def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """The scores of metrics.json by flat names: voc_mAP, coco_AP, coco_AP50, coco_segm_AP, …"""
+    """Flatten scores to names such as voc_mAP, coco_AP, coco_AP50 and coco_segm_AP."""
     flat = {
         "voc_mAP": scores["voc"]["area"]["mAP"],
         "voc_mAP_11point": scores["voc"]["11point"]["mAP"],
@@ -27,13 +27,13 @@ def headline_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def score_tags(detector_type: str) -> list[str]:
-    """The scores by which runs are compared, as their curves are called."""
+    """The curve tags of the scores by which runs are compared."""
     masks = ["val/coco_segm_AP"] if detector_type == "mask_rcnn" else []
     return ["val/voc_mAP", "val/coco_AP", "val/coco_AP50", "val/coco_AP75", *masks]
 
 
 def write_metrics(path: str | Path, scores: dict[str, Any]) -> None:
-    """Write scores as strict JSON, whole or not at all; what is no finite number becomes null.
+    """Write scores atomically as strict JSON; numbers that are not finite become null.
 
     Raises:
         InputError: the file cannot be written.
@@ -51,10 +51,10 @@ def _strict(value: Any) -> Any:
 
 
 def format_table(scores: dict[str, Any], annotations: Annotations | None = None) -> str:
-    """Scores as text: a row for each class, its mean, and COCO's numbers.
+    """Format scores as text: VOC AP per class, its mean, and the COCO scores.
 
-    With annotations it says what was scored, and there is a column with the number of objects that
-    count.
+    With annotations the heading names what was scored, and a column gives the number of objects
+    that count.
     """
     area, eleven = scores["voc"]["area"], scores["voc"]["11point"]
     columns = [["class", *area["AP"], "mean"]]
@@ -79,7 +79,7 @@ def _percent(value: float | None) -> str:
 
 
 def _aligned(columns: list[list[str]]) -> list[str]:
-    """Columns of equal length -> lines; the first column is flush left, numbers flush right."""
+    """Columns of equal length -> lines; the first column is left-aligned, others right-aligned."""
     widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""Test-time flip: a detector that also looks at each image's mirror image."""
+"""Test-time flip: a detector that also processes each image mirrored."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ Detected = dict[str, Tensor]
 
 
 class TestTimeFlip(nn.Module):
-    """Two looks at each image, one of them mirrored left-right, and one list of detections.
+    """Detects in each image and in its left-right mirror image, and merges the detections.
 
-    The detections of both looks go through another non-maximum suppression in each class: what both
-    have found counts once, with the higher score.
+    The detections of both go through another non-maximum suppression per class: an object found in
+    both counts once, with the higher score.
 
     Args:
-        detector: in evaluation mode it maps a list of images to a list of dicts ``boxes (D, 4)``,
-            ``labels (D,)``, ``scores (D,)`` and perhaps ``masks (D, 1, M, M)`` relative to them.
+        detector: maps, in evaluation mode, a list of images to a list of dicts ``boxes (D, 4)``,
+            ``labels (D,)``, ``scores (D,)`` and optionally ``masks (D, 1, M, M)`` relative to the
+            boxes.
         nms_threshold: IoU above which a lower-scoring detection of the class is suppressed.
-        most: detections that an image keeps.
+        most: maximum number of detections per image.
     """
 
     def __init__(self, detector: nn.Module, nms_threshold: float, most: int) -> None:
@@ -49,7 +50,7 @@ class TestTimeFlip(nn.Module):
 
 
 def with_flip(detector: nn.Module, config: Config) -> nn.Module:
-    """A detector as it is evaluated: with ``evaluate.flip`` it looks twice. Its mode stays."""
+    """Add test-time flip to a detector if ``evaluate.flip`` is set; its mode is kept."""
     if not config.evaluate.flip:
         return detector
     limits = config.detector
@@ -58,7 +59,7 @@ def with_flip(detector: nn.Module, config: Config) -> nn.Module:
 
 
 def mirror_back(detected: Detected, width: int) -> Detected:
-    """Detections in the mirror image of an image ``width`` pixels wide, in the image itself."""
+    """Map detections in a mirrored image of width ``width`` pixels back to the original image."""
     x1, y1, x2, y2 = detected["boxes"].unbind(dim=1)
     mirrored = {**detected, "boxes": torch.stack((width - x2, y1, width - x1, y2), dim=1)}
     if "masks" in detected:

@@ -1,4 +1,4 @@
-"""Scoring a split with all ranks: each takes its share of the images, the main one scores."""
+"""Evaluate a split on all ranks: each detects in its share, the main rank scores."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from engine.process.standard_output import is_watched
 
 @dataclass(frozen=True)
 class Validation:
-    """A split and how it is scored.
+    """Evaluates a detector on a split.
 
     Attributes:
         loader: this rank's share; the shares of all ranks hold every image exactly once.
         annotations: the ground truth of the whole split.
-        iou: the overlap that the VOC scores ask for.
-        engine: what computes the COCO scores.
+        iou: IoU threshold of the VOC scores.
+        engine: the program that computes the COCO scores.
         amp: automatic mixed precision.
-        view: makes a detector look twice where ``evaluate.flip`` asks for it.
-        images: its pictures, for examples.
+        view: adds test-time flip to a detector if ``evaluate.flip`` is set.
+        images: the image files of the split, for examples.
     """
 
     loader: EvalLoader
@@ -54,10 +54,10 @@ class Validation:
     images: ImageFiles
 
     def run(self, detector: nn.Module) -> tuple[Detections, dict[str, Any]] | None:
-        """All detections and their scores on the main rank, None on the others.
+        """Return all detections and their scores on the main rank, None on the others.
 
         Raises:
-            Stopped: a signal came; nothing is lost, the checkpoint was saved before.
+            Stopped: a signal asked to stop; the checkpoint was saved before.
         """
         self.ranks.share_buffers(detector)
         detector = self.view(detector)
@@ -69,17 +69,17 @@ class Validation:
         return detections, score(detections, self.annotations, self.iou, self.engine)
 
     def curves(self, detections: Detections) -> Mapping[str, PrecisionRecall]:
-        """Precision and recall of each class that has objects."""
+        """Precision-recall curves of each class that has objects."""
         return precision_recall(detections, self.annotations, self.iou)
 
     def examples(self, count: int) -> tuple[list[int], list[Pixels]]:
-        """Rows and pixels (H, W, 3) of up to ``count`` sound images spread over the split."""
+        """Rows and pixels (H, W, 3) of up to ``count`` undamaged images spread over the split."""
         images = len(self.annotations)
         spread = np.linspace(0, images - 1, min(count, images))
         rows = spread.astype(int).tolist()
         sound = {}
         for row in rows:
-            # where damaged images are not to be left out, the evaluation has ended before
+            # unless damaged images are skipped, the evaluation has failed before
             with suppress(DamagedImageError):
                 sound[row] = self.images.read(row)
         return list(sound), list(sound.values())
@@ -95,9 +95,10 @@ class Validation:
 def build_validation(
     config: Config, annotations: Annotations, ranks: Ranks, stop: StopRequest
 ) -> Validation:
-    """The scoring of a split as a config wants it, with a loader of this rank's share.
+    """Build the evaluation of a split from a config, with a loader of this rank's share.
 
-    Raises InputError where the engine of the COCO scores is not installed.
+    Raises:
+        InputError: the engine of the COCO scores is not installed.
     """
     check_engine(config.evaluate.engine)
     loader = build_eval_loader(

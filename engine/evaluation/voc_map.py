@@ -1,9 +1,9 @@
-"""PASCAL VOC average precision, in the form of 2010-2012 (area) and of 2007 (11 points).
+"""PASCAL VOC average precision in the definitions of 2010-2012 (area) and of 2007 (11 points).
 
-The rule of the official devkit (``VOCevaldet.m``, ``VOCap.m``): detections of a class are taken
-from the highest score down; each looks at the ground truth box of its image and class that it
-overlaps most, and is right if the overlap reaches the threshold and nobody claimed that box before.
-Difficult boxes neither count as objects nor punish the detections that lie on them.
+The rule of the official devkit (``VOCevaldet.m``, ``VOCap.m``): detections of a class are processed
+by descending score; each is matched to the ground truth box of its image and class with the largest
+IoU, and is correct if that reaches the threshold and no earlier detection has claimed the box.
+Difficult boxes neither count as objects nor make the detections that lie on them wrong.
 
 The devkit measures inclusive pixel boxes with ``+ 1``; in this project's coordinates
 (``xmin - 1, ymin - 1, xmax, ymax``) that is the plain area.
@@ -23,8 +23,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-# MATLAB's 0:0.1:1 is multiples of the double 0.1: three of them are 0.30000000000000004, which a
-# recall of 3/10 does not reach.
+# MATLAB's 0:0.1:1 holds multiples of the double 0.1: 3 * 0.1 is 0.30000000000000004, which a recall
+# of 3/10 does not reach.
 ELEVEN_RECALLS: FloatArray = np.arange(11, dtype=np.float64) * 0.1
 
 
@@ -37,8 +37,8 @@ def voc_scores(
 
     Returns:
         ``{"area": {"mAP": float, "AP": {class: float}}, "11point": {...}}``. A class without ground
-        truth (difficult boxes aside) has None and stays out of the mean; without any such class the
-        mean is None.
+        truth (not counting difficult boxes) has None and is left out of the mean; if all classes
+        are, the mean is None.
     """
     positives = count_objects(annotations)
     labels, recalls, precisions = _true_positives(detections, annotations, positives, iou)
@@ -57,7 +57,7 @@ def voc_scores(
 
 
 def count_objects(annotations: Annotations) -> IntArray:
-    """``(K,)``: the number of boxes of each class that count, neither difficult nor crowd."""
+    """Count the boxes of each class that are neither difficult nor crowd -> ``(K,)``."""
     counted = annotations.counted
     return np.bincount(annotations.labels[counted], minlength=len(annotations.classes))
 
@@ -71,9 +71,9 @@ def _named(classes: tuple[str, ...], values: list[float | None]) -> dict[str, An
 def _true_positives(
     detections: Detections, annotations: Annotations, positives: IntArray, iou: float
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """The detections that claim a box, by class and descending score: label, recall, precision.
+    """Label, recall and precision at each true positive, by class and descending score.
 
-    Precision falls between them, so a precision-recall curve is known from them alone.
+    Precision only falls between them, so they determine the precision-recall curve.
     """
     order, right, ignored = match_detections(detections, annotations, iou)
     labels = detections.label[order].astype(np.int64)
@@ -88,17 +88,17 @@ def _true_positives(
 def match_detections(
     detections: Detections, annotations: Annotations, iou: float = 0.5
 ) -> tuple[IntArray, BoolArray, BoolArray]:
-    """Which detections are right by the devkit's rule.
+    """Find the correct detections by the devkit's rule.
 
     Returns:
-        ``(D,)`` the detections by class and descending score, and for them, in that order, whether
-        each claims an object, and whether it lies on a difficult one and does not count at all.
+        Three ``(D,)`` arrays: rows of the detections by class and descending score; in that order,
+        whether each claims an object; and whether it lies on a difficult one and does not count.
     """
     overlap, box = _best_overlaps(detections, annotations)
     order = _by_class_and_score(detections)
     box = box[order]
     on_box = (overlap[order] >= iou) & (box >= 0)
-    # the value appended is that of row -1, no box
+    # the appended value is for row -1, no box
     ignored = on_box & np.append(~annotations.counted, False)[box]
     candidates = np.flatnonzero(on_box & ~ignored)
     right = np.zeros(len(order), dtype=np.bool_)
@@ -107,17 +107,17 @@ def match_detections(
 
 
 def _first_for_each_box(candidates: IntArray, box: IntArray, boxes: int) -> IntArray:
-    """Of the detections that lie on the same box the first, in order."""
+    """The first of the detections that lie on the same box, in order."""
     first = np.full(boxes, -1, dtype=np.int64)
-    first[box[candidates[::-1]]] = candidates[::-1]  # of several assignments the last one stays
+    first[box[candidates[::-1]]] = candidates[::-1]  # the last of several assignments wins
     return np.sort(first[first >= 0])
 
 
 def _by_class_and_score(detections: Detections) -> IntArray:
     """The order by class, then descending score; ties keep their order, as in MATLAB's sort.
 
-    numpy's stable sort of floats takes three times as long as its fast one. So: rank the scores
-    with the fast one, equal scores equally, and sort distinct integers (class, rank, row).
+    Numpy's stable sort of floats takes three times as long as its fast one. So rank the scores with
+    the fast one, equal scores equally, and sort distinct integers (class, rank, row).
     """
     total = len(detections)
     rows = np.argsort(-detections.score)
@@ -131,9 +131,9 @@ def _by_class_and_score(detections: Detections) -> IntArray:
 def _best_overlaps(detections: Detections, annotations: Annotations) -> tuple[FloatArray, IntArray]:
     """The largest IoU of each detection with a box of its image and class, and the row of that box.
 
-    Where there is none the IoU is 0 and the row -1; of equal overlaps the first box wins.
-    Detections meet the first box of their image and class, then the second, and so on: as many
-    passes as the most crowded image and class has boxes, in memory of the detections' size.
+    Without such a box the IoU is 0 and the row -1; of equal overlaps the first box wins. All
+    detections are compared with the first box of their image and class, then the second, and so on:
+    as many passes as the most crowded image and class has boxes, in memory linear in detections.
     """
     best, best_row = np.zeros(len(detections)), np.full(len(detections), -1, dtype=np.int64)
     truth_rows, groups, first, count = _group_ground_truth(annotations)
@@ -157,8 +157,11 @@ def _best_overlaps(detections: Detections, annotations: Annotations) -> tuple[Fl
 def _group_ground_truth(
     annotations: Annotations,
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """The rows of all boxes grouped by image and class; and of each group its key
-    ``image * K + label``, where it begins among those rows, and how many they are.
+    """Group the boxes by image and class.
+
+    Returns:
+        The rows of all boxes, sorted by group; and for each group its key ``image * K + label``,
+        the position of its first row, and its number of rows.
     """
     images = annotations.object_images()
     keys = images * len(annotations.classes) + annotations.labels
@@ -168,7 +171,7 @@ def _group_ground_truth(
 
 
 def _paired_iou(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
-    """``(P, 4)``, ``(P, 4)`` -> ``(P,)``: intersection over union of each pair, 0 where none.
+    """``(P, 4)``, ``(P, 4)`` -> ``(P,)``: intersection over union of each pair, 0 if disjoint.
 
     >>> _paired_iou(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 1.0]])).tolist()
     [0.5]
@@ -183,12 +186,12 @@ def _paired_iou(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
 
 
 def _envelope(precision: FloatArray) -> FloatArray:
-    """At each recall the highest precision that is reached there or further on."""
+    """The highest precision at each recall or any higher recall."""
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _area_ap(recall: FloatArray, envelope: FloatArray) -> float:
-    """The area under the envelope, which steps at the given recalls.
+    """The area under the precision envelope, a step function of recall.
 
     >>> _area_ap(np.array([0.5, 1.0]), np.array([1.0, 0.5]))
     0.75
@@ -197,7 +200,7 @@ def _area_ap(recall: FloatArray, envelope: FloatArray) -> float:
 
 
 def _eleven_point_ap(recall: FloatArray, envelope: FloatArray) -> float:
-    """The mean of the envelope at eleven recalls, 0 beyond the last recall that is reached.
+    """The mean of the envelope at eleven recalls, 0 beyond the highest recall reached.
 
     >>> _eleven_point_ap(np.array([0.5]), np.array([1.0]))  # reached: 0, 0.1, ... 0.5
     0.5454545454545454

@@ -1,1 +1,1 @@
-"""The process and its surroundings: ranks, signals, console, files that are whole or not there."""
+"""The process and its environment: ranks, signals, console and atomic files."""

@@ -1,8 +1,8 @@
-"""How the C library keeps memory that was freed.
+"""Let the C library keep freed memory.
 
-glibc returns every large block to the kernel when it is freed and asks for a fresh one, page by
-page, at the next request: the maps of a training step, hundreds of megabytes, over and over. On
-large images that costs more than some of the layers (docs/performance.md).
+glibc returns every large block to the kernel when it is freed and requests a new one, page by page,
+at the next allocation: hundreds of megabytes of feature maps in every training step. On large
+images that costs more than some of the layers (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER_TRIM = 2**31 - 1
 
-# What a user may have set to tune the same: then nothing is changed.
+# User settings of the allocator; if any is set, nothing is changed.
 CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
 
 
@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     """Reuse freed blocks instead of returning them to the kernel, for this process and its forks.
 
     Returns:
-        Whether it was done: not without glibc, nor against a choice in the environment
+        Whether it was done: not without glibc, nor if the environment configures the allocator
         (``MALLOC_…_``, or another allocator in ``LD_PRELOAD``).
     """
     if any(os.environ.get(name) for name in CHOICES):

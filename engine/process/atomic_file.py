@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes: a file is complete or unchanged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from data.errors import InputError
 def write_atomically(
     path: str | Path, data: bytes | memoryview, previous: Path | None = None
 ) -> None:
-    """Write beside the place, force to disk, rename; a crash leaves the old file as it was.
+    """Write a temporary file, sync it to disk and rename it; a crash leaves the old file unchanged.
 
-    Folders on the way are made. A device, a pipe or ``/dev/stdout`` is written to as it is: a
-    rename would put a file in its place.
+    Missing parent folders are created. A device, a pipe or ``/dev/stdout`` is written to directly:
+    a rename would replace it with a file.
 
     Args:
-        previous: what the file becomes that stands there before.
+        path: the file to write.
+        data: its contents.
+        previous: new name of an existing file at ``path``; None replaces it.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -43,7 +45,7 @@ def write_atomically(
 
 
 def link_atomically(path: Path, other: Path) -> None:
-    """Make ``other`` a second name of a file, or a copy where the file system has no such links.
+    """Make ``other`` a hard link to a file, or a copy if the file system has no hard links.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -58,9 +60,9 @@ def link_atomically(path: Path, other: Path) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed processes left beside a path, half-written.
+    """Remove half-written temporary files that killed processes left beside a path.
 
-    No other process may be writing the file: its temporary would be removed, too.
+    No other process may be writing the file: its temporary file would be removed too.
 
     Raises:
         InputError: the folder cannot be written.
@@ -71,7 +73,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is a device, a pipe or the like, which no file can take the place of."""
+    """Whether a path is a device, a pipe or the like, which must not be replaced by a file."""
     if os.path.islink(path) and os.readlink(path).startswith("/proc/"):  # /dev/stdout, /dev/fd/3
         return True
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
@@ -79,25 +81,25 @@ def is_stream(path: Path) -> bool:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file name beside the path; what the block makes there takes its place, on disk too.
+    """Yield a temporary name beside the path; the file made there is then renamed to the path.
 
-    The name is nobody else's: of two that write the same file at once the last one wins.
+    The name is unique: if two processes write the same file at once, the last one wins.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        if temporary.is_file():  # after an error, and where both are one file already
+        if temporary.is_file():  # after an error, or if both are the same file already
             temporary.unlink()
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force a rename to disk: the name of a file is part of its folder, not of the file."""
+    """Sync a rename to disk: the name of a file belongs to its folder, not to the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems have no such thing
+        with suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The program's messages: to the console, above progress bars, and to ``train.log``."""
+"""Logging to the console, above progress bars, and to ``train.log``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 LOG = "train.log"
-OF_ONE_RANK = ("data.workers",)  # tells of images that no other rank has seen
+OF_ONE_RANK = ("data.workers",)  # logs images that no other rank has read
 
 
 def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int = 0) -> None:
-    """Send the program's messages to the console and to ``train.log`` in a folder.
+    """Send log messages to the console and to ``train.log`` in a folder.
 
     Args:
-        folder: None for the console alone.
-        level: from which on the console alone reports; with a folder everything is.
-        rank: those beside the main one, 0, tell only what that does not know.
+        folder: folder of the log file; None logs to the console only.
+        level: minimum level without a folder; with a folder it is INFO.
+        rank: ranks other than 0, the main one, only log what the main rank does not know.
     """
     logging.raiseExceptions = False  # a full disk must not bury the console under tracebacks
     console = _ConsoleHandler()
@@ -27,7 +27,7 @@ def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int =
     console.addFilter(lambda record: not getattr(record, "is_in_bar", False))
     handlers: list[logging.Handler] = [console]
     if folder is not None:
-        # Other ranks may see the folder of the main one without the right to write there.
+        # Other ranks may see the folder of the main rank without write permission.
         with suppress(*([OSError] if rank else [])):
             file = logging.FileHandler(folder / LOG, encoding="utf-8")
             of_rank = f"rank {rank}: " if rank else ""
@@ -41,12 +41,12 @@ def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int =
 
 
 def _is_of_one_rank(record: logging.LogRecord) -> bool:
-    """Whether a rank beside the main one tells of it: its images, and what ended it."""
+    """Whether a rank other than the main one logs a record: its images, and what ended it."""
     return record.name in OF_ONE_RANK or record.levelno >= logging.ERROR
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar instead of through it; a console that is gone ends no run."""
+    """Prints above a progress bar instead of through it; ignores a closed console."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)

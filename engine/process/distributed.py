@@ -1,4 +1,4 @@
-"""Ranks: the one place that knows about torchrun, process groups and devices."""
+"""Ranks: the only module that knows about torchrun, process groups and devices."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from data.errors import InputError
 from engine.process.standard_output import flush_outputs, tell
 
-# A rank that waits this long waits for one that is gone. Evaluation on one rank of a long split is
-# the longest legitimate difference between ranks.
+# A rank that waits this long waits for a lost one. The longest legitimate wait is for the main rank
+# to score a large split.
 TIMEOUT = timedelta(minutes=30)
-# Host values travel through gloo, so that agreeing on a flag never waits for a GPU.
+# Host values are exchanged through gloo, so that agreeing on a flag never waits for a GPU.
 BACKEND_OF_GPUS = "cpu:gloo,cuda:nccl"
-# What gloo says of a rank that has ended; its errors have no type of their own.
+# Text of gloo's errors about a rank that has ended; they have no type of their own.
 LOST_RANK = "gloo/transport"
-# torch 2.14 renamed the option: buffers follow the main rank's before each forward pass.
+# torch 2.14 renamed the option to copy the main rank's buffers before each forward pass.
 _FOLLOWING_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -44,7 +44,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes files and talks to the user."""
+        """Whether this is the rank that writes files and reports to the user."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -88,16 +88,16 @@ class Ranks:
         return box[0]
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Wait until every rank has reached this point."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main rank runs the block before the others: it draws, downloads, unpacks.
+        """Run the block on the main rank before the others, for example to download and unpack.
 
         Raises:
-            InputError: on every rank what the main one's block raised.
+            InputError: on every rank, if the block of the main rank raised it.
         """
         if not self.is_main:
             problem = self.broadcast(None)
@@ -113,25 +113,26 @@ class Ranks:
         self.broadcast(None)
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank the main rank's buffers: batch norm's running statistics."""
+        """Copy the main rank's buffers, such as batch norm's running statistics, to all ranks."""
         if self.world_size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
     def wrap(self, module: nn.Module, has_frozen_parts: bool = False) -> nn.Module:
-        """``average_gradients`` of the module; the module itself on one rank."""
+        """Apply ``average_gradients`` to the module; return the module itself on one rank."""
         return module if self.world_size == 1 else average_gradients(module, has_frozen_parts)
 
 
 def average_gradients(module: nn.Module, has_frozen_parts: bool = False) -> DistributedDataParallel:
-    """The module with gradients averaged over ranks.
+    """Wrap a module to average its gradients over ranks.
 
-    Batch norm's running statistics follow the main rank's, so that a checkpoint, which holds the
-    main rank's, describes them all.
+    Batch norm's running statistics are copied from the main rank, so that a checkpoint, which holds
+    the main rank's, describes all of them.
 
     Args:
-        has_frozen_parts: whether parameters may lose and regain ``requires_grad``: each iteration
-            then looks for those that have none.
+        module: the module to wrap.
+        has_frozen_parts: whether parameters may lose and regain ``requires_grad``; each iteration
+            then searches for parameters without a gradient.
     """
     running = any(getattr(part, "track_running_stats", False) for part in module.modules())
     following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
@@ -146,27 +147,27 @@ def average_gradients(module: nn.Module, has_frozen_parts: bool = False) -> Dist
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[Any]:
-    """Backward passes within keep their gradients on this rank."""
+    """A context in which backward passes do not average gradients over ranks."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _settle_buckets(wrapped: DistributedDataParallel) -> None:
-    """Let torch lay out now in which order it exchanges gradients: in that of the parameters.
+    """Make torch assign gradients to buckets now, in the order of the parameters.
 
-    Left alone it does so after the first backward pass of a process, by the order in which that
-    came to them. The first iteration after a resume would differ from that of an undisturbed run:
-    over three and more ranks the rounding of a sum depends on its place in what is exchanged.
+    By default it does so after the first backward pass of a process, in the order of that pass. The
+    first iteration after a resume would then differ from that of an uninterrupted run: with three
+    or more ranks the rounding of a sum depends on its position in the bucket.
     """
     module = wrapped.module
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.forward = lambda: torch.stack([parameter.sum() for parameter in trained]).sum()
     wrapped().backward()
-    del module.forward  # the class's own again
+    del module.forward  # restores the method of the class
     module.zero_grad()
 
 
 def world_size() -> int:
-    """How many processes torchrun has started; 1 without it."""
+    """The number of processes that torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -183,13 +184,13 @@ def _rank() -> int:
 def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group that torchrun describes, or run alone without torchrun.
 
-    When the block is left by an error the process group is *not* shut down in order: that would
-    wait for the other ranks, which may be waiting for this one. The process ends instead and
-    torchrun ends the others.
+    If the block raises, the process group is *not* shut down in order: that would wait for the
+    other ranks, which may be waiting for this one. The process ends instead and torchrun ends the
+    others.
 
     Raises:
-        InputError: the device is not there, there are more ranks than GPUs, or what started them
-            is not torchrun.
+        InputError: the device is not available, there are more ranks than GPUs, or they were not
+            started by torchrun.
     """
     size, rank = world_size(), _rank()
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -205,29 +206,29 @@ def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     backend = BACKEND_OF_GPUS if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     yield Ranks(rank, size, chosen)
-    dist.barrier()  # a rank that leaves while another still talks to it ends both
+    dist.barrier()  # a rank that leaves while another still communicates with it ends both
     dist.destroy_process_group()
 
 
 def is_lost_rank(error: Exception) -> bool:
-    """Whether an error only says that an exchange failed because another rank is gone."""
+    """Whether an error only means that communication failed because another rank has ended."""
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistBackendError) or LOST_RANK in str(error)
     )
 
 
 def report_error(message: object) -> None:
-    """Print an error in one piece, so that those of several ranks do not run together."""
+    """Print an error in one write, so that errors of several ranks are not interleaved."""
     rank = _rank()
     tell(f"{f'rank {rank}: ' if rank else ''}error: {message}\n")
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code, also in the middle of a process group.
+    """Exit this process with an exit code, even while in a process group.
 
-    A process group that is not shut down aborts the interpreter on its way out, with a message
-    that would hide the error which the user should read. One that was shut down does so now and
-    then, when gloo's threads are taken down, and torchrun calls a finished run failed.
+    A process group that is not shut down aborts the interpreter at exit, with a message that would
+    hide the error which the user should read. One that was shut down occasionally does so too, when
+    gloo's threads end, and torchrun would report a finished run as failed.
     """
     flush_outputs()
     if world_size() > 1:
@@ -236,10 +237,10 @@ def leave(code: int) -> NoReturn:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` -> this rank's device, made current if it is a GPU.
+    """Choose this rank's device by ``auto``, ``cpu`` or ``cuda``; a GPU is made current.
 
     Raises:
-        InputError: the device does not exist here.
+        InputError: the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

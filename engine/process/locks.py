@@ -1,4 +1,4 @@
-"""Locks on files and folders, which end with the process that holds them."""
+"""Locks on files and folders, released when the process that holds them ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import IO, Any
 
 
 def try_lock(file: int | IO[Any]) -> bool:
-    """Whether a file is ours until it is closed, or the file system knows no locks.
+    """Try to lock an open file, or a file or folder by its descriptor, until it is closed.
 
-    ``file`` is open, or the descriptor of an open file or folder.
+    Returns:
+        False if another process holds the lock; True also if the file system has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Files that a program is asked to write: each a file of its own, and none that is read."""
+"""Check output files: each a separate file, and none that is also an input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data.errors import InputError
 from engine.process.atomic_file import is_stream
 
 Named = str | Path | None
-# Folders of a dataset in which nobody keeps results.
+# Folders of a dataset that never hold results.
 DATA_FOLDERS = {"annotations", "Annotations", "ImageSets", "JPEGImages"}
 
 
@@ -21,16 +21,17 @@ def check_outputs(
     pictures: Iterable[str] = (),
     folders: Sequence[Named] = (),
 ) -> None:
-    """Raise InputError for an output that would take the place of an input, or of another output.
-
-    And for one that cannot be written.
+    """Check that outputs can be written and overwrite neither inputs nor each other.
 
     Args:
-        outputs: files; None for those that were not asked for.
-        inputs: files, and folders whose files are read.
-        data_root: of a dataset, whose annotations are read, too.
-        pictures: those of it that are, relative to its root.
-        folders: outputs that are folders of files.
+        outputs: output files; None for those not requested.
+        inputs: input files, and folders whose files are inputs.
+        data_root: root of a dataset whose annotations are inputs too.
+        pictures: its images that are inputs, relative to its root.
+        folders: output folders; None for those not requested.
+
+    Raises:
+        InputError: an output cannot be written, or would overwrite an input or another output.
     """
     named = [Path(output) for output in outputs if output is not None]
     named_folders = [Path(output) for output in folders if output is not None]
@@ -58,7 +59,7 @@ def check_outputs(
 
 
 def _check_writable(output: Path, is_folder: bool) -> None:
-    """Raise InputError where the folder that an output will be written into does not allow it."""
+    """Raise InputError if the folder of an output is not a writable folder."""
     above = output.absolute().parents
     places = [output.absolute(), *above] if is_folder else above
     folder = next(place for place in places if place.exists())
@@ -69,7 +70,7 @@ def _check_writable(output: Path, is_folder: bool) -> None:
 
 
 def _files_of(path: Named) -> Iterator[Path]:
-    """What is there of an input: a file, or a folder and what it holds."""
+    """Yield the existing files of an input: a file, or a folder and its contents."""
     if path is not None and os.path.exists(path):
         yield Path(path)
         if os.path.isdir(path):
@@ -78,13 +79,13 @@ def _files_of(path: Named) -> Iterator[Path]:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """What names of one file share, links of either kind."""
+    """Device and inode of a file, shared by all its hard and symbolic links."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
 def _is_of_data(output: Path, root: Path, pictures: Iterable[str]) -> bool:
-    """Whether a file lies where a dataset has its annotations, or is one of its pictures."""
+    """Whether a file is in an annotation folder of a dataset or is one of its images."""
     place, real_root = Path(os.path.realpath(output)), Path(os.path.realpath(root))
     if not place.is_relative_to(real_root):
         return False

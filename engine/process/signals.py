@@ -14,18 +14,18 @@ from data.parent_process import signal_at_parents_end
 from engine.process.distributed import Ranks, launched_by_torchrun, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE_SECONDS = 18.0  # schedulers and torchrun kill 30 s after SIGTERM; leave before they do
-# Schedulers signal every process of a job, and torchrun hands its own on to the ranks: what comes
-# within this time of the first signal is the same request.
+GRACE_SECONDS = 18.0  # schedulers and torchrun kill 30 s after SIGTERM; exit before they do
+# Schedulers signal every process of a job, and torchrun forwards its own signal to the ranks:
+# signals within this time of the first one are the same request.
 SAME_REQUEST_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """A program was asked to stop and has stopped; everything worth keeping is saved.
+    """Raised when a program has stopped on request, with everything worth keeping saved.
 
     Args:
-        signal_number: of the signal that asked.
-        begun: whether there is anything to keep.
+        signal_number: number of the signal that asked to stop.
+        begun: whether there is anything to continue from.
     """
 
     def __init__(self, signal_number: int, begun: bool = True) -> None:
@@ -35,7 +35,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a signal asked this process to stop."""
+    """Records whether a signal asked this process to stop."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -47,7 +47,7 @@ class StopRequest:
         return self.signal_number is not None
 
     def handle(self, number: int) -> None:
-        """The first signal asks, a second one later ends the process at once."""
+        """Handle a signal: the first one requests a stop, a later second one ends the process."""
         if self.requested:
             if time.monotonic() - self.since > SAME_REQUEST_SECONDS:
                 os._exit(128 + number)
@@ -55,8 +55,8 @@ class StopRequest:
         self.since = time.monotonic()
         self.signal_number = number
         if world_size() == 1:
-            return  # alone it takes the time that its iteration and its checkpoint take
-        # A rank can hang in an exchange with one that is gone: its main thread runs no Python then.
+            return  # a single process may take the time of its iteration and its checkpoint
+        # A rank can hang in communication with a lost one, where its main thread runs no Python.
         deadline = threading.Timer(GRACE_SECONDS, self._leave, (number,))
         deadline.daemon = True
         deadline.start()
@@ -79,14 +79,19 @@ class StopRequest:
         os.close(pipe)
 
     def check(self) -> None:
-        """Raise ``Stopped`` if a signal has come: for places where nothing needs to be saved."""
+        """Stop where nothing needs to be saved.
+
+        Raises:
+            Stopped: a signal asked to stop.
+        """
         if self.signal_number is not None:
             raise Stopped(self.signal_number)
 
     def check_together(self, ranks: Ranks) -> None:
-        """The same before anything has begun, on every rank if a signal has come to any.
+        """Stop before training has begun, on every rank if any got a signal. All must call it.
 
-        All must call it.
+        Raises:
+            Stopped: a signal asked any rank to stop.
         """
         (asked,) = ranks.any(self.signal_number is not None)
         if asked:
@@ -95,13 +100,13 @@ class StopRequest:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Within the block SIGTERM and SIGINT set a flag instead of ending the process.
+    """Within the block, make SIGTERM and SIGINT set a flag instead of ending the process.
 
-    The end of torchrun, however it ends, is such a signal for its ranks, which have a session of
-    their own and would live on.
+    The end of torchrun, for any reason, is also such a signal for its ranks, which have their own
+    session and would survive it.
     """
     request = StopRequest()
-    # A thread hears of signals also while the main thread waits in an exchange between ranks.
+    # A thread receives signals even while the main thread waits in communication between ranks.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     threading.Thread(target=request.listen, args=(reader,), daemon=True).start()
@@ -119,4 +124,4 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
 
 def _leave_to_listener(number: int, frame: FrameType | None) -> None:
-    """Instead of ending the process."""
+    """Replace the default handler, so that only the listener thread handles the signal."""

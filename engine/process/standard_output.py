@@ -1,4 +1,4 @@
-"""How a tool ends: wrong input, Ctrl-C, and outputs that nobody reads, as behind ``| head``."""
+"""Exit handling of tools: wrong input, Ctrl-C and a closed output, as behind ``| head``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Protocol, TextIO
 
 from data.errors import InputError
 
-READER_LEFT = 141  # 128 + SIGPIPE, as shells say it
+READER_LEFT = 141  # 128 + SIGPIPE, as in shells
 INTERRUPTED = 130  # 128 + SIGINT
 
 
 class Tool(Protocol):
-    """The ``main`` of a tool: its words, None for those of the command line, to its status."""
+    """The ``main`` of a tool: arguments (None: those of the command line) -> exit status."""
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
 
 
 def tool(main: Tool) -> Tool:
-    """A ``main`` that ends in one line and with 2 for wrong input, and with 130 after Ctrl-C."""
+    """Make ``main`` end with one line and status 2 for wrong input, and 130 after Ctrl-C."""
 
     @wraps(main)
     def ending_quietly(arguments: Sequence[str] | None = None) -> int:
-        if sys.stderr is None:  # as after 2>&-: what is told would go to the standard output
+        if sys.stderr is None:  # as after 2>&-: messages would go to the standard output
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             return main(arguments)
@@ -43,7 +43,7 @@ def tool(main: Tool) -> Tool:
 
 
 def status_of_tool(main: Callable[[], int]) -> int:
-    """The exit status of a tool: what ``main`` returns, or ``READER_LEFT``."""
+    """Run ``main`` -> its exit status, or ``READER_LEFT`` if the reader of the output is gone."""
     try:
         status = main()
         sys.stdout.flush()
@@ -55,7 +55,7 @@ def status_of_tool(main: Callable[[], int]) -> int:
 
 
 def tell(text: str) -> None:
-    """Write to the standard error in one piece; a console that is gone ends nothing."""
+    """Write to the standard error in one piece; ignore a closed console."""
     with suppress(OSError, ValueError):  # ValueError: it is closed
         if sys.stderr is not None:  # as after 2>&-
             sys.stderr.write(text)
@@ -63,9 +63,9 @@ def tell(text: str) -> None:
 
 
 def is_watched() -> bool:
-    """Whether the standard error is a terminal that has room for a progress bar.
+    """Whether the standard error is a terminal with room for a progress bar.
 
-    One of unknown size, as of a container's or a CI's, counts 0 columns: tqdm would draw nothing.
+    A terminal of unknown size, as in containers or CI, reports 0 columns: tqdm would draw nothing.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         return False
@@ -76,7 +76,7 @@ def is_watched() -> bool:
 
 
 def flush_outputs() -> None:
-    """Write what is left; what cannot be written is dropped, or Python sets the exit status."""
+    """Flush both outputs; drop what cannot be written, or Python would set the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue
@@ -91,12 +91,12 @@ def _drop_rest(stream: TextIO) -> None:
 
 
 def reader_left() -> bool:
-    """Whether nobody reads the standard output any more; what is left of it is then dropped."""
+    """Whether the reader of the standard output is gone; the rest of it is then dropped."""
     if sys.stdout is None:  # as after >&-
         return False
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # an error is told in any case
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
     left = any(event & select.POLLERR for _, event in poll.poll(0))
-    if left:  # or the interpreter complains when it ends
+    if left:  # otherwise the interpreter complains at exit
         _drop_rest(sys.stdout)
     return left

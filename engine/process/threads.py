@@ -1,4 +1,4 @@
-"""How the CPU threads of this process wait for each other."""
+"""Limit how long CPU threads of this process spin while waiting for each other."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "5000"
 
 
 def limit_spinning() -> None:
-    """Ask for a short spin unless the user said otherwise; call it before torch is imported."""
+    """Set a short spin unless the user chose one; call it before torch is imported."""
     os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)

@@ -1,1 +1,1 @@
-"""What a run reports while it trains: log lines, metrics.jsonl, TensorBoard and other trackers."""
+"""Tracking of a run: log lines, metrics.jsonl, TensorBoard and other trackers."""

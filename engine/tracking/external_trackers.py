@@ -1,7 +1,7 @@
-"""Trackers of other projects that a run is shown in beside TensorBoard.
+"""Third-party trackers in addition to TensorBoard.
 
-Their packages are imported on use. Each remembers its run in the run's folder, so that a resumed
-run goes on there; what was logged after the checkpoint then stands there twice.
+Their packages are imported on use. Each stores its run id in the run's folder, so that a resumed
+run continues there; what was logged after the checkpoint then appears twice.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PARAMETERS_AT_ONCE = 100  # more are refused by MLflow
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is shown of an evaluation.
+    """The results of an evaluation to track.
 
     Attributes:
-        step: iterations before it.
-        scores: by tag.
-        pictures: ``(H, W, 3)``: detections beside the ground truth.
-        curves: precision and recall of each class.
+        step: number of iterations before it.
+        scores: scores by tag.
+        pictures: ``(H, W, 3)`` images of detections beside the ground truth.
+        curves: precision-recall curve of each class.
     """
 
     step: int
@@ -42,30 +42,29 @@ class Evaluation:
 
 
 class ExternalTracker(Protocol):
-    """Where the numbers and pictures of a run are shown."""
+    """A tracker of the numbers and pictures of a run."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Points of curves."""
+        """Log one point of each curve, by tag."""
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """What an evaluation has to show, as far as there is a place for it."""
+        """Log the results of an evaluation, as far as the tracker supports them."""
 
     def close(self, finished: bool) -> None:
-        """End the run here; nothing can be shown afterwards.
+        """End the run; nothing can be logged afterwards.
 
         Args:
-            finished: whether it came to its end, neither stopped nor failed.
+            finished: whether training is complete, neither stopped nor failed.
         """
 
 
 class MLflow:
-    """A run in MLflow: at ``MLFLOW_TRACKING_URI``, or in the local folder ``mlruns`` beside the
-    runs' folders.
+    """Tracks a run in MLflow: at ``MLFLOW_TRACKING_URI``, or in ``mlruns`` beside the run folders.
 
     Args:
-        folder: the run's; its parent's name is that of the experiment.
+        folder: the run folder; the name of its parent is that of the experiment.
         config: every key by its dotted path.
-        resumed: go on with the run that the folder remembers.
+        resumed: whether to continue the run whose id is stored in the folder.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
@@ -73,7 +72,7 @@ class MLflow:
         place = os.environ.get("MLFLOW_TRACKING_URI")
         if place is None:
             place = (folder.parent / "mlruns").resolve().as_uri()
-            # MLflow asks to be told that a plain folder is wanted rather than a database.
+            # MLflow requires this opt-in for a plain folder instead of a database.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = mlflow.MlflowClient(place)
         memory = folder / "mlflow_run.txt"
@@ -94,17 +93,17 @@ class MLflow:
         return run
 
     def _experiment(self, name: str) -> str:
-        """The id of an experiment, which is made if it is not there."""
+        """Return the id of an experiment, which is created if it does not exist."""
         known = self._client.get_experiment_by_name(name)
         if known is None:
             try:
                 made: str = self._client.create_experiment(name)
                 return made
-            except Exception:  # MLflow's, or of the store
+            except Exception:  # MLflow's, or the store's
                 known = self._client.get_experiment_by_name(name)
                 if known is None:
                     raise
-                # another run, begun at the same time, was faster
+                # another run, started at the same time, was faster
         number: str = known.experiment_id
         return number
 
@@ -123,12 +122,12 @@ class MLflow:
 
 
 class Wandb:
-    """A run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's folder.
+    """Tracks a run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run folder.
 
     Args:
-        folder: the run's; its parent's name is that of the project.
+        folder: the run folder; the name of its parent is that of the project.
         config: every key by its dotted path.
-        resumed: go on with the run that the folder remembers.
+        resumed: whether to continue the run whose id is stored in the folder.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
@@ -144,7 +143,7 @@ class Wandb:
             config=dict(config),
         )
         memory.write_text(f"{self._run.id}\n", encoding="utf-8")
-        # A window's statistics are known an iteration late: steps need not ascend.
+        # Statistics of a window are logged an iteration late, so steps may not be ascending.
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -165,14 +164,16 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], bool], ExternalTracker]] 
 
 
 class FaultTolerantTracker:
-    """A tracker whose failures end no training: after the first it is told nothing more.
+    """A tracker whose failures do not end training: after the first one it is disabled.
 
     Args:
-        name: of ``TRACKERS``.
-        folder, config, resumed: see the trackers.
+        name: key of ``TRACKERS``.
+        folder: the run folder.
+        config: every key by its dotted path.
+        resumed: whether to continue the run whose id is stored in the folder.
 
     Raises:
-        InputError: its package is not installed, or it cannot be begun.
+        InputError: its package is not installed, or it cannot be started.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], resumed: bool) -> None:
@@ -181,7 +182,7 @@ class FaultTolerantTracker:
             self._tracker: ExternalTracker | None = TRACKERS[name](folder, config, resumed)
         except InputError:
             raise
-        except Exception as error:  # of a library that is not ours: anything
+        except Exception as error:  # third-party code may raise anything
             raise InputError(
                 f"train.trackers: {name} cannot be started: {error}; fix that, or remove it"
             ) from error
@@ -210,7 +211,11 @@ class FaultTolerantTracker:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise InputError for trackers whose package is not installed."""
+    """Check that the packages of trackers are installed.
+
+    Raises:
+        InputError: one is not.
+    """
     for name in names:
         _import(name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.config import Config
 
 # The same for every run: TensorBoard takes the columns of its table from one of the runs. It sorts
-# them by name and shows the first five until others are ticked.
+# them by name and shows the first five until others are selected.
 COMPARED = (
     "detector.backbone",
     "detector.type",
@@ -24,6 +24,6 @@ COMPARED = (
 
 
 def hyperparameters(config: Config) -> dict[str, str | float | int]:
-    """The keys by which runs are compared; what is null is the text null."""
+    """The config keys by which runs are compared; null becomes the text ``null``."""
     values = config.flat()
     return {key: "null" if values[key] is None else values[key] for key in COMPARED}

@@ -1,4 +1,4 @@
-"""Which iterations of a run get a log line, and what it says."""
+"""Log lines: which iterations get one, and its contents."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from losses.reduction import mean_over_ranks
 
 @dataclass(frozen=True)
 class LogLines:
-    """A line every ``log_every`` iterations, and one for the last iteration of the run.
+    """Writes a line every ``log_every`` iterations, and one for the last iteration of the run.
 
-    Only where a line may be due, there and at the end of an epoch, does the host read the device.
+    The host reads the device only where a line may be due: there and at the end of an epoch.
 
     Attributes:
-        guard: looks at the losses before they are read.
-        batches: of one epoch on one rank.
+        guard: checks the losses before they are read.
+        batches: number of batches in an epoch on one rank.
     """
 
     state: TrainState
@@ -36,10 +36,10 @@ class LogLines:
     batches: int
 
     def follow(self, iteration: Iteration) -> None:
-        """Write what is due after an iteration.
+        """Write the line of an iteration if it is due.
 
-        The last one of an epoch has its line kept: ``train.patience`` may end the run after it, or
-        a resume for fewer epochs.
+        The line of the last iteration of an epoch is kept: ``train.patience`` may end the run after
+        it, or a resume with fewer epochs.
         """
         self._keep_window()
         progress = self.state.progress
@@ -59,16 +59,17 @@ class LogLines:
                 self.end()
 
     def end(self) -> None:
-        """Write the line of the run's last iteration, if it has none.
+        """Write the line of the run's last iteration, unless written already.
 
-        The state keeps its windows: a run of more epochs goes on as if it had never ended here.
+        The state keeps its windows: a run resumed for more epochs continues as if it had never
+        ended here.
         """
         record, self.state.unlogged = self.state.unlogged, None
-        # A run that goes on in a later epoch, or after its end, may have nothing to train.
+        # A run resumed in a later epoch, or after its end, may have nothing to train.
         if record is None or record["step"] != self.state.progress.step:
             return
         if record["step"] > self.tracker.logged:
-            speed = self.tracker.measure()  # which a line in an older checkpoint does not have
+            speed = self.tracker.measure()  # missing in the line of an older checkpoint
             last = {"images_per_second": speed, **record, "last_of": record["epoch"] + 1}
             self.tracker.train(last, batches_left=0)
 
@@ -86,7 +87,7 @@ class LogLines:
             )
 
     def _record(self, iteration: Iteration) -> dict[str, Any]:
-        """The numbers of a log line, losses as means over the ranks. Waits for the device."""
+        """Build the record of a log line, losses as means over ranks. Waits for the device."""
         names = list(iteration.losses)
         both = [*iteration.losses.values(), *iteration.weighted.values()]
         values = mean_over_ranks(torch.stack(both)).tolist()
@@ -103,7 +104,7 @@ class LogLines:
 
 
 def as_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Tensors -> numbers, in nested dicts too. Waits for the device."""
+    """Convert tensors to numbers, in nested dicts too. Waits for the device."""
     return {
         name: as_numbers(value)
         if isinstance(value, dict)

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: every log line and every evaluation of a run, one JSON object each."""
+"""``metrics.jsonl``: one JSON object per log line and per evaluation of a run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """Log lines (``"kind": "train"``) and evaluations (``"kind": "evaluation"``), flushed.
+    """Writes log lines (``"kind": "train"``) and evaluations (``"kind": "evaluation"``), flushed.
 
-    Where the last iteration is no multiple of ``log_every``, its line has ``last_of``, the epochs
-    of the run that it ends. It follows the evaluation where ``train.patience`` ended the run, or a
-    lower ``train.epochs`` than it began with.
+    If the last iteration is not a multiple of ``log_every``, its line has ``last_of``, the number
+    of epochs of the run that it ends. It follows the evaluation if ``train.patience`` ended the
+    run, or a lower ``train.epochs`` than it started with.
 
     Args:
-        folder: the run's.
-        kept: the records that the file begins with.
+        folder: the run folder.
+        kept: the records that the file starts with.
 
     Raises:
         InputError: the file cannot be written.
@@ -48,7 +48,7 @@ class MetricsFile:
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's file, if it has one; what is none is dropped, aloud."""
+    """Yield the records of a run's file, if any; invalid lines are dropped with a warning."""
     path = folder / METRICS
     if not path.exists():
         return
@@ -66,11 +66,11 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
 def records_before(
     records: Sequence[dict[str, Any]], config: Config, resumed: Progress
 ) -> list[dict[str, Any]]:
-    """Those that a run keeps which goes on at a checkpoint: none that was written after it."""
+    """The records that a run resumed at a checkpoint keeps: those written before it."""
     kept = [record for record in records if _was_before(record, resumed)]
     if resumed.waited(config.train.patience, config.evaluate.every):
         return kept
-    # A run that goes on does so as if it had never ended: the checkpoint has those windows.
+    # A resumed run continues as if it had never ended: the checkpoint has those windows.
     epochs = config.train.epochs
     return [record for record in kept if record.get("last_of", epochs) >= epochs]
 

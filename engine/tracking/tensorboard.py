@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard: curves and their layout, pictures, hyperparameters."""
+"""TensorBoard output of a run: curves and their layout, images and hyperparameters."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.utils.tensorboard.summary import hparams
 from engine.evaluation.precision_recall import THRESHOLDS
 from engine.tracking.external_trackers import Evaluation
 
-_OF_HYPERPARAMETERS = ".hyperparameters"  # how the name of their file ends
+_OF_HYPERPARAMETERS = ".hyperparameters"  # suffix of their event file
 Plain = bool | str | float | int
 
 
 class TensorBoard:
-    """One run's event files.
+    """Writes the event files of a run.
 
     Args:
-        folder: where they lie.
-        pairs: the paired losses, drawn into one chart each.
-        hyperparameters: what compares runs, beside the final ``scores``.
+        folder: folder of the event files.
+        pairs: the paired losses, one chart per pair.
+        hyperparameters: values by which runs are compared, in addition to the final ``scores``.
         scores: the tags of the scores.
-        purge_step: what earlier files hold from this step on is removed.
+        purge_step: step from which on the contents of earlier files are discarded.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class TensorBoard:
         self._writer.add_custom_scalars(layout(pairs))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Points of curves."""
+        """Log one point of each curve, by tag."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Scores, pictures and precision-recall curves."""
+        """Log scores, images and precision-recall curves."""
         step = evaluation.step
         for number, picture in enumerate(evaluation.pictures):
             self._writer.add_image(f"val/detections_{number}", picture, step, dataformats="HWC")
         for name, curve in evaluation.curves.items():
-            # A detector has no true negatives: the plugin asks for them and draws none.
+            # A detector has no true negatives; the plugin requires them but does not draw them.
             self._writer.add_pr_curve_raw(
                 f"precision_recall/{name}",
                 curve.right,
@@ -74,11 +74,11 @@ class TensorBoard:
 def _write_hyperparameters(
     folder: Path, hyperparameters: Mapping[str, Plain], scores: Sequence[str]
 ) -> None:
-    """Into an event file of their own, in place of the one that is there.
+    """Write hyperparameters to a separate event file, replacing an existing one.
 
-    TensorBoard keeps the first that it reads of a folder, also of a run that was begun anew or
-    resumed under another config; no purge takes them back. The table shows the newest value of each
-    score's curve, so no end of the run is needed.
+    TensorBoard keeps the first ones that it reads in a folder, even for a run that was restarted or
+    resumed with another config; a purge does not remove them. Its table shows the latest value of
+    each score's curve, so the run need not be finished.
     """
     for file in folder.glob(f"events.out.tfevents.*{_OF_HYPERPARAMETERS}"):
         file.unlink()
@@ -89,7 +89,7 @@ def _write_hyperparameters(
 
 
 def layout(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """TensorBoard's custom scalars: both losses of a pair in one chart (figures 3 and 6)."""
+    """Layout of TensorBoard's custom scalars: both losses of a pair in one chart (figures 3, 6)."""
     charts = {}
     for pair, names in pairs.items():
         for group, title in (

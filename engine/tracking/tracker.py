@@ -1,4 +1,4 @@
-"""What a run tells while it trains: log lines, metrics.jsonl, TensorBoard and other trackers."""
+"""Tracker of a run: log lines, metrics.jsonl, TensorBoard and other trackers."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes the numbers of a run; on ranks other than the main one it is switched off.
+    """Writes the numbers of a run; disabled on ranks other than the main one.
 
-    After a resume ``metrics.jsonl`` and TensorBoard go on where the checkpoint stands: what was
-    written after it is removed. Without one they begin anew.
+    After a resume ``metrics.jsonl`` and TensorBoard continue from the checkpoint: what was written
+    after it is removed. Without a resume they start empty.
 
     Args:
-        folder: the run's.
+        folder: the run folder.
         pairs: the paired losses.
-        config: of the run; it names the trackers beside TensorBoard.
-        resumed: where a resumed run goes on.
+        config: config of the run, which names the trackers in addition to TensorBoard.
+        resumed: progress of a resumed run; None for a new one.
         enabled: whether this is the main rank.
 
     Attributes:
-        logged: the step of the newest log line.
+        logged: step of the latest log line.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Tracker:
         self.last_window = 0
         if not enabled:
             return
-        # A run that begins anew goes over one that ended before its first checkpoint.
+        # A new run overwrites one that ended before its first checkpoint.
         purge_step = resumed.step + (resumed.evaluated == resumed.epoch) if resumed else 0
         found = list(read_records(folder)) if resumed else []
         kept = records_before(found, config, resumed) if resumed else []
@@ -78,7 +78,7 @@ class Tracker:
         for record in kept:
             if record["kind"] == "train":
                 self.logged = record["step"]
-                # The purge also took the log line of that very step.
+                # The purge also removed the log line of that step.
                 if record["step"] >= purge_step:
                     self._write_scalars(record)
         for name in config.train.trackers:
@@ -86,7 +86,7 @@ class Tracker:
             self.trackers.append(tracker)
 
     def start_epoch(self, epoch: int, *, batches: int, done: int, images_per_batch: int) -> None:
-        """Begin the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
+        """Start the progress bar of an epoch; ``images_per_batch`` counts all ranks."""
         self.images_per_batch = images_per_batch
         self.since, self.images = time.perf_counter(), 0
         if self.metrics is not None and is_watched():
@@ -111,7 +111,7 @@ class Tracker:
             self.bar = None
 
     def measure(self) -> float:
-        """Images a second since the last time, or until then if none was trained on since."""
+        """Images per second since the last call; the previous value if there were none since."""
         now = time.perf_counter()
         if self.images:
             self.images_per_second = self.images / max(now - self.since, 1e-9)
@@ -122,10 +122,10 @@ class Tracker:
         """Write one log line.
 
         Args:
-            record: ``step``, ``epoch``, ``lr``, ``loss``, ``weighted_loss``, ``loss_weight`` by
-                name, ``windows``, the statistics of the windows completed since the last line, and
+            record: ``step``, ``epoch``, ``lr``; ``loss``, ``weighted_loss`` and ``loss_weight`` by
+                name; ``windows``, the statistics of the windows completed since the last line; and
                 ``images_per_second``, as measured in its iteration.
-            batches_left: batches until the end of the run, for the time left.
+            batches_left: batches until the end of the run, to estimate the remaining time.
         """
         if self.metrics is None:
             return
@@ -155,8 +155,13 @@ class Tracker:
         pictures: Sequence[npt.NDArray[np.uint8]] = (),
         curves: Mapping[str, PrecisionRecall] = MappingProxyType({}),
     ) -> None:
-        """Write the scores of the validation split, pictures of detections (H, W, 3), and the
-        precision and recall of each class.
+        """Write the results of an evaluation of the validation split.
+
+        Args:
+            progress: progress of the run.
+            scores: scores in the form of ``metrics.json``.
+            pictures: ``(H, W, 3)`` images of detections beside the ground truth.
+            curves: precision-recall curve of each class.
         """
         if self.metrics is None:
             return
@@ -176,7 +181,7 @@ class Tracker:
             tracker.evaluation(Evaluation(progress.step, known, pictures, curves))
 
     def close(self, finished: bool = True) -> None:
-        """Flush and close all files; whether the run came to its end."""
+        """Flush and close all files; ``finished`` says whether the run is complete."""
         self.finish_epoch()
         for tracker in self.trackers:
             tracker.close(finished)
@@ -190,14 +195,14 @@ class Tracker:
         self.close(finished=kind is None)
 
     def _in_short(self, record: Mapping[str, Any]) -> str:
-        """Total loss, λ of each pair and learning rate: what 80 columns have room for."""
+        """Format total loss, λ of each pair and learning rate to fit into 80 columns."""
         weights = record["loss_weight"]
         pairs = [":".join(f"{weights[name]:.2g}" for name in pair) for pair in self.pairs.values()]
         total = sum(record["weighted_loss"].values())
         return f"loss {total:.3g}, λ {' '.join(pairs)}, lr {record['lr']:.2g}"
 
     def _write_scalars(self, record: Mapping[str, Any]) -> None:
-        """The numbers of a log line, and the windows that no tracker has yet."""
+        """Write the numbers of a log line, and the windows not written yet, to all trackers."""
         values = {name: record[name] for name in ("lr", "images_per_second")}
         for group in ("loss", "weighted_loss", "loss_weight"):
             values |= {f"{group}/{name}": value for name, value in record[group].items()}
@@ -215,16 +220,16 @@ class Tracker:
 
 
 def _last_window(records: Sequence[Mapping[str, Any]], before: int) -> int:
-    """The step of the last window in TensorBoard that a purge from step ``before`` on leaves there.
+    """The step of the last window that remains in TensorBoard after a purge from step ``before``.
 
-    A window stands in the log line after it, which a checkpoint between the two does not have.
+    A window is part of the log line after it, which a checkpoint between the two does not have.
     """
     steps = [window["step"] for record in records for window in record.get("windows", ())]
     return max((step for step in steps if step < before), default=0)
 
 
 def _describe(record: Mapping[str, Any]) -> str:
-    """The losses, weights and learning rate of a log line in one row."""
+    """Format the losses, weights and learning rate of a log line in one row."""
     losses = ", ".join(
         f"{name} {value:.4f}"
         + (f" x {record['loss_weight'][name]:.3g}" if name in record["loss_weight"] else "")
@@ -235,7 +240,7 @@ def _describe(record: Mapping[str, Any]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds, rounded, -> hours, minutes and seconds.
+    """Format seconds, rounded, as hours:minutes:seconds.
 
     >>> clock(59.6), clock(3723), clock(360_000)
     ('0:01:00', '1:02:03', '100:00:00')
