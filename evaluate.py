@@ -35,7 +35,7 @@ from engine.evaluation.evaluator import read_detections, score
 from engine.evaluation.scores import format_table, write_metrics
 from engine.evaluation.validation import build_validation
 from engine.exit_status import exit_status
-from engine.precision import check_precision, tell_precision
+from engine.precision import check_precision, log_precision
 from engine.process.console import start_logging
 from engine.process.distributed import leave, start_ranks
 from engine.process.outputs import check_outputs
@@ -146,7 +146,7 @@ def score_checkpoint(
     with start_ranks(config.train.device) as ranks:
         start_logging(None, rank=ranks.rank)
         check_precision(config.train.amp, ranks)
-        tell_precision(config.train.amp, ranks.device)
+        log_precision(config.train.amp, ranks.device)
         annotations = build_annotations(config.data, config.data.split(split), trained.classes)
         with ranks.main_first():
             if ranks.is_main:

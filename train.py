@@ -71,7 +71,7 @@ def main() -> int:
                 requeue=arguments.requeue,
             )
 
-    return exit_status(command, MEMORY_CURE, goes_on="continue with --resume")
+    return exit_status(command, MEMORY_CURE, restart_hint="continue with --resume")
 
 
 def parse_arguments() -> argparse.Namespace:

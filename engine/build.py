@@ -21,8 +21,8 @@ from detector.pretrained.weights import load_pretrained
 from engine.config import Config
 from engine.ema import AveragedWeights
 from engine.freezing import refuse_random_frozen
-from engine.optimization import build_optimization, iterations_of_epoch, tell_warmup
-from engine.precision import check_precision, tell_precision
+from engine.optimization import build_optimization, iterations_of_epoch, warn_of_long_warmup
+from engine.precision import check_precision, log_precision
 from engine.process.distributed import Ranks
 from engine.state import TrainState
 from losses.config import build_weighting
@@ -45,9 +45,9 @@ def build_splits(
     log.info("%s", held_out.summary())
     log.info("classes: %s", some_of(training.classes, most=100))
     trained = np.unique(training.labels[training.trained(config.data.voc.use_difficult)])
-    bare = [name for label, name in enumerate(training.classes) if label not in trained]
-    if bare:
-        log.info("classes without training objects: %s", some_of(bare))
+    untrained = [name for label, name in enumerate(training.classes) if label not in trained]
+    if untrained:
+        log.info("classes without training objects: %s", some_of(untrained))
     return training, held_out
 
 
@@ -94,10 +94,10 @@ def build_state(
     detector = _build_detector(config, classes, ranks, load=pretrained and saved is None)
     weighting = _build_weighting(config, detector).to(ranks.device)
     iterations = iterations_of_epoch(config.train, batches_per_epoch)
-    _tell_windows(config, weighting, config.train.epochs * iterations)
-    tell_warmup(config.train, config.train.epochs * iterations)
+    _log_window_count(config, weighting, config.train.epochs * iterations)
+    warn_of_long_warmup(config.train, config.train.epochs * iterations)
     check_precision(config.train.amp, ranks)
-    tell_precision(config.train.amp, ranks.device)
+    log_precision(config.train.amp, ranks.device)
     optimizer, schedule = build_optimization(
         config.train,
         detector.parameters(),
@@ -115,8 +115,8 @@ def build_state(
         # As saved, unless an allowed change made epochs longer or shorter: the current epoch may
         # now have fewer batches than are done.
         done = min(progress.batch, batches_per_epoch)
-        under_way = iterations_of_epoch(config.train, done)
-        state.place_schedule(progress.epoch * iterations + under_way)
+        done_iterations = iterations_of_epoch(config.train, done)
+        state.place_schedule(progress.epoch * iterations + done_iterations)
     return state
 
 
@@ -170,7 +170,7 @@ def _build_weighting(config: Config, detector: Detector) -> LossWeighting:
     return weighting
 
 
-def _tell_windows(config: Config, weighting: LossWeighting, iterations: int) -> None:
+def _log_window_count(config: Config, weighting: LossWeighting, iterations: int) -> None:
     """Log how often a per-window weighting can act; warn if the run is too short for it."""
     if not weighting.acts_per_window:
         return

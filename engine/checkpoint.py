@@ -37,7 +37,7 @@ STATE = {
     "windows": list,
     "global_batch": int,
 }
-MOST = 2**63  # exclusive bound of whole numbers
+INTEGER_LIMIT = 2**63  # exclusive bound of whole numbers
 log = logging.getLogger(__name__)
 
 
@@ -116,17 +116,17 @@ def _check_parts(path: Path, contents: Mapping[str, Any]) -> None:
                 "use another checkpoint"
             )
     for key, value in contents["config"].items():
-        if not (isinstance(key, str) and isinstance(value, dict) and _has_names(value)):
+        if not (isinstance(key, str) and isinstance(value, dict) and _has_text_keys(value)):
             raise InputError(
                 f"{path}: its config holds {shown({key: value})}, not a config block; "
                 "use another checkpoint"
             )
 
 
-def _has_names(values: Mapping[Any, Any], levels: int = MAX_DEPTH) -> bool:
+def _has_text_keys(values: Mapping[Any, Any], levels: int = MAX_DEPTH) -> bool:
     """Whether all keys of nested mappings are text and the nesting depth is bounded."""
     return levels > 0 and all(
-        isinstance(key, str) and (not isinstance(value, dict) or _has_names(value, levels - 1))
+        isinstance(key, str) and (not isinstance(value, dict) or _has_text_keys(value, levels - 1))
         for key, value in values.items()
     )
 
@@ -169,12 +169,12 @@ def _is_progress(key: object, value: object) -> bool:
         return key in ("best_score", "best_epoch")
     if key == "best_score":
         return type(value) in (int, float)
-    return type(value) is int and 0 <= value < MOST
+    return type(value) is int and 0 <= value < INTEGER_LIMIT
 
 
 def _is_window(window: object) -> bool:
     """Whether a value is the loss statistics of a window, as in ``TrainState.windows``."""
-    if not (isinstance(window, dict) and _has_names(window)):
+    if not (isinstance(window, dict) and _has_text_keys(window)):
         return False
     statistics = [window.get("loss_mean"), window.get("loss_std")]
     return type(window.get("step")) is int and all(

@@ -48,7 +48,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
     )
 
     @model_validator(mode="after")
-    def _best_is_scored(self) -> Config:
+    def _check_best_score(self) -> Config:
         if self.train.best == "coco_segm_AP" and self.detector.type != "mask_rcnn":
             raise ValueError(
                 f"train.best: coco_segm_AP scores masks, but {self.detector.type} predicts none; "
@@ -57,7 +57,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
         return self
 
     @model_validator(mode="after")
-    def _gradients_are_there(self) -> Config:
+    def _check_gradnorm_gradients(self) -> Config:
         if self.train.freeze and self.loss.weighting.type == "gradnorm":
             raise ValueError(
                 "train.freeze: loss.weighting.type gradnorm reads gradients that a frozen part "
@@ -134,18 +134,18 @@ def parse_config(values: Mapping[str, Any], source: str, overrides: Sequence[str
         config = Config.model_validate(values)
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
-        lines = [f"{_place_of(each, source, overrides)}: {each}" for each in problems]
+        lines = [f"{_source_of(each, source, overrides)}: {each}" for each in problems]
         raise InputError("\n".join(dict.fromkeys(lines))) from None
     for key, value, parsed in _leaves(values, config):
         # YAML's true is Python's int 1: `lr: yes` must not train with a learning rate of 1.
         if isinstance(value, bool) and not isinstance(parsed, bool):
             kind = "a whole number" if isinstance(parsed, int) else "a number"
             problem = f"{key}: expected {kind}, got {value}"
-            raise InputError(f"{_place_of(problem, source, overrides)}: {problem}")
+            raise InputError(f"{_source_of(problem, source, overrides)}: {problem}")
     return config
 
 
-def _place_of(problem: str, source: str, overrides: Sequence[str]) -> str:
+def _source_of(problem: str, source: str, overrides: Sequence[str]) -> str:
     """Where the key at the start of a message was set: on the command line or in the source."""
     key = problem.partition(":")[0]
     written = [override.partition("=")[0] for override in overrides]
@@ -258,7 +258,7 @@ def _list_needed(location: Sequence[str | int]) -> str:
     """
     block, (name, *_) = _block_at(location)
     field = block.model_fields[str(name)]
-    kinds = _kinds_of_items(field.annotation)
+    kinds = _item_types(field.annotation)
     default = field.get_default(call_default_factory=True)
     example = f", such as {json.dumps(default)}" if default and isinstance(default, tuple) else ""
     if Ellipsis in kinds:
@@ -266,11 +266,11 @@ def _list_needed(location: Sequence[str | int]) -> str:
     return f"expected {COUNTS[len(kinds)]} {'names' if str in kinds else 'numbers'}{example}"
 
 
-def _kinds_of_items(annotation: Any) -> tuple[Any, ...]:
+def _item_types(annotation: Any) -> tuple[Any, ...]:
     """Item types of a list annotation: ``dict[str, tuple[int, int]] | None`` -> ``(int, int)``."""
     if get_origin(annotation) is tuple:
         return get_args(annotation)
-    return next(filter(None, map(_kinds_of_items, get_args(annotation))), ())
+    return next(filter(None, map(_item_types, get_args(annotation))), ())
 
 
 def _without_types(location: Sequence[str | int]) -> list[str | int]:

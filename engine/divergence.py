@@ -86,7 +86,7 @@ class FiniteGuard:
         if self.at_once:
             return
         if self.scaled:
-            self._spoil_a_gradient()
+            self._invalidate_gradient()
         else:
             self.optimizer.found_inf = self.diverged  # type: ignore[attr-defined]
 
@@ -104,7 +104,7 @@ class FiniteGuard:
             reports = ["a loss was not finite in an iteration before those on record"]
         raise DivergenceError("\n".join(reports) + f"; {CURE}")
 
-    def _spoil_a_gradient(self) -> None:
+    def _invalidate_gradient(self) -> None:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradient = next((p.grad for p in parameters if p.grad is not None), None)
         if gradient is not None:
@@ -114,9 +114,9 @@ class FiniteGuard:
         """Describe the first bad iteration of this rank; None without one."""
         for watched in self.recent:
             if not _are_finite(watched.weighted):
-                losses = _as_words(watched.losses)
+                losses = _format_losses(watched.losses)
                 if _are_finite(watched.losses):
-                    losses += f", times their weights: {_as_words(watched.weighted)}"
+                    losses += f", times their weights: {_format_losses(watched.weighted)}"
                 files = ", ".join(str(self.files[image]) for image in watched.images)
                 return (
                     f"step {watched.step}, rank {self.ranks.rank}: not finite: {losses}; "
@@ -129,5 +129,5 @@ def _are_finite(losses: Mapping[str, Tensor]) -> bool:
     return all(torch.isfinite(loss) for loss in losses.values())
 
 
-def _as_words(losses: Mapping[str, Tensor]) -> str:
+def _format_losses(losses: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {float(loss):.6g}" for name, loss in losses.items())

@@ -18,7 +18,7 @@ from engine.process.distributed import is_lost_rank, report_error
 from engine.process.signals import Stopped, StopRequest, catch_stop_signals
 from engine.process.standard_output import READER_LEFT, reader_left, tell
 
-FAILED, WRONG_INPUT, LEFT_ALONE = 1, 2, 3
+FAILED, WRONG_INPUT, LOST_RANK = 1, 2, 3
 # File errors: what cannot be done, and the cure.
 FILE_ERRORS = {
     errno.ENOSPC: ("written", "free disk space"),
@@ -34,14 +34,14 @@ LOST_RANK_DELAY_SECONDS = 2.0
 
 
 def exit_status(
-    command: Callable[[StopRequest], None], memory_cure: str, goes_on: str = "start it again"
+    command: Callable[[StopRequest], None], memory_cure: str, restart_hint: str = "start it again"
 ) -> int:
     """Run a command and report what ended it.
 
     Args:
         command: what to run; its argument says whether a signal asked it to stop.
         memory_cure: what to lower when out of memory.
-        goes_on: how to continue after a stop.
+        restart_hint: how to continue after a stop.
 
     Returns:
         0 on success; 1 for an internal error or a failed loader process; 2 for wrong input,
@@ -54,8 +54,8 @@ def exit_status(
             if sys.stdout is not None:  # as after >&-
                 sys.stdout.flush()
         except Stopped as stopped:
-            _note(logging.INFO, stopped)
-            tell(f"{stopped}; {goes_on if stopped.begun else 'start it again'}\n")
+            _write_to_train_log(logging.INFO, stopped)
+            tell(f"{stopped}; {restart_hint if stopped.begun else 'start it again'}\n")
             return stopped.exit_code
         except (InputError, DivergenceError) as error:
             _report(error)
@@ -64,11 +64,13 @@ def exit_status(
             _report(error)
             return FAILED
         except Exception as error:
-            return _status_of(error, stop, memory_cure, goes_on)
+            return _report_exception(error, stop, memory_cure, restart_hint)
     return 0
 
 
-def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: str) -> int:
+def _report_exception(
+    error: Exception, stop: StopRequest, memory_cure: str, restart_hint: str
+) -> int:
     if isinstance(error, BrokenPipeError) and reader_left():
         return READER_LEFT
     if says_that_a_worker_died(error):
@@ -85,18 +87,18 @@ def _status_of(error: Exception, stop: StopRequest, memory_cure: str, goes_on: s
         what, cure = FILE_ERRORS[error.errno]
         _report(
             f"{error.filename or 'a file of the run'}: cannot be {what}: {error.strerror}; {cure}; "
-            f"{goes_on}"
+            f"{restart_hint}"
         )
         return WRONG_INPUT
     if is_lost_rank(error):
-        return _left_alone(stop)
+        return _report_lost_rank(stop)
     _report(
         "internal error, please report:\n" + "".join(traceback.format_exception(error)).rstrip()
     )
     return FAILED
 
 
-def _left_alone(stop: StopRequest) -> int:
+def _report_lost_rank(stop: StopRequest) -> int:
     """Report that another rank has ended: it was asked to stop, as this one may be, or failed."""
     if stop.signal_number is None:
         time.sleep(LOST_RANK_DELAY_SECONDS)
@@ -104,15 +106,15 @@ def _left_alone(stop: StopRequest) -> int:
         "stopped because another rank ended; see that rank's error, unless it was stopped or "
         "killed (possibly out of memory)"
     )
-    return LEFT_ALONE if stop.signal_number is None else 128 + stop.signal_number
+    return LOST_RANK if stop.signal_number is None else 128 + stop.signal_number
 
 
 def _report(message: object) -> None:
-    _note(logging.ERROR, message)
+    _write_to_train_log(logging.ERROR, message)
     report_error(message)
 
 
-def _note(level: int, message: object) -> None:
+def _write_to_train_log(level: int, message: object) -> None:
     """Write a message that the console already shows to the run's ``train.log``, if any."""
     record = logging.LogRecord("train", level, __file__, 0, "%s", (message,), None)
     for handler in logging.getLogger().handlers:

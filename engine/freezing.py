@@ -11,7 +11,7 @@ from detector.fast.cuda_graphs import forget_recordings
 from engine.run_config import TrainConfig
 
 # Layers that forward passes in training mode change, or that draw random numbers.
-CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+STATEFUL_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 class Freezing:
@@ -31,12 +31,12 @@ class Freezing:
         self._detector = detector
         self._frozen: list[str] = []
         self._trained = [value for value in detector.parameters() if value.requires_grad]
-        self._modules = {name: _find(detector, name) for name in spans}
+        self._modules = {name: _find_module(detector, name) for name in spans}
         self._spans = spans
         for name, (start, _) in spans.items():
             if not any(value.requires_grad for value in self._modules[name].parameters()):
                 raise InputError(f"train.freeze: {name!r} has no trainable parameters; remove it")
-            if not self._left(start):
+            if not self._trained_in(start):
                 raise InputError(
                     f"train.freeze: nothing would be trained in epoch {start}; freeze fewer parts"
                 )
@@ -46,20 +46,20 @@ class Freezing:
 
         The detector must be in training mode.
         """
-        left = self._left(epoch)
+        trained = self._trained_in(epoch)
         for parameter in self._trained:
-            parameter.requires_grad_(id(parameter) in left)
+            parameter.requires_grad_(id(parameter) in trained)
         frozen = frozen_in(self._spans, epoch)
         for name in frozen:
             # Only these layers: the RPN, for example, proposes fewer boxes in evaluation mode.
             for layer in self._modules[name].modules():
-                if isinstance(layer, CHANGED_BY_TRAINING):
+                if isinstance(layer, STATEFUL_IN_TRAINING):
                     layer.eval()
         if frozen != self._frozen:
             forget_recordings(self._detector)
         self._frozen = frozen
 
-    def _left(self, epoch: int) -> set[int]:
+    def _trained_in(self, epoch: int) -> set[int]:
         """The ``id()`` of each parameter that is trained in an epoch."""
         frozen = [self._modules[name].parameters() for name in frozen_in(self._spans, epoch)]
         return {id(value) for value in self._trained} - {id(v) for part in frozen for v in part}
@@ -95,7 +95,7 @@ def refuse_random_frozen(config: TrainConfig, random: Collection[str], weights: 
         )
 
 
-def _find(detector: nn.Module, name: str) -> nn.Module:
+def _find_module(detector: nn.Module, name: str) -> nn.Module:
     try:
         return detector.get_submodule(name)
     except AttributeError:

@@ -199,8 +199,8 @@ class Training:
             DivergenceError: on every rank, if an update after finite losses made the weights not
                 finite.
         """
-        (spoiled,) = self.ranks.any(not self.state.is_finite())
-        if spoiled:
+        (not_finite,) = self.ranks.any(not self.state.is_finite())
+        if not_finite:
             raise DivergenceError(
                 f"step {self.state.progress.step}: the weights are not finite after it, although "
                 f"its losses were: a gradient overflowed; nothing was saved; {CURE}"

@@ -68,7 +68,7 @@ def iterations_of_epoch(config: TrainConfig, batches: int) -> int:
     return math.ceil(batches / config.accumulate)
 
 
-def tell_warmup(config: TrainConfig, iterations: int) -> None:
+def warn_of_long_warmup(config: TrainConfig, iterations: int) -> None:
     """Warn if a run of this many iterations ends within the warm-up."""
     if config.warmup_iterations >= iterations:
         log.warning(

@@ -37,7 +37,7 @@ def precision_of(amp: Amp, device: torch.device) -> Literal["none", "bf16", "fp1
     return "bf16" if cpu_has_bf16() else "none"
 
 
-def tell_precision(amp: Amp, device: torch.device) -> None:
+def log_precision(amp: Amp, device: torch.device) -> None:
     """Log what ``auto`` selects; warn of bf16 on a CPU without bf16 instructions."""
     if amp == "auto":
         log.info("train.amp: auto selects %s", precision_of(amp, device))

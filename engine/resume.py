@@ -40,7 +40,7 @@ NEUTRAL_KEYS = frozenset(
 FREE_KEYS = NEUTRAL_KEYS | {"train.epochs", "train.name", "train.patience"}
 # Free if the checkpoint has digests of the data, which are compared instead: a split can be named
 # in several ways. Classes are compared separately.
-NAMES_OF_DATA = frozenset({"data.classes", "data.root", "data.train", "data.val"})
+DATA_KEYS = frozenset({"data.classes", "data.root", "data.train", "data.val"})
 # With a cosine schedule, train.epochs changes the lr of every iteration.
 COSINE_KEYS = frozenset({"train.epochs"})
 # The global batch is compared instead, together with the number of ranks.
@@ -69,7 +69,7 @@ SCORING_KEYS = frozenset(
 )
 # Keys that may never change, as they determine the saved state.
 WEIGHTING = "loss.weighting."
-STATE_OF = {
+IMMUTABLE_KEYS = {
     WEIGHTING: "a resumed run keeps the state of its weighting",
     "train.optimizer": "a resumed run keeps the state of its optimizer",
     "detector.weights": "initial weights are only read when a run starts",
@@ -127,7 +127,7 @@ def check_resume(
             differ and changes are not allowed.
     """
     changed = changed_keys(saved, config)
-    _refuse_another_state(changed)
+    _refuse_immutable_changes(changed)
     check_classes(saved, config.data.classes)
     _check_batch(saved, config, world_size)
     if changed and not allow_changed:
@@ -154,7 +154,7 @@ def changed_keys(saved: Mapping[str, Any], config: Config) -> dict[str, str]:
     before = {**{key: value for key, value in _defaults().items() if key in now}, **before}
     free = FREE_KEYS | BATCH_KEYS
     if {"training", "validation"} <= saved.keys():
-        free |= NAMES_OF_DATA
+        free |= DATA_KEYS
     if config.train.schedule == "cosine":
         free -= COSINE_KEYS
     return {
@@ -164,8 +164,8 @@ def changed_keys(saved: Mapping[str, Any], config: Config) -> dict[str, str]:
     }
 
 
-def _refuse_another_state(changed: Mapping[str, str]) -> None:
-    for start, reason in STATE_OF.items():
+def _refuse_immutable_changes(changed: Mapping[str, str]) -> None:
+    for start, reason in IMMUTABLE_KEYS.items():
         if lines := [line for key, line in changed.items() if key.startswith(start)]:
             raise InputError(
                 f"--resume: {'; '.join(lines)}: {reason}; change it back, or start a run "
@@ -237,7 +237,7 @@ def scores_alike(saved: Mapping[str, Any], config: Config, data: Mapping[str, An
     now = config.flat()
     compared = SCORING_KEYS
     if "validation" in saved:
-        compared -= NAMES_OF_DATA
+        compared -= DATA_KEYS
     same_images = saved.get("validation", data["validation"]) == data["validation"]
     return same_images and all(before.get(key) == now.get(key) for key in compared)
 

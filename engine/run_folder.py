@@ -111,7 +111,7 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
             if ranks.is_main:
                 if resume and not os.path.isdir(path):
                     raise InputError(f"{path}: no such run to --resume; check train.name")
-                stack.enter_context(_held(path))
+                stack.enter_context(_locked_folder(path))
                 for name in CHECKPOINTS:
                     remove_unfinished(path / name)
                 # Only now: a run that was training there may have saved before it ended.
@@ -124,7 +124,7 @@ def open_run_folder(config: Config, ranks: Ranks, *, resume: bool, requeue: bool
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _locked_folder(path: Path) -> Iterator[None]:
     """Create a folder and lock its ``train.log`` against other runs."""
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct
 _StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_yaml_str)
 
 
-class _LoaderOfValues(_StrictLoader):
+class _ValueLoader(_StrictLoader):
     """Also refuses comments: a folder ``runs #2`` on a command line must not become ``runs``."""
 
     def scan_to_next_token(self) -> None:
@@ -131,7 +131,7 @@ def parse_yaml(text: str, source: str, comments: bool = True) -> Any:
         InputError: it is not valid YAML or uses a refused feature.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader if comments else _LoaderOfValues)
+        return yaml.load(text, Loader=_StrictLoader if comments else _ValueLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

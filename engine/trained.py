@@ -13,7 +13,7 @@ from data.errors import InputError
 from detector.build import Detector, build_detector
 from engine.checkpoint import check_classes, load_checkpoint
 from engine.config import Config, override_config
-from engine.precision import tell_precision
+from engine.precision import log_precision
 from engine.process.distributed import choose_device
 
 
@@ -56,7 +56,7 @@ def load_trained(
     load_weights(detector, saved["detector"], path)
     if device is None:
         device = choose_device(config.train.device)
-        tell_precision(config.train.amp, device)
+        log_precision(config.train.amp, device)
     return Trained(config, tuple(saved["classes"]), detector.to(device).eval(), device)
 
 

@@ -56,10 +56,10 @@ def coco_scores(
     relevant = detections.select(np.flatnonzero(np.isin(detections.label, present)))
     inputs = CocoInputs(
         _images(annotations),
-        _ranks(annotations.category_ids)[present],
-        _truth(annotations, kind),
+        _ordinals(annotations.category_ids)[present],
+        _truth_objects(annotations, kind),
         annotations.crowd,
-        _found(relevant, annotations, kind),
+        _detected_objects(relevant, annotations, kind),
         relevant.score,
         kind,
     )
@@ -73,12 +73,12 @@ def _images(annotations: Annotations) -> list[dict[str, Any]]:
     return [
         {"id": image_id, "height": height, "width": width}
         for image_id, (height, width) in zip(
-            _ranks(annotations.image_ids).tolist(), annotations.sizes.tolist(), strict=True
+            _ordinals(annotations.image_ids).tolist(), annotations.sizes.tolist(), strict=True
         )
     ]
 
 
-def _truth(annotations: Annotations, kind: Kind) -> CocoObjects:
+def _truth_objects(annotations: Annotations, kind: Kind) -> CocoObjects:
     rows = annotations.object_images()
     areas = np.where(annotations.difficult, IGNORED_AREA, annotations.areas)
     masks = _true_masks(annotations) if kind == "segm" else None
@@ -94,7 +94,7 @@ def _true_masks(annotations: Annotations) -> list[dict[str, Any]]:
     ]
 
 
-def _found(detections: Detections, annotations: Annotations, kind: Kind) -> CocoObjects:
+def _detected_objects(detections: Detections, annotations: Annotations, kind: Kind) -> CocoObjects:
     """Detections with the areas of their boxes, or of their masks where masks are scored."""
     areas, masks = sides_of(detections.boxes).prod(axis=1), None
     if kind == "segm":
@@ -103,7 +103,7 @@ def _found(detections: Detections, annotations: Annotations, kind: Kind) -> Coco
         masks = [
             {"size": size, "counts": rle} for size, rle in zip(sizes, detections.rles, strict=True)
         ]
-        # one by one: pycocotools refuses a list of more than 255 masks
+        # one by one: pycocotools fails on the areas of a list of more than 255 masks
         areas = np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
     return _objects(detections.image, detections.label, detections.boxes, areas, masks, annotations)
 
@@ -118,11 +118,11 @@ def _objects(
 ) -> CocoObjects:
     """Build the columns that objects and detections share."""
     xywh = np.hstack([boxes[:, :2], sides_of(boxes)])
-    image_ids, category_ids = _ranks(annotations.image_ids), _ranks(annotations.category_ids)
+    image_ids, category_ids = _ordinals(annotations.image_ids), _ordinals(annotations.category_ids)
     return CocoObjects(image_ids[images], category_ids[labels], xywh, areas, masks)
 
 
-def _ranks(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _ordinals(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Map ids to 1, 2, ... in their order, which breaks ties of equal scores.
 
     The ids themselves may exceed what a float64, in which engines read them, can represent.

@@ -111,7 +111,7 @@ def read_coco_json(path: str | Path, annotations: Annotations) -> Detections:
     rles = _read_masks(entries, sizes, path)
     if rles is None or any("bbox" in entry for entry in entries):
         boxes = np.array(_read_boxes(entries, path)).reshape(-1, 4)
-        _doubt_boxes(path, boxes, sizes)
+        _warn_of_wrong_format(path, boxes, sizes)
     else:
         boxes = _boxes_around(rles, sizes)
     return make_detections(image, label, score, boxes, rles)
@@ -149,7 +149,7 @@ def _check_index(path: Path, annotations: Annotations) -> None:
                 )
 
 
-def _doubt_boxes(
+def _warn_of_wrong_format(
     path: str | Path, boxes: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32]
 ) -> None:
     """Warn of boxes that look like fractions or corners instead of ``[x, y, width, height]``."""

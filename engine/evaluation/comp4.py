@@ -103,7 +103,7 @@ def _files_of_split(folder: Path, annotations: Annotations, expected: list[str])
     except OSError as error:
         raise unreadable(folder, error) from error
     found = {name for name in names if name.startswith(prefix) and name.endswith(".txt")}
-    others = {name for name in found if _is_of_another_set(name[len(prefix) : -4], annotations)}
+    others = {name for name in found if _belongs_to_longer_set(name[len(prefix) : -4], annotations)}
     found -= others.difference(expected)
     if not found:
         raise InputError(
@@ -119,7 +119,7 @@ def _files_of_split(folder: Path, annotations: Annotations, expected: list[str])
     return found
 
 
-def _is_of_another_set(rest: str, annotations: Annotations) -> bool:
+def _belongs_to_longer_set(rest: str, annotations: Annotations) -> bool:
     """Whether ``old_cat``, behind the prefix of the set ``test``, is a cat of ``test_old``."""
     return any(rest.endswith(f"_{name}") for name in annotations.classes)
 

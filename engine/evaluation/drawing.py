@@ -26,8 +26,10 @@ FONT, LINE = cv2.FONT_HERSHEY_SIMPLEX, cv2.LINE_AA
 CAPTION_HEIGHT, GAP = 26, 8
 MASK_OPACITY = 0.4
 TEXT_SIZE = 0.42
-PLAIN_SIDE = 600  # pixels: above this short side, lines and text of a full-size image scale with it
-WIDEST = 1.8  # maximum ratio of width to height of an image in the picture
+UNSCALED_SIDE = (
+    600  # pixels: above this short side, lines and text of a full-size image scale with it
+)
+MAX_ASPECT_RATIO = 1.8  # maximum ratio of width to height of an image in the picture
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def draw_detections(
     """
     canvas = image.copy()
     found = _found_objects(row, annotations, detections, score_threshold)
-    draw_objects(canvas, found, 1.0, max(1.0, min(canvas.shape[:2]) / PLAIN_SIDE))
+    draw_objects(canvas, found, 1.0, max(1.0, min(canvas.shape[:2]) / UNSCALED_SIDE))
     return canvas
 
 
@@ -207,7 +209,7 @@ def draw_panel(
     image: Pixels, objects: Sequence[DrawnObject], left: str, right: str, height: int
 ) -> Pixels:
     """Draw an image with its objects, ``height`` pixels high, below a strip with two captions."""
-    scale = min(height / image.shape[0], WIDEST * height / image.shape[1])
+    scale = min(height / image.shape[0], MAX_ASPECT_RATIO * height / image.shape[1])
     size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     canvas = np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)

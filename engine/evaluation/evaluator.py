@@ -62,13 +62,13 @@ def detect(
                 outputs = detector(images) if images else []
             for row, image, output in zip(batch.indices, images, outputs, strict=True):
                 height, width = image.shape[-2:]
-                parts.append(_in_original(output, (height, width), row, annotations))
+                parts.append(_to_original_coordinates(output, (height, width), row, annotations))
     finally:
         detector.train(was_training)
     return concatenate(parts)
 
 
-def _in_original(
+def _to_original_coordinates(
     output: dict[str, Tensor], size_hw: tuple[int, int], row: int, annotations: Annotations
 ) -> Detections:
     """The detections of one image in its original coordinates, on the host."""

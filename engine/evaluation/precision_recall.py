@@ -53,12 +53,12 @@ def precision_recall(
     for label, objects in enumerate(count_objects(annotations).tolist()):
         of_class = (labels == label) & ~ignored
         if objects:
-            claimed = _from_each_threshold(scores[of_class & right])
-            found = _from_each_threshold(scores[of_class])
+            claimed = _count_at_thresholds(scores[of_class & right])
+            found = _count_at_thresholds(scores[of_class])
             curves[annotations.classes[label]] = PrecisionRecall(claimed, found - claimed, objects)
     return curves
 
 
-def _from_each_threshold(scores: npt.NDArray[np.float64]) -> Counts:
+def _count_at_thresholds(scores: npt.NDArray[np.float64]) -> Counts:
     """Count the scores that reach each threshold -> ``(T,)``."""
     return len(scores) - np.searchsorted(np.sort(scores), THRESHOLDS, side="left")

@@ -38,13 +38,13 @@ def write_metrics(path: str | Path, scores: dict[str, Any]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    text = json.dumps(_strict(scores), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(_to_strict_json(scores), indent=2, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
 
 
-def _strict(value: Any) -> Any:
+def _to_strict_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: _to_strict_json(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

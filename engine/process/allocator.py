@@ -15,7 +15,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER_TRIM = 2**31 - 1
 
 # User settings of the allocator; if any is set, nothing is changed.
-CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+USER_SETTINGS = (
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "LD_PRELOAD",
+)
 
 
 def keep_freed_memory() -> bool:
@@ -25,7 +30,7 @@ def keep_freed_memory() -> bool:
         Whether it was done: not without glibc, nor if the environment configures the allocator
         (``MALLOC_…_``, or another allocator in ``LD_PRELOAD``).
     """
-    if any(os.environ.get(name) for name in CHOICES):
+    if any(os.environ.get(name) for name in USER_SETTINGS):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 LOG = "train.log"
-OF_ONE_RANK = ("data.workers",)  # logs images that no other rank has read
+RANK_LOCAL_LOGGERS = ("data.workers",)  # logs images that no other rank has read
 
 
 def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int = 0) -> None:
@@ -30,19 +30,21 @@ def start_logging(folder: Path | None, level: int = logging.WARNING, rank: int =
         # Other ranks may see the folder of the main rank without write permission.
         with suppress(*([OSError] if rank else [])):
             file = logging.FileHandler(folder / LOG, encoding="utf-8")
-            of_rank = f"rank {rank}: " if rank else ""
-            file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {of_rank}%(message)s"))
+            rank_prefix = f"rank {rank}: " if rank else ""
+            file.setFormatter(
+                logging.Formatter(f"%(asctime)s %(levelname)s {rank_prefix}%(message)s")
+            )
             handlers.append(file)
         level = logging.INFO
     if rank:
         for handler in handlers:
-            handler.addFilter(_is_of_one_rank)
+            handler.addFilter(_is_rank_local)
     logging.basicConfig(level=level, handlers=handlers, force=True)
 
 
-def _is_of_one_rank(record: logging.LogRecord) -> bool:
+def _is_rank_local(record: logging.LogRecord) -> bool:
     """Whether a rank other than the main one logs a record: its images, and what ended it."""
-    return record.name in OF_ONE_RANK or record.levelno >= logging.ERROR
+    return record.name in RANK_LOCAL_LOGGERS or record.levelno >= logging.ERROR
 
 
 class _ConsoleHandler(logging.Handler):

@@ -27,7 +27,7 @@ BACKEND_OF_GPUS = "cpu:gloo,cuda:nccl"
 # Text of gloo's errors about a rank that has ended; they have no type of their own.
 LOST_RANK = "gloo/transport"
 # torch 2.14 renamed the option to copy the main rank's buffers before each forward pass.
-_FOLLOWING_BUFFERS = (
+_SYNC_BUFFERS_OPTION = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
@@ -135,14 +135,14 @@ def average_gradients(module: nn.Module, has_frozen_parts: bool = False) -> Dist
             then searches for parameters without a gradient.
     """
     running = any(getattr(part, "track_running_stats", False) for part in module.modules())
-    following: dict[str, Any] = {_FOLLOWING_BUFFERS: running}
+    following: dict[str, Any] = {_SYNC_BUFFERS_OPTION: running}
     wrapped = DistributedDataParallel(
         module,
         gradient_as_bucket_view=True,
         find_unused_parameters=has_frozen_parts,
         **following,
     )
-    _settle_buckets(wrapped)
+    _fix_bucket_order(wrapped)
     return wrapped
 
 
@@ -151,7 +151,7 @@ def without_exchange(model: nn.Module) -> AbstractContextManager[Any]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def _settle_buckets(wrapped: DistributedDataParallel) -> None:
+def _fix_bucket_order(wrapped: DistributedDataParallel) -> None:
     """Make torch assign gradients to buckets now, in the order of the parameters.
 
     By default it does so after the first backward pass of a process, in the order of that pass. The

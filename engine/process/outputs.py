@@ -51,9 +51,9 @@ def check_outputs(
             raise InputError(f"{output}: is given for two outputs; choose another")
         places.add(place)
     existing = [output for output in files if os.path.exists(output)]
-    read = {_identity(file) for path in inputs if existing for file in _files_of(path)}
+    read = {_identity(file) for path in inputs if existing for file in _existing_files(path)}
     for output in existing:
-        is_data = data_root is not None and _is_of_data(output, data_root, pictures)
+        is_data = data_root is not None and _is_dataset_file(output, data_root, pictures)
         if is_data or _identity(output) in read:
             raise InputError(f"{output}: is an input and would be overwritten; choose another")
 
@@ -69,7 +69,7 @@ def _check_writable(output: Path, is_folder: bool) -> None:
         raise InputError(f"{output}: cannot be written: {folder} is not writable; choose another")
 
 
-def _files_of(path: Named) -> Iterator[Path]:
+def _existing_files(path: Named) -> Iterator[Path]:
     """Yield the existing files of an input: a file, or a folder and its contents."""
     if path is not None and os.path.exists(path):
         yield Path(path)
@@ -84,7 +84,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _is_of_data(output: Path, root: Path, pictures: Iterable[str]) -> bool:
+def _is_dataset_file(output: Path, root: Path, pictures: Iterable[str]) -> bool:
     """Whether a file is in an annotation folder of a dataset or is one of its images."""
     place, real_root = Path(os.path.realpath(output)), Path(os.path.realpath(root))
     if not place.is_relative_to(real_root):

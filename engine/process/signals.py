@@ -57,11 +57,11 @@ class StopRequest:
         if world_size() == 1:
             return  # a single process may take the time of its iteration and its checkpoint
         # A rank can hang in communication with a lost one, where its main thread runs no Python.
-        deadline = threading.Timer(GRACE_SECONDS, self._leave, (number,))
+        deadline = threading.Timer(GRACE_SECONDS, self._exit_after_grace, (number,))
         deadline.daemon = True
         deadline.start()
 
-    def _leave(self, number: int) -> None:
+    def _exit_after_grace(self, number: int) -> None:
         """End this process, whatever it is doing."""
         text = (
             f"{signal.Signals(number).name} came {GRACE_SECONDS:.0f} s ago, but the current work "
@@ -111,7 +111,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
     os.set_blocking(writer, False)
     threading.Thread(target=request.listen, args=(reader,), daemon=True).start()
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _leave_to_listener) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, _ignore_in_main_thread) for number in STOP_SIGNALS}
     if launched_by_torchrun():
         signal_at_parents_end(signal.SIGTERM, os.getppid())
     try:
@@ -123,5 +123,5 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         os.close(writer)
 
 
-def _leave_to_listener(number: int, frame: FrameType | None) -> None:
+def _ignore_in_main_thread(number: int, frame: FrameType | None) -> None:
     """Replace the default handler, so that only the listener thread handles the signal."""

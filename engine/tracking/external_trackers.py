@@ -188,15 +188,15 @@ class FaultTolerantTracker:
             ) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._tell("scalars", values, step)
+        self._forward("scalars", values, step)
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        self._tell("evaluation", evaluation)
+        self._forward("evaluation", evaluation)
 
     def close(self, finished: bool) -> None:
-        self._tell("close", finished)
+        self._forward("close", finished)
 
-    def _tell(self, method: str, *arguments: object) -> None:
+    def _forward(self, method: str, *arguments: object) -> None:
         if self._tracker is None:
             return
         try:

@@ -13,7 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from engine.evaluation.precision_recall import THRESHOLDS
 from engine.tracking.external_trackers import Evaluation
 
-_OF_HYPERPARAMETERS = ".hyperparameters"  # suffix of their event file
+_HYPERPARAMETERS_SUFFIX = ".hyperparameters"  # suffix of their event file
 Plain = bool | str | float | int
 
 
@@ -80,9 +80,9 @@ def _write_hyperparameters(
     resumed with another config; a purge does not remove them. Its table shows the latest value of
     each score's curve, so the run need not be finished.
     """
-    for file in folder.glob(f"events.out.tfevents.*{_OF_HYPERPARAMETERS}"):
+    for file in folder.glob(f"events.out.tfevents.*{_HYPERPARAMETERS_SUFFIX}"):
         file.unlink()
-    writer = SummaryWriter(folder, filename_suffix=_OF_HYPERPARAMETERS)
+    writer = SummaryWriter(folder, filename_suffix=_HYPERPARAMETERS_SUFFIX)
     for summary in hparams(dict(hyperparameters), dict.fromkeys(scores, 0.0)):
         writer._get_file_writer().add_summary(summary)
     writer.close()

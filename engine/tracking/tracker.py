@@ -135,7 +135,7 @@ class Tracker:
         speed = record["images_per_second"]
         remaining = clock(batches_left * self.images_per_batch / max(speed, 1e-9))
         if self.bar is not None:
-            short = f"{self._in_short(record)}, {remaining} left, {speed:.1f} img/s"
+            short = f"{self._format_progress(record)}, {remaining} left, {speed:.1f} img/s"
             self.bar.set_postfix_str(short)
         log.info(
             "epoch %d/%d step %d: %s, %.1f images/s, %s left",
@@ -194,7 +194,7 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
 
-    def _in_short(self, record: Mapping[str, Any]) -> str:
+    def _format_progress(self, record: Mapping[str, Any]) -> str:
         """Format total loss, λ of each pair and learning rate to fit into 80 columns."""
         weights = record["loss_weight"]
         pairs = [":".join(f"{weights[name]:.2g}" for name in pair) for pair in self.pairs.values()]

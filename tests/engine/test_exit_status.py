@@ -35,5 +35,5 @@ def test_what_went_wrong_is_told(
     def command(_: StopRequest) -> None:
         raise error
 
-    assert exit_status(command, "data.batch_size", goes_on="start from here") == status
+    assert exit_status(command, "data.batch_size", restart_hint="start from here") == status
     assert message in capfd.readouterr().err

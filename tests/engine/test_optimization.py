@@ -11,7 +11,7 @@ from engine.optimization import (
     build_optimization,
     build_optimizer,
     build_schedule,
-    tell_warmup,
+    warn_of_long_warmup,
 )
 from engine.run_config import TrainConfig
 
@@ -47,7 +47,7 @@ def test_lr_is_linear_in_the_total_batch() -> None:
 def test_a_warm_up_that_the_run_does_not_outlast_is_told(
     iterations: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tell_warmup(TrainConfig(warmup_iterations=4), iterations)
+    warn_of_long_warmup(TrainConfig(warmup_iterations=4), iterations)
     assert ("the run has 4 iterations: train.lr is never reached" in caplog.text) == (
         iterations == 4
     )

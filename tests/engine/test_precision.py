@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import precision
-from engine.precision import Amp, autocast, cpu_has_bf16, precision_of, tell_precision
+from engine.precision import Amp, autocast, cpu_has_bf16, log_precision, precision_of
 
 CPU = torch.device("cpu")
 Give = Callable[[str | None], None]
@@ -68,7 +68,7 @@ def test_what_costs_time_is_said(
 ) -> None:  # fmt: skip
     give_cpu(text)
     with caplog.at_level(logging.INFO):
-        tell_precision(amp, CPU)
+        log_precision(amp, CPU)
     assert [record.levelname for record in caplog.records] == ([level] if level else [])
     assert said in caplog.text
 
