@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from engine.process.distributed import Ranks
 
-CURE = "lower train.lr, lengthen train.warmup_iterations or set train.clip_gradients"
+CURE = "lower train.lr, raise train.warmup_iterations or set train.clip_gradients"
 
 
 class DivergenceError(RuntimeError):

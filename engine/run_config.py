@@ -82,8 +82,8 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
     amp: Amp = Field(
         default="none",
-        description="automatic mixed precision; none: float32; auto: bf16 on devices that "
-        "support it, else none",
+        description="automatic mixed precision: none (float32), bf16, fp16, or auto (bf16 if the "
+        "device supports it, else none)",
     )
     seed: int = Field(
         default=0,
@@ -96,7 +96,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default="auto", description="device to train on; auto: CUDA if available"
     )
     best: Literal["voc_mAP", "coco_AP", "coco_segm_AP"] = Field(
-        default="voc_mAP", description="validation score that decides which epoch best.pt holds"
+        default="voc_mAP",
+        description="validation score that selects the epoch of best.pt: VOC mAP, COCO box AP or "
+        "COCO mask AP",
     )
     log_every: PositiveInt = Field(
         default=20,

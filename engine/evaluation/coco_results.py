@@ -135,15 +135,15 @@ def _check_index(path: Path, annotations: Annotations) -> None:
         log.warning("%s: not an index of %s; ignored", index, path.name)
         return
     own_files = [posixpath.basename(file) for file in annotations.files.tolist()]
-    for kind, told, ids, names in (
+    for kind, indexed, ids, names in (
         ("image", files, annotations.image_ids.tolist(), own_files),
         ("category", classes, annotations.category_ids.tolist(), annotations.classes),
     ):
         for identity, name in zip(ids, names, strict=True):
-            if told.get(identity, name) != name:
+            if indexed.get(identity, name) != name:
                 raise InputError(
                     f"{path}: its ids do not match the data: {kind} {identity} is "
-                    f"{shown(told[identity])} in {index.name}, but {shown(name)} in "
+                    f"{shown(indexed[identity])} in {index.name}, but {shown(name)} in "
                     f"{annotations.source}; predict with --ids or --comp4, or remove {index.name} "
                     "if it belongs to other results"
                 )
