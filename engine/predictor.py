@@ -14,7 +14,7 @@ from data.target import Batch, pad_targets
 from detector.preprocessing import padded
 from engine.evaluation.detections import Detections
 from engine.evaluation.evaluator import detect
-from engine.evaluation.test_time_flip import with_flip
+from engine.evaluation.flip_tta import with_flip
 from engine.trained import Trained
 
 

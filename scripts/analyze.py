@@ -45,7 +45,7 @@ from engine.config import Config, load_config, split_words
 from engine.evaluation.coco_engines import Engine, check_engine
 from engine.evaluation.detections import Detections
 from engine.evaluation.evaluator import detect, read_detections, score
-from engine.evaluation.test_time_flip import with_flip
+from engine.evaluation.flip_tta import with_flip
 from engine.process.atomic_file import write_atomically
 from engine.process.outputs import check_outputs
 from engine.trained import Trained, load_trained

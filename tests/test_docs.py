@@ -16,7 +16,9 @@ DOCS = ROOT / "docs"
 # docs/study holds kept runs, not pages
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if DOCS / "study" not in path.parents]
 BLOCK = re.compile(r"^```python\n(def .*?|# losses/.*?)^```", re.DOTALL | re.MULTILINE)
-IMPORT = re.compile(r"^from ((?:data|detector|engine|losses)[a-z0-9_.]*) import (.*)$", re.MULTILINE)
+IMPORT = re.compile(
+    r"^from ((?:data|detector|engine|losses)[a-z0-9_.]*) import (.*)$", re.MULTILINE
+)
 API = re.compile(r"^::: ([a-z0-9_.]+)(?:\n +options: \{members: \[(.*)\]\})?", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 

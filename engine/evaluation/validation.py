@@ -21,8 +21,8 @@ from engine.config import Config
 from engine.evaluation.coco_engines import Engine, check_engine
 from engine.evaluation.detections import Detections, concatenate
 from engine.evaluation.evaluator import detect, score
+from engine.evaluation.flip_tta import with_flip
 from engine.evaluation.precision_recall import PrecisionRecall, precision_recall
-from engine.evaluation.test_time_flip import with_flip
 from engine.precision import Amp
 from engine.process.distributed import Ranks
 from engine.process.signals import StopRequest

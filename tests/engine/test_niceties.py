@@ -31,7 +31,7 @@ from detector.rcnn import MaskRCNN
 from engine.build import build_state
 from engine.checkpoint import load_checkpoint
 from engine.config import Config
-from engine.evaluation.test_time_flip import TestTimeFlip
+from engine.evaluation.flip_tta import FlipTTA
 from engine.evaluation.validation import build_validation
 from engine.process.signals import StopRequest
 from engine.resume import check_resume
@@ -196,8 +196,8 @@ def test_a_flip_makes_the_detector_of_every_scoring_look_twice(tmp_path: Path) -
         config = config_of(values)
         annotations = build_annotations(config.data, "val")
         view = build_validation(config, annotations, ALONE, StopRequest()).view(detector)
-        assert isinstance(view, TestTimeFlip) == flip
-        if isinstance(view, TestTimeFlip):
+        assert isinstance(view, FlipTTA) == flip
+        if isinstance(view, FlipTTA):
             assert (view.nms_threshold, view.most) == (0.3, 100)
             assert view.detector is detector
 

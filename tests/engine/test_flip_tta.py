@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import parse_config
-from engine.evaluation.test_time_flip import TestTimeFlip, mirror_back, with_flip
+from engine.evaluation.flip_tta import FlipTTA, mirror_back, with_flip
 
 
 class BrightestColumn(nn.Module):
@@ -39,7 +39,7 @@ def image(column: int, width: int) -> Tensor:
 
 
 def test_what_both_looks_find_counts_once_with_the_higher_score() -> None:
-    detector = TestTimeFlip(BrightestColumn(), nms_threshold=0.5, most=100)
+    detector = FlipTTA(BrightestColumn(), nms_threshold=0.5, most=100)
     for column, width in ((2, 11), (9, 11), (6, 8)):
         (found,) = detector([image(column, width)])
         assert found["boxes"].tolist() == [[column, 0, column + 1, 5]]
@@ -48,7 +48,7 @@ def test_what_both_looks_find_counts_once_with_the_higher_score() -> None:
 
 
 def test_masks_are_mirrored_with_their_boxes() -> None:
-    detector = TestTimeFlip(BrightestColumn(), nms_threshold=0.5, most=100)
+    detector = FlipTTA(BrightestColumn(), nms_threshold=0.5, most=100)
     (left,), (right,) = detector([image(1, 10)]), detector([image(8, 10)])
     assert left["masks"][0, 0, 0].tolist() == [1, 1, 0, 0]  # kept from the straight look
     assert right["masks"][0, 0, 0].tolist() == [0, 0, 1, 1]  # from the mirrored one, mirrored back
@@ -59,9 +59,9 @@ def test_detections_of_different_places_are_all_kept_up_to_the_limit() -> None:
         def find(self, image: Tensor) -> dict[str, Tensor]:
             return {**super().find(image), "boxes": torch.tensor([[0.0, 0.0, 2.0, 2.0]])}
 
-    both = TestTimeFlip(Left(), nms_threshold=0.5, most=100)([image(1, 10)])[0]
+    both = FlipTTA(Left(), nms_threshold=0.5, most=100)([image(1, 10)])[0]
     assert sorted(both["boxes"].tolist()) == [[0, 0, 2, 2], [8, 0, 10, 2]]
-    assert len(TestTimeFlip(Left(), nms_threshold=0.5, most=1)([image(1, 10)])[0]["boxes"]) == 1
+    assert len(FlipTTA(Left(), nms_threshold=0.5, most=1)([image(1, 10)])[0]["boxes"]) == 1
 
 
 def test_mirroring_back_twice_changes_nothing() -> None:

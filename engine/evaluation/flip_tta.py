@@ -13,7 +13,7 @@ from engine.config import Config
 Detected = dict[str, Tensor]
 
 
-class TestTimeFlip(nn.Module):
+class FlipTTA(nn.Module):
     """Detects in each image and in its left-right mirror image, and merges the detections.
 
     The detections of both go through another non-maximum suppression per class: an object found in
@@ -54,7 +54,7 @@ def with_flip(detector: nn.Module, config: Config) -> nn.Module:
     if not config.evaluate.flip:
         return detector
     limits = config.detector
-    mirrored = TestTimeFlip(detector, limits.nms_threshold, limits.detections_per_image)
+    mirrored = FlipTTA(detector, limits.nms_threshold, limits.detections_per_image)
     return mirrored.train(detector.training)
 
 
