@@ -1,4 +1,4 @@
-# Each command alone is enough on a fresh clone; the environment is made on first use.
+# Each target works on a fresh clone; the environment is created on first use.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
@@ -9,7 +9,7 @@ BIN := .venv/bin
 environment: .venv/installed
 
 .venv/installed: setup.cfg pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 not found; set it: make PYTHON=/path/to/python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
@@ -17,7 +17,7 @@ environment: .venv/installed
 quickstart: .venv/installed
 	$(BIN)/python train.py --config configs/quickstart.yaml
 	$(BIN)/python evaluate.py runs/quickstart/best.pt --picture runs/quickstart/detections.png
-	@echo 'Loss curves: $(BIN)/tensorboard --logdir runs   (then open the address it prints)'
+	@echo 'Loss curves: $(BIN)/tensorboard --logdir runs   (then open the URL that it prints)'
 
 test: .venv/installed
 	$(BIN)/ruff check .
@@ -25,7 +25,7 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# A site of the docs in site/; broken links and pages that nothing leads to are errors.
+# Builds the docs in site/; broken links and unlinked pages are errors.
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python scripts/config_reference.py --check

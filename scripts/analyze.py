@@ -1,15 +1,15 @@
-"""Say what a detector does well and badly; compare two.
+"""Analyze the errors of a detector, or compare two.
 
     python scripts/analyze.py runs/my_run/best.pt
     python scripts/analyze.py runs/fixed/last.pt runs/alwa/last.pt --output comparison.html
     python scripts/analyze.py --config configs/bccd/retinanet.yaml found.json --json
 
-A checkpoint is run over the split; COCO results JSON or a folder of comp4 files is read, for which
---config says what data it is of. Scores, precision-recall curves of each class, the confusion
-matrix, AP by size, calibration, the six TIDE error types and the worst images go to one HTML file
-that needs nothing else. With a second checkpoint or file of detections everything is shown side by
-side, and a paired bootstrap says how sure the difference in mAP is. Boxes are analyzed, masks only
-scored. Key overrides (data.root=... train.device=cpu) may stand among the files.
+A checkpoint is run over the split; COCO results JSON or a folder of comp4 files is read, and needs
+--config for the data it belongs to. Scores, precision-recall curves of each class, the confusion
+matrix, AP by size, calibration, the six TIDE error types and the worst images go to one
+self-contained HTML file. With a second checkpoint or file of detections everything is shown side by
+side, and a paired bootstrap tests the difference in mAP. Boxes are analyzed, masks only scored.
+Config overrides (data.root=... train.device=cpu) may be given among the files.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ IOU = 0.5
 
 @dataclass(frozen=True)
 class Run:
-    """What one detector found in the split."""
+    """The detections of one detector in the split."""
 
     name: str
     detections: Detections
@@ -85,11 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     files, overrides = split_words(options.words)
     if not 1 <= len(files) <= 2:
-        raise InputError("name one or two checkpoints or files of detections")
-    split, runs = look(files, overrides, options)
+        raise InputError("give one or two checkpoints or files of detections")
+    split, runs = load_runs(files, overrides, options)
     result = analyze(split, runs, options)
-    # Neither costs the other: a place that cannot be written the numbers, a reader that leaves the
-    # report.
+    # Print even if the report cannot be written, and write it even if the pipe is closed.
     try:
         print(json.dumps(result, allow_nan=False) if options.json else format_result(result))
     finally:
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def look(
+def load_runs(
     files: Sequence[str], overrides: Sequence[str], options: argparse.Namespace
 ) -> tuple[Split, list[Run]]:
     """Open the split and get the detections of each run in it."""
@@ -119,27 +118,27 @@ def look(
             if detector.classes != split.annotations.classes:
                 raise InputError(
                     f"{file}: was trained on {', '.join(detector.classes)}, not on "
-                    f"{', '.join(split.annotations.classes)}; compare runs of the same classes"
+                    f"{', '.join(split.annotations.classes)}; compare runs with the same classes"
                 )
             detections = detections_of(detector, split, name)
         runs.append(Run(name, detections))
         if not are_probabilities(detections.score):
             print(
-                f"analyze.py: {file}: its scores are from {detections.score.min():.3g} to "
-                f"{detections.score.max():.3g}, no probabilities: they have no calibration, and "
-                f"--threshold {options.threshold:g} parts them as it would probabilities",
+                f"analyze.py: {file}: scores range from {detections.score.min():.3g} to "
+                f"{detections.score.max():.3g}, so they are not probabilities: calibration is "
+                f"skipped, and --threshold {options.threshold:g} is applied to them as they are",
                 file=sys.stderr,
             )
     return split, runs
 
 
 def is_checkpoint(file: str) -> bool:
-    """A file that is not called .json is a checkpoint, a folder holds comp4 files."""
+    """Return whether a path is a checkpoint: neither a .json file nor a folder (of comp4 files)."""
     return not Path(file).is_dir() and Path(file).suffix.lower() != ".json"
 
 
 def run_names(files: Sequence[str]) -> list[str]:
-    """What the runs are called: the folder of a checkpoint, the name of a file of detections."""
+    """Return the runs' names: the folder of a checkpoint, the name of a file of detections."""
     names = [
         path.parent.name if is_checkpoint(str(path)) else path.stem
         for path in (Path(file).resolve() for file in files)
@@ -150,18 +149,24 @@ def run_names(files: Sequence[str]) -> list[str]:
 def open_split(
     trained: Trained | None, overrides: Sequence[str], options: argparse.Namespace
 ) -> Split:
-    """The split by the config file, else by the first checkpoint's config."""
+    """Open the split of the config file, or else of the first checkpoint's config.
+
+    Raises:
+        InputError: there is neither config nor checkpoint, or its data or IoU cannot be used.
+    """
     if options.config is not None:
         config = load_config(options.config, overrides)
     elif trained is not None:
         config = trained.config
     else:
-        raise InputError("--config: name the YAML file whose data the detections are of")
+        raise InputError(
+            "--config: required for files of detections; give the YAML file of their data"
+        )
     check_engine(config.evaluate.engine)
     if config.evaluate.iou != IOU:
         raise InputError(
-            f"evaluate.iou: {config.evaluate.iou:g}, but curves, errors and the bootstrap are at "
-            f"IoU {IOU:g}; add evaluate.iou={IOU:g}"
+            f"evaluate.iou: {config.evaluate.iou:g}, but curves, errors and the bootstrap use IoU "
+            f"{IOU:g}; add evaluate.iou={IOU:g}"
         )
     name = config.data.split(options.split)
     classes = trained.classes if trained is not None else known_classes(config.data)
@@ -169,7 +174,7 @@ def open_split(
 
 
 def detections_of(trained: Trained, split: Split, name: str) -> Detections:
-    """Run a detector over the split's images, at the size that it was trained with."""
+    """Run a detector over the split's images, at its own training size."""
     own = trained.config.data
     data = split.config.data.model_copy(
         update={"image_size": own.image_size, "batch_size": own.batch_size}
@@ -191,7 +196,7 @@ def detections_of(trained: Trained, split: Split, name: str) -> Detections:
 
 
 def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
-    """Everything in numbers: what ``--json`` prints and the report shows."""
+    """Compute all numbers that ``--json`` prints and the report shows."""
     annotations = split.annotations
     counted = annotations.counted
     result: dict[str, Any] = {
@@ -218,7 +223,7 @@ def analyze(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> d
 def analyze_run(
     run: Run, annotations: Annotations, threshold: float, engine: Engine
 ) -> dict[str, Any]:
-    """One run in numbers; COCO's are computed by ``engine``."""
+    """Compute the numbers of one run; COCO's scores by ``engine``."""
     verdicts = judge_errors(run.detections, annotations, IOU)
     return {
         "name": run.name,
@@ -233,7 +238,7 @@ def analyze_run(
 
 
 def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace) -> list[BadImage]:
-    """The images with most faults of the first run, drawn for every run; none where files miss."""
+    """Draw the first run's images with most errors, for every run; none if files are missing."""
     annotations, threshold = split.annotations, options.threshold
     verdicts = [judge_errors(run.detections, annotations, IOU) for run in runs]
     faults = count_faults(runs[0].detections, annotations, verdicts[0], threshold)
@@ -245,7 +250,7 @@ def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace)
         except DamagedImageError:
             continue
         except InputError as error:
-            print(f"analyze.py: the worst images are left out: {error}", file=sys.stderr)
+            print(f"analyze.py: worst images skipped: {error}", file=sys.stderr)
             return []
         pictures = [
             draw_faults(image, row, annotations, run.detections, each, threshold)
@@ -256,7 +261,7 @@ def worst_images(split: Split, runs: Sequence[Run], options: argparse.Namespace)
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """The gist for a terminal."""
+    """Format the main numbers for a terminal."""
     runs = result["runs"]
     names = [run["name"] for run in runs]
     scores = [
@@ -289,8 +294,8 @@ def _format_comparison(comparison: dict[str, Any]) -> str:
         each = comparison[name]
         numbers = [100 * each[key] for key in ("difference", "low", "high")]
         lines.append(
-            f"{title}: second - first = {numbers[0]:+.1f} points, 95 % of {comparison['resamples']}"
-            f" draws of the images between {numbers[1]:+.1f} and {numbers[2]:+.1f}, "
+            f"{title}: second - first = {numbers[0]:+.1f} points, 95 % interval {numbers[1]:+.1f} "
+            f"to {numbers[2]:+.1f} over {comparison['resamples']} bootstrap resamples, "
             f"p = {each['p']:.3g}"
         )
     return "\n".join(lines)
@@ -306,22 +311,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT|DETECTIONS",
         help="one or two: a checkpoint, a COCO results .json, a folder of comp4 files",
     )
-    parser.add_argument("--config", help="the YAML file whose data the detections are of")
+    parser.add_argument("--config", help="YAML file of the data that the detections belong to")
     parser.add_argument("--split", default="val", help="train, val, or a split of the data (val)")
     parser.add_argument(
-        "--output", type=Path, default=Path("analysis.html"), help="the report (analysis.html)"
+        "--output", type=Path, default=Path("analysis.html"), help="HTML report (analysis.html)"
     )
     parser.add_argument(
         "--threshold",
         type=score_threshold,
         default=0.5,
-        help="score from which on a detection is in the confusion matrix and the pictures (0.5)",
+        help="minimum score for the confusion matrix and the drawn images (0.5)",
     )
-    parser.add_argument("--worst", type=at_least(0), default=12, help="images to draw (12)")
     parser.add_argument(
-        "--resamples", type=at_least(1), default=1000, help="draws of the bootstrap (1000)"
+        "--worst", type=at_least(0), default=12, help="number of worst images to draw (12)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws (0)")
+    parser.add_argument(
+        "--resamples", type=at_least(1), default=1000, help="bootstrap resamples (1000)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the bootstrap (0)")
     parser.add_argument("--no-report", action="store_true", help="write no HTML")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     return parser

@@ -1,4 +1,4 @@
-"""Time what this project does against what a user would take instead.
+"""Benchmark this project against the programs that a user would use instead.
 
     python scripts/benchmark.py step --detector retinanet --size 400 400 --classes 91
     python scripts/benchmark.py step --detector faster_rcnn --amp bf16 --separate
@@ -8,12 +8,12 @@
     python scripts/benchmark.py {voc,coco} [--json]
     python scripts/benchmark.py scaling --ranks 1 2
 
-A comparison first checks that both sides give the same losses and gradients, detections or scores,
-with the same weights and the same batch, and ends where they do not (but for inference of a split
-from its files, where both resize in their own way). Then both are timed in turns in one process;
-with --separate (step, losses) each in a process of its own, as its program is shipped. Times are
-medians (quartiles); the ratio is the median over pairs of repetitions, with --separate of processes
-that followed each other, above 1 where ours is faster. scaling has no peer: it compares ranks.
+A comparison first checks that both sides give the same losses and gradients, detections or scores
+for the same weights and batch, and stops if they do not (except for inference of a split from
+files, where each side resizes in its own way). Both are then timed alternately in one process; with
+--separate (step, losses) each in its own process, as its program is shipped. Times are medians
+(quartiles); the ratio is the median over pairs of repetitions, with --separate of consecutive
+processes, and above 1 if ours is faster. scaling has no peer: it compares numbers of ranks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.process.allocator import keep_freed_memory
 from engine.process.standard_output import status_of_tool, tool
 from engine.process.threads import limit_spinning
 
-# The peer in a process of its own runs as its users run it.
+# In its own process the peer runs as its users run it.
 if __name__ == "__main__" and "theirs" not in sys.argv:
     limit_spinning()
     keep_freed_memory()
@@ -52,7 +52,7 @@ from scripts.number_types import at_least, share_of_image
 
 BACKBONES = tuple(name for name in get_args(BackboneName) if name.startswith("resnet"))
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
-SCORES = ("voc", "coco")  # which have no use for a GPU
+SCORES = ("voc", "coco")  # these do not use a GPU
 AMP = ("none", "bf16", "fp16")
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its table."""
     options = _parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no GPU here; leave it out")
+        raise InputError("--device cuda: PyTorch finds no GPU; drop it")
     if "box_sides" in options:
         _check_boxes(options.box_sides[0], options.size)
     if options.threads:
@@ -73,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_boxes(shortest: float, size: Sequence[int]) -> None:
-    """Boxes are rounded to whole pixels, and torchvision refuses one without area."""
+    """Raise InputError for boxes that round to no area, which torchvision rejects."""
     pixels = shortest * min(size)
     if pixels < 1:
         raise InputError(
-            f"--box-sides: the shortest side would be {pixels:.2g} pixels; enlarge it, or --size"
+            f"--box-sides: the shortest side would be {pixels:.2g} pixels; increase it or --size"
         )
 
 
@@ -96,17 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     amounts = {"images": 5000, "classes": 80, "objects": 36_000, "detections": 500_000}
     _add_scoring(coco, run_coco, {**amounts, "repeats": 1})
     _add_weighting(commands.add_parser("weighting", help="ALWA's share of a step"))
-    _add_inference(commands.add_parser("inference", help="detection"))
-    _add_scaling(commands.add_parser("scaling", help="a step on more and more ranks"))
+    _add_inference(commands.add_parser("inference", help="detection of one batch and of a split"))
+    _add_scaling(commands.add_parser("scaling", help="a step on different numbers of ranks"))
     for name, command in commands.choices.items():
         if name in SCORES:
             command.set_defaults(device="cpu")
         else:
             command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         command.add_argument(
-            "--threads", type=at_least(0), default=0, help="of PyTorch; 0: its default"
+            "--threads", type=at_least(0), default=0, help="threads of PyTorch; 0: its default"
         )
-        command.add_argument("--json", action="store_true", help="every single time, as JSON")
+        command.add_argument("--json", action="store_true", help="print every single time as JSON")
     return parser
 
 
@@ -127,17 +127,17 @@ def _add_input(parser: argparse.ArgumentParser, size: tuple[int, int], classes: 
         type=share_of_image,
         nargs=2,
         default=(0.08, 0.4),
-        help="shortest and longest side of a box, by the image's shorter side",
+        help="shortest and longest side of a box, relative to the image's shorter side",
     )
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=at_least(1), default=2)
-    parser.add_argument("--boxes", type=at_least(0), default=7, help="boxes an image")
+    parser.add_argument("--boxes", type=at_least(0), default=7, help="boxes per image")
 
 
 def _add_separate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--separate", action="store_true", help="each side in its own process")
+    parser.add_argument("--separate", action="store_true", help="run each side in its own process")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
 
@@ -161,14 +161,14 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, help="folder of a VOCdevkit; pictures are drawn")
-    parser.add_argument("--images", type=at_least(1), default=200, help="pictures to draw")
+    parser.add_argument("--root", type=Path, help="folder of a VOCdevkit (synthetic images)")
+    parser.add_argument("--images", type=at_least(1), default=200, help="synthetic images")
     parser.add_argument("--batch", type=at_least(1), default=2)
     parser.add_argument("--workers", type=at_least(0), nargs="+", default=(0, 2))
     parser.add_argument("--repeats", type=at_least(1), default=5, help="epochs of each side")
-    parser.add_argument("--channels-last", action="store_true", help="as detector.channels_last")
+    parser.add_argument("--channels-last", action="store_true", help="see detector.channels_last")
     parser.add_argument(
-        "--growth", type=at_least(1), nargs=2, metavar=("FEW", "MANY"), help="lengths of the split"
+        "--growth", type=at_least(1), nargs=2, metavar=("FEW", "MANY"), help="sizes of two splits"
     )
     parser.set_defaults(run=run_loading)
 
@@ -192,7 +192,7 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=at_least(1), nargs="+", default=(1, 8))
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument(
-        "--images", type=at_least(0), default=16, help="of a whole split; 0 leaves it out"
+        "--images", type=at_least(0), default=16, help="images of the split; 0 skips it"
     )
     parser.add_argument("--split-batch", type=at_least(1), default=2)
     parser.add_argument("--split-repeats", type=at_least(1), default=3)
@@ -203,7 +203,9 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
 def _add_scaling(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, (400, 400), 91)
     _add_batch(parser)
-    parser.add_argument("--ranks", type=at_least(1), nargs="+", default=(1, 2), help="processes")
+    parser.add_argument(
+        "--ranks", type=at_least(1), nargs="+", default=(1, 2), help="numbers of ranks"
+    )
     parser.add_argument("--repeats", type=at_least(1), default=7, help="steps in a round")
     parser.add_argument(
         "--rounds", type=at_least(1), default=2, help="launches of each number of ranks"

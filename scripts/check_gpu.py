@@ -1,16 +1,16 @@
-"""Check on a CUDA GPU what cannot be checked without one, and measure it.
+"""Run the checks and benchmarks that need a CUDA GPU.
 
-    python scripts/check_gpu.py                      # all, some three minutes on an H200
+    python scripts/check_gpu.py                      # all, about three minutes on an H200
     python scripts/check_gpu.py --only kernels waits
     python scripts/check_gpu.py --config configs/bccd/retinanet.yaml --only training
 
-kernels: each against the plain mathematics, on random input. parity: a detector on the GPU against
-itself on the CPU: losses, gradients, detections. recorded: a pass as a CUDA graph against the pass
-as it is written. detection: the same without gradients. statistics: batch norm's, after recorded
-passes. bf16: losses and gradients are finite. exchange: NCCL with one rank. waits: a step with ALWA
-never makes the host wait. benchmarks: steps against torchvision's. training: train.py on --config,
-what it trained scored by evaluate.py on the GPU and on the CPU. A line for each check; the exit
-status is 1 where one failed, 2 where there is no GPU.
+kernels: each against the plain formulas, on random input. parity: a detector on the GPU against
+itself on the CPU: losses, gradients, detections. recorded: a training pass as a CUDA graph against
+the eager pass. detection: an inference pass likewise. statistics: those of batch norm after
+recorded passes. bf16: losses and gradients are finite. exchange: NCCL with one rank. waits: a step
+with ALWA never makes the host wait. benchmarks: steps against torchvision's. training: train.py on
+--config, and evaluate.py of its checkpoint on the GPU and on the CPU. Prints a line for each check;
+the exit status is 1 if one failed, 2 without a GPU.
 """
 
 # ruff: noqa: E402
@@ -74,7 +74,7 @@ BENCHMARKS = (
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks that were asked for."""
+    """Run the selected checks."""
     checks = _checks()
     options = _parser(list(checks)).parse_args(arguments)
     if not torch.cuda.is_available():
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, lines: Iterator[str]) -> bool:
-    """Print what a check says; False where it fails."""
+    """Print the lines of a check; return False if it fails."""
     try:
         for line in lines:
             print(f"{name}: {line}", flush=True)
@@ -128,12 +128,12 @@ def _benchmarks() -> Iterator[str]:
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         if status:
-            raise SystemExit(f"it ended with status {status}")
+            raise SystemExit(f"exited with status {status}")
         torch.cuda.empty_cache()
 
 
 def _training(options: argparse.Namespace) -> Iterator[str]:
-    """A whole run and its score on either device, as a user types it."""
+    """Run a whole training from the command line and score it on either device."""
     for config in options.config:
         with tempfile.TemporaryDirectory() as folder:
             overrides = [f"train.output={folder}", "train.name=run", *options.overrides]
@@ -151,10 +151,10 @@ def _training(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _python(*command: str) -> str:
-    """What a program of this project prints.
+    """Run a program of this project and return its output.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the program failed.
     """
     result = subprocess.run(
         [sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
@@ -173,9 +173,9 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=[ROOT / "configs/bccd/retinanet.yaml"],
-        help="what training runs",
+        help="configs of the training check",
     )
-    parser.add_argument("--overrides", nargs="+", default=[], help="of the config, key.path=value")
+    parser.add_argument("--overrides", nargs="+", default=[], help="of configs, key.path=value")
     return parser
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Does the project work under the oldest and the newest Python and torch that it supports?
+# Run the tests under the oldest and the newest supported versions of Python and torch.
 #
 #   scripts/check_versions.sh                       all tests under every combination
-#   scripts/check_versions.sh tests/losses -x       what follows goes to pytest
+#   scripts/check_versions.sh tests/losses -x       arguments are passed to pytest
 #   COMBINATIONS="3.10:oldest 3.13:newest" scripts/check_versions.sh
 #
 # Every combination gets a fresh environment (about 5 GB each, deleted afterwards) in $ENVIRONMENTS,
-# a temporary folder by default. A Python that this machine lacks is reported as not checked.
+# a temporary folder by default. A Python version that is not installed is reported as not checked.
 # The exit status is 1 if any combination failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -20,8 +20,8 @@ trap 'exit 130' INT
 results=()
 status=0
 
-# The interpreter of a version: on the PATH, or one that pyenv keeps. It has to run: pyenv puts names
-# on the PATH that do not.
+# Find the interpreter of a version, on the PATH or in pyenv. It must run: pyenv puts shims on the PATH
+# that do not.
 find_python() {
     for found in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
         "$found" -c '' 2>/dev/null && { echo "$found"; return; }
@@ -45,7 +45,7 @@ for combination in $combinations; do
         *) echo "COMBINATIONS: $combination: write PYTHON:oldest or PYTHON:newest" >&2; exit 2 ;;
     esac
     if ! interpreter=$(find_python "$python"); then
-        results+=("not checked  Python $python, $torch: no such Python on this machine")
+        results+=("not checked  Python $python, $torch: Python $python not installed")
         continue
     fi
     environment="$environments/$python-${combination##*:}"
@@ -58,7 +58,7 @@ for combination in $combinations; do
     versions=$("$environment/bin/python" -c 'import platform, torch, torchvision
 print(f"Python {platform.python_version()}, torch {torch.__version__}, "
       f"torchvision {torchvision.__version__}")' 2>/dev/null)
-    results+=("$verdict ${versions:-Python $python, $torch, which cannot be imported}")
+    results+=("$verdict ${versions:-Python $python, $torch, import failed}")
     rm -rf "$environment"
 done
 

@@ -1,15 +1,15 @@
-"""What does each weighting make of the same losses?
+"""Compare how the loss weightings react to the same recorded losses.
 
     python scripts/compare_weightings.py
     python scripts/compare_weightings.py --scale 3 --output scaled.png
     python scripts/compare_weightings.py runs/my_run --interval 100
 
-Every rule is shown the raw losses of one recorded training, iteration by iteration, and its weights
-are drawn and summed up in a table. The losses are those of a training with fixed weights: under
-another rule they would have gone another way, so this shows how rules react, not which is better.
+The raw losses of one recorded training run are replayed through every rule, iteration by iteration;
+the weights are plotted and summarized in a table. The losses come from training with fixed weights:
+another rule would have changed them, so this shows how rules react, not which is better.
 
-A recording is a JSON file with the lists ``cls`` and ``box``, one number an iteration, and, for
-GradNorm, ``cls_gradient`` and ``box_gradient``, their gradient norms at the shared layer. Of a run
+A recording is a JSON file with the lists ``cls`` and ``box``, one number per iteration, and, for
+GradNorm, ``cls_gradient`` and ``box_gradient``, their gradient norms at the shared layer. In a run
 (its folder, ``metrics.jsonl`` or TensorBoard file) each log line counts as an iteration: train with
 ``train.log_every=1``. Needs matplotlib (the extra ``analysis``).
 """
@@ -65,7 +65,7 @@ RULES: dict[str, Callable[[int], LossWeighting]] = {
     "self-balancing": lambda interval: SelfBalancing(PAIR, interval),
     "GradNorm": lambda interval: GradNorm(PAIR, interval),
 }
-SMALLEST = 1e-4  # weight that is drawn
+SMALLEST = 1e-4  # lower limit of the weights' axis
 LR = 0.02  # of the log-variances of uncertainty weighting: SGD with momentum, as the network
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
     if not (isfinite(options.scale) and options.scale > 0):
-        raise InputError(f"--scale {options.scale}: a number above 0 is needed")
+        raise InputError(f"--scale {options.scale}: must be above 0")
     check_figure(options.output)
     recording = scaled(read_recording(options.recording), options.scale)
     for doubt in _doubts(options.recording, len(recording["cls"]), options.interval):
@@ -88,24 +88,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _doubts(path: Path, iterations: int, interval: int) -> Iterator[str]:
-    """What makes the picture say less than it seems to."""
+    """Yield reasons why the figure may be misleading."""
     config = (path if path.is_dir() else path.parent) / "config.yaml"
     with suppress(InputError):  # of another version: the losses can be read all the same
         weighting = parse_config(read_yaml(config), str(config)).loss.weighting.type
         if weighting != "fixed":
-            yield f"{path} was trained with loss.weighting.type: {weighting}, and its losses so"
+            yield (
+                f"{path} was trained with loss.weighting.type: {weighting}, which has shaped its "
+                "losses"
+            )
     if iterations < interval:
         yield (
             f"{path} has {iterations} iterations, fewer than a window of --interval {interval}: "
-            "ALWA and DWA never set their weights"
+            "ALWA and DWA never update their weights"
         )
 
 
 def read_recording(path: Path) -> dict[str, list[float]]:
-    """Lists ``cls`` and ``box`` of one number an iteration, and their gradient norms if known.
+    """Read the lists ``cls`` and ``box``, one number per iteration, and known gradient norms.
 
     Raises:
-        InputError: there is no such file or run, or it has no pair of losses.
+        InputError: the file or run is not found, or has no pair of losses.
     """
     if path.suffix == ".json":
         return _read_json(path)
@@ -115,8 +118,8 @@ def read_recording(path: Path) -> dict[str, list[float]]:
         apart = int(np.diff(curves[f"loss/{loss}"].steps).max(initial=1))
         if apart > 1:
             raise InputError(
-                f"{path}: its log lines are up to {apart} iterations apart; every iteration is "
-                "needed: train with train.log_every=1"
+                f"{path}: log lines are up to {apart} iterations apart; train with "
+                "train.log_every=1 to log every iteration"
             )
     return {name: curves[f"loss/{loss}"].values.tolist() for name, loss in rows}
 
@@ -128,22 +131,22 @@ def _read_json(path: Path) -> dict[str, list[float]]:
     except OSError as error:
         raise unreadable(path, error) from None
     except (ValueError, TypeError):
-        raise InputError(f"{path}: is no JSON file of lists of losses") from None
+        raise InputError(f"{path}: is not a JSON file of lists of losses") from None
     gradients = {f"{name}_gradient" for name in PAIR["head"]}
     rows = {*recording} - {"source"}
     if rows not in ({*PAIR["head"]}, {*PAIR["head"]} | gradients) or len(lengths) != 1:
         raise InputError(
-            f"{path}: needs lists cls and box of one length, a number an iteration, and "
-            "cls_gradient and box_gradient or neither"
+            f"{path}: needs lists cls and box of equal length, one number per iteration, and "
+            "either both or neither of cls_gradient and box_gradient"
         )
     values = [value for name in rows for value in recording[name]]
     if not values or not all(type(value) in (int, float) and isfinite(value) for value in values):
-        raise InputError(f"{path}: its lists must hold finite numbers, at least one each")
+        raise InputError(f"{path}: lists must hold finite numbers, at least one each")
     return recording
 
 
 def scaled(recording: dict[str, list[float]], factor: float) -> dict[str, list[float]]:
-    """The recording with a classification loss, and its gradient, so many times as large."""
+    """Return the recording with its classification loss and gradient multiplied by ``factor``."""
     values = {name: recording[name] for name in recording if name != "source"}
     return {
         name: [value * factor for value in row] if name.startswith("cls") else row
@@ -152,7 +155,7 @@ def scaled(recording: dict[str, list[float]], factor: float) -> dict[str, list[f
 
 
 def replay(weighting: LossWeighting, recording: dict[str, list[float]]) -> np.ndarray:
-    """The weights that a rule applies in each iteration, (iterations, 2)."""
+    """Return the weights that a rule applies in each iteration, ``(iterations, 2)``."""
     layer = torch.zeros((), requires_grad=True)  # along it each loss has its recorded gradient
     weighting.watch([layer])
     optimizer = None
@@ -175,7 +178,7 @@ def replay(weighting: LossWeighting, recording: dict[str, list[float]]) -> np.nd
 
 
 def table(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> str:
-    """For each rule: how it weighs classification against boxes, and the size of its total."""
+    """Format for each rule the ratio of its weights and the size of its total loss."""
     losses = np.stack([recording[name] for name in PAIR["head"]], axis=1)
     lines = [
         "| rule | λ_cls/λ_box, geometric mean | lowest | highest | last | mean total / fixed 1:1 |",
@@ -190,7 +193,7 @@ def table(weights: dict[str, np.ndarray], recording: dict[str, list[float]]) -> 
 
 
 def draw(weights: dict[str, np.ndarray], recording: dict[str, list[float]], scale: float) -> Any:
-    """A panel with the losses and one with the weights of each rule, all on one axis."""
+    """Draw a panel with the losses and one with the weights of each rule, on a shared axis."""
     least, most = (float(bound(list(weights.values()))) for bound in (np.min, np.max))
     rows = -(-(len(weights) + 1) // 3)
     figure = new_figure((10, 2 * rows))
@@ -221,12 +224,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recording", type=Path, nargs="?", default=RECORDING)
-    parser.add_argument("--interval", type=at_least(2), default=10, help="iterations in a window")
+    parser.add_argument("recording", type=Path, nargs="?", default=RECORDING, help="file or run")
+    parser.add_argument("--interval", type=at_least(2), default=10, help="window length (10)")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiply cls, as another normalizer would"
+        "--scale", type=float, default=1.0, help="factor on cls, as of another normalizer (1)"
     )
-    parser.add_argument("--output", type=Path, default=Path("weightings.png"), help="the picture")
+    parser.add_argument("--output", type=Path, default=Path("weightings.png"), help="output image")
     return parser
 
 

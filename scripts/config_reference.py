@@ -1,4 +1,4 @@
-"""Write what follows from the config models: configs/schema.json and docs/configuration.md.
+"""Generate configs/schema.json and docs/configuration.md from the config models.
 
 python scripts/config_reference.py [--check]
 """
@@ -18,9 +18,9 @@ from engine.process.standard_output import status_of_tool
 
 
 def main() -> int:
-    """Write both files, or say which of them are out of date."""
+    """Write both files, or report which of them are out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if outdated")
     check = parser.parse_args().check
     files = {"configs/schema.json": schema_text(), "docs/configuration.md": reference_page()}
     stale = [name for name, text in files.items() if _content(ROOT / name) != text]

@@ -1,11 +1,11 @@
-"""The curves of a run, finished or still running: from its ``metrics.jsonl`` or TensorBoard files.
+"""Curves of a run, finished or still running, from its ``metrics.jsonl`` or TensorBoard files.
 
     curves = read_curves(Path("runs/my_run"))
     curves["loss_mean/classification"].steps, curves["val/voc_mAP"].values
 
-Both sources give the same tags (docs/guide.md, *Curves*) with the same steps and, but for
-TensorBoard's float32, the same values. Only where a run went on beyond its end TensorBoard keeps
-the losses of the iteration that was the last one, which ``metrics.jsonl`` drops.
+Both sources give the same tags (docs/guide.md, *Curves*) with the same steps and, apart from
+TensorBoard's float32, the same values. One exception: if a finished run is extended, TensorBoard
+keeps the losses of its former last iteration, which ``metrics.jsonl`` drops.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Point = tuple[str, int, float]  # tag, iteration, value
 
 
 class NoCurvesError(InputError):
-    """A folder or file that is none of a run, or a run that has logged nothing yet."""
+    """A folder or file is not of a run, or the run has logged nothing yet."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the iterations of a run.
+    """A scalar over the iterations of a run.
 
     Attributes:
         steps: ``(S,)`` int64, iterations, ascending and distinct.
@@ -56,33 +56,33 @@ class Curve:
 
 
 def pair_of(curves: Mapping[str, Curve], run: str | Path) -> tuple[str, str]:
-    """The names of the classification and box loss that a run weighs against each other.
+    """Return the names of the classification and box loss that a run weighs against each other.
 
-    Of several pairs the first of ``PAIRS``.
+    If there are several pairs, the first of ``PAIRS``.
 
     Raises:
-        InputError: it has none of them.
+        InputError: the run has none of these pairs.
     """
     for group in ("loss_weight", "loss"):
         for pair in PAIRS:
             if all(f"{group}/{name}" in curves for name in pair):
                 return pair
-    raise InputError(f"{run}: has none of the pairs of losses {PAIRS}")
+    raise InputError(f"{run}: has none of the loss pairs {PAIRS}")
 
 
 def read_curves(run: str | Path) -> dict[str, Curve]:
-    """All curves of a run by their tags: ``loss/...``, ``loss_mean/...``, ``lr``, ``val/...``.
+    """Read all curves of a run by tag: ``loss/...``, ``loss_mean/...``, ``lr``, ``val/...``.
 
-    A run that is being written may be read: a line that is not complete yet is left out. Where a
-    step was written twice the later value counts.
+    The run may still be in progress: an incomplete last line is skipped. If a step was written
+    twice, the later value counts.
 
     Args:
-        run: the run's folder (``metrics.jsonl`` is preferred to the ``curves.csv`` of a kept run,
-            that to TensorBoard's files), a ``metrics.jsonl``, or a TensorBoard event file.
+        run: the run's folder (``metrics.jsonl`` is preferred to the ``curves.csv`` of a kept run
+            and that to TensorBoard's files), a ``metrics.jsonl``, or a TensorBoard event file.
 
     Raises:
-        InputError: there is no such run, or it is damaged.
-        NoCurvesError: it has no curves yet, or the folder or file is none of a run.
+        InputError: the run is not found or damaged.
+        NoCurvesError: it has no curves yet, or the folder or file is not of a run.
     """
     run = Path(run)
     if run.is_dir():
@@ -95,7 +95,9 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     for tag, step, value in points:
         gathered[tag][step] = value
     if not gathered:
-        raise NoCurvesError(f"{run}: holds no curves (yet); the first stand there after log_every")
+        raise NoCurvesError(
+            f"{run}: has no curves yet; the first come after train.log_every iterations"
+        )
     return {tag: _curve(values) for tag, values in gathered.items()}
 
 
@@ -107,11 +109,11 @@ def _points_of_folder(folder: Path) -> Iterator[Point]:
 
 
 def read_metrics(path: Path) -> Iterator[Point]:
-    """The points of a ``metrics.jsonl``.
+    """Read the points of a ``metrics.jsonl``.
 
     Raises:
-        InputError: the file cannot be read, or a line (but the last) is none of a run's.
-        NoCurvesError: the file is no text, or its first line is none of a run's.
+        InputError: the file cannot be read, or a line other than the last is not of a run.
+        NoCurvesError: the file is not text, or its first line is not of a run.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -131,17 +133,17 @@ def read_metrics(path: Path) -> Iterator[Point]:
 
 
 def _foreign(path: Path, number: int) -> InputError:
-    """From the first line on it is another file, further down a run's that is damaged."""
+    """Return the error for a line: on line 1 the file is not of a run, further down damaged."""
     if number > 1:
         return InputError(f"{path}: line {number} is damaged; delete it")
     return NoCurvesError(
-        f"{path}: line 1 is no log line of a run; name a run's folder, its {METRICS} or its "
+        f"{path}: line 1 is not a log line of a run; give a run's folder, its {METRICS} or its "
         f"{EVENTS}.*"
     )
 
 
 def _points(record: Mapping[str, Any]) -> Iterator[Point]:
-    """The points of one line, under the tags that TensorBoard gets."""
+    """Yield the points of one line, with the tags that TensorBoard gets."""
     step = int(record["step"])
     if record["kind"] == "evaluation":
         for name, value in headline_scores(record["scores"]).items():
@@ -160,10 +162,10 @@ def _points(record: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def read_table(path: Path) -> Iterator[Point]:
-    """The points of a kept run: a row for each iteration, a column for each tag.
+    """Read the points of a kept run: a row for each iteration, a column for each tag.
 
     Raises:
-        InputError: the file cannot be read, or a cell is no number.
+        InputError: the file cannot be read, or a cell is not a number.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -175,7 +177,7 @@ def read_table(path: Path) -> Iterator[Point]:
     if rows and "step" not in rows[0]:
         raise _foreign(path, 1)
     if not text.endswith("\n"):  # the last number may be one of fewer digits
-        raise InputError(f"{path}: its last line is cut off; restore it, or write its line break")
+        raise InputError(f"{path}: last line is truncated; restore it, or add its line break")
     for number, row in enumerate(rows, start=2):
         try:
             step = int(row.pop("step"))
@@ -186,17 +188,18 @@ def read_table(path: Path) -> Iterator[Point]:
 
 
 def read_events(path: Path) -> Iterator[Point]:
-    """The points of a TensorBoard event file, or of all in a folder as one run.
+    """Read the points of a TensorBoard event file, or of all in a folder as one run.
 
     Raises:
-        InputError: there is none.
+        InputError: the run is not found.
+        NoCurvesError: the folder has no event file.
     """
     if path.is_dir() and not any(EVENTS in file.name for file in path.iterdir()):
         raise NoCurvesError(
-            f"{path}: holds neither {METRICS} nor {EVENTS}.*; name the folder of a run"
+            f"{path}: has neither {METRICS} nor {EVENTS}.*; give the folder of a run"
         )
     if not path.exists():
-        raise InputError(f"{path}: there is no such run")
+        raise InputError(f"{path}: run not found; check the path")
     # its import takes a second, which runs with a metrics.jsonl need not wait for
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
         EventAccumulator,

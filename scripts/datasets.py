@@ -6,9 +6,9 @@
     python scripts/datasets.py convert my_data my_data_as_coco
     python scripts/datasets.py split my_data --fractions 0.8 0.2 --names train val
 
-Datasets are VOC (Annotations, JPEGImages, ImageSets/Main) or COCO (annotations/instances_*.json
-beside a folder of images a split); which of them is recognized. Exit codes: 0 all is well, 1
-validate found errors, 2 the input cannot be used.
+Datasets are VOC (Annotations, JPEGImages, ImageSets/Main) or COCO (annotations/instances_*.json and
+a folder of images for each split); the format is detected. Exit codes: 0 success, 1 validate found
+errors, 2 unusable input.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from scripts.dataset_tools.unpacking import unpack
 from scripts.dataset_tools.voc_checks import check_voc
 from scripts.figures import check_figure
 from scripts.number_types import at_least
-from scripts.tables import format_table
+from scripts.tables import counted, format_table
 
 
 @tool
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_download(options: argparse.Namespace) -> int:
-    """Fetch, check and unpack the archives of one dataset."""
+    """Download, verify and unpack the archives of one dataset."""
     fetched = [_download_archive(archive, options) for archive in DATASETS[options.dataset]]
     if options.json:
         print(json.dumps(fetched, indent=2))
@@ -65,7 +65,7 @@ def run_download(options: argparse.Namespace) -> int:
 def _download_archive(archive: Archive, options: argparse.Namespace) -> dict[str, str | int]:
     target = options.root / archive.folder
     path, md5 = fetch(archive, options.root / "archives", options.base)
-    _say(options, f"{path}: {path.stat().st_size} bytes, MD5 {md5} as it should be")
+    _say(options, f"{path}: {path.stat().st_size} bytes, MD5 {md5} is correct")
     files = 0
     if not options.keep_packed:
         files = unpack(path, target)
@@ -76,7 +76,7 @@ def _download_archive(archive: Archive, options: argparse.Namespace) -> dict[str
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Say what a dataset holds, and what to train with."""
+    """Print the statistics of a dataset and suggested training settings."""
     if options.plot:
         check_figure(options.plot)
     if options.write_config:
@@ -96,7 +96,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         found = suggestion and suggestion.as_dict()
         print(json.dumps({**head, **numbers, "suggestion": found}, indent=2))
     else:
-        print(f"{layout.root}: {layout.format.upper()}, {len(chosen)} splits\n")
+        print(f"{layout.root}: {layout.format.upper()}, {counted(len(chosen), 'split')}\n")
         print(format_statistics(numbers))
         print(f"\n{format_suggestion(suggestion)}")
     if options.write_config:
@@ -112,12 +112,12 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def run_validate(options: argparse.Namespace) -> int:
-    """List every problem; 1 where there is an error."""
+    """List every problem; the exit code is 1 if there is an error."""
     layout = _recognize(options)
     if options.fix:
         check_output(layout.root, options.fix)
     elif options.hardlink:
-        raise InputError("--hardlink: links the images of a repaired copy; say --fix, too")
+        raise InputError("--hardlink: only applies to a repaired copy; add --fix")
     chosen = layout.choose(options.splits)
     check = check_voc if layout.format == "voc" else check_coco
     problems = check(layout, chosen, not options.skip_pixels)
@@ -150,13 +150,13 @@ def run_convert(options: argparse.Namespace) -> int:
         return 0
     other = "COCO" if layout.format == "voc" else "VOC"
     print(
-        f"{options.output}: {other}, {counts['splits']} splits, {counts['images']} images, "
-        f"{counts['objects']} objects"
+        f"{options.output}: {other}, {counted(counts['splits'], 'split')}, "
+        f"{counted(counts['images'], 'image')}, {counted(counts['objects'], 'object')}"
     )
     if counts["missing_images"]:
-        print(f"{counts['missing_images']} image files are missing and were left out")
+        print(f"skipped {counted(counts['missing_images'], 'missing image file')}")
     if counts["unlisted"]:
-        print(f"{counts['unlisted']} annotation files that no split lists were left out")
+        print(f"skipped {counted(counts['unlisted'], 'annotation file')} that no split lists")
     return 0
 
 
@@ -164,9 +164,7 @@ def _recognize(options: argparse.Namespace) -> Layout:
     """The layout of a dataset that is only read."""
     layout = recognize(options.path, options.zero_based, options.follow_links)
     if options.zero_based and layout.format == "coco":
-        raise InputError(
-            "--zero-based: is how VOC's boxes are meant, and this is COCO; leave it out"
-        )
+        raise InputError("--zero-based: only applies to VOC, and this dataset is COCO; drop it")
     return layout
 
 
@@ -178,13 +176,13 @@ def run_split(options: argparse.Namespace) -> int:
     how = (options.source, options.names, options.fractions, options.seed)
     if layout.format == "voc":
         if options.output:
-            raise InputError("--output: VOC's splits are lists beside the data; leave it out")
+            raise InputError("--output: VOC splits are list files inside the dataset; drop it")
         if options.hardlink:
-            raise InputError("--hardlink: VOC's splits are lists, no image is copied; leave it out")
+            raise InputError("--hardlink: splitting VOC copies no images; drop it")
         report = split_voc(layout, *how)
     else:
         if not options.output:
-            raise InputError("--output: COCO's splits are folders; name a new one for them")
+            raise InputError("--output: required for COCO; give a new folder")
         report, missing = split_coco(layout, *how, options.output, options.hardlink)
     if options.json:
         print(json.dumps(_with_missing(report, missing), indent=2))
@@ -193,14 +191,14 @@ def run_split(options: argparse.Namespace) -> int:
     keys = list(next(iter(report.values())))
     print(format_table(header, [[key, *(each[key] for each in report.values())] for key in keys]))
     if any(missing.values()):
-        print(f"{sum(missing.values())} image files are missing and were left out")
+        print(f"skipped {counted(sum(missing.values()), 'missing image file')}")
     return 0
 
 
 def _with_missing(
     report: dict[str, dict[str, int]], missing: dict[str, int]
 ) -> dict[str, dict[str, int]]:
-    """``split``'s report; VOC's lists are made without looking for the images."""
+    """Add missing images to ``split``'s report; VOC lists are made without checking images."""
     return {
         split: {**numbers, **({"missing_images": missing[split]} if missing else {})}
         for split, numbers in report.items()
@@ -226,44 +224,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("download", help="fetch, check and unpack VOC or COCO")
+    command = commands.add_parser("download", help="download, verify and unpack VOC or COCO")
     command.set_defaults(run=run_download)
     command.add_argument("dataset", choices=sorted(DATASETS))
     command.add_argument(
-        "--root", type=Path, default=Path("datasets"), help="folder of all datasets (datasets)"
+        "--root", type=Path, default=Path("datasets"), help="folder for datasets (datasets)"
     )
-    command.add_argument(
-        "--base", help="address of a folder that holds the archives, instead of the publisher's"
-    )
+    command.add_argument("--base", help="base URL of the archives, instead of the publisher's")
     archives = command.add_mutually_exclusive_group()
     archives.add_argument(
-        "--keep-packed", action="store_true", help="fetch and check, but do not unpack"
+        "--keep-packed", action="store_true", help="download and verify, but do not unpack"
     )
     archives.add_argument(
-        "--remove-archives", action="store_true", help="remove each archive when it is unpacked"
+        "--remove-archives", action="store_true", help="delete each archive after unpacking"
     )
     _add_json(command)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("inspect", help="what a dataset holds, and what to train with")
+    command = commands.add_parser("inspect", help="statistics and suggested training settings")
     command.set_defaults(run=run_inspect)
     _add_dataset(command)
     _add_follow_links(command)
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw six plots (.png, .svg)")
     command.add_argument(
-        "--write-config", type=Path, metavar="FILE", help="write a config to start with"
+        "--write-config", type=Path, metavar="FILE", help="write a starting config"
     )
     command.add_argument(
         "--from-scratch",
         action="store_true",
-        help="the config is of a small detector without pretrained weights",
+        help="suggest a small detector without pretrained weights",
     )
     _add_json(command)
 
 
 def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("validate", help="every problem, by file and object")
+    command = commands.add_parser("validate", help="list every problem, by file and object")
     command.set_defaults(run=run_validate)
     _add_dataset(command)
     _add_follow_links(command)
@@ -273,16 +269,19 @@ def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument(
         "--skip-pixels", action="store_true", help="do not decode the images (much faster)"
     )
-    command.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
+    command.add_argument("--strict", action="store_true", help="also exit with 1 on warnings")
     command.add_argument(
-        "--most", type=at_least(0), default=50, help="problems to print (50; 0 prints all of them)"
+        "--most",
+        type=at_least(0),
+        default=50,
+        help="maximum number of problems to print (50; 0: all)",
     )
     _add_hardlink(command)
     _add_json(command)
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("convert", help="VOC to COCO, COCO to VOC, without loss")
+    command = commands.add_parser("convert", help="convert VOC to COCO or COCO to VOC, losslessly")
     command.set_defaults(run=run_convert)
     _add_dataset(command)
     command.add_argument("output", type=Path, help="a new folder")
@@ -292,19 +291,21 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_split(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("split", help="random splits with a fair share of every class")
+    command = commands.add_parser("split", help="random splits, stratified by class")
     command.set_defaults(run=run_split)
     command.add_argument("path", type=Path, help="root of the dataset")
-    command.add_argument("--source", help="the split to divide (VOC: all annotation files)")
+    command.add_argument("--source", help="split to divide (VOC: all annotation files)")
     command.add_argument(
-        "--names", nargs="+", default=["train", "val"], help="of the new splits (train val)"
+        "--names", nargs="+", default=["train", "val"], help="names of the new splits (train val)"
     )
     command.add_argument(
-        "--fractions", nargs="+", type=float, default=[0.8, 0.2], help="of each (0.8 0.2)"
+        "--fractions",
+        nargs="+",
+        type=float,
+        default=[0.8, 0.2],
+        help="fraction for each split (0.8 0.2)",
     )
-    command.add_argument(
-        "--seed", type=at_least(0), default=0, help="another seed, another split (0)"
-    )
+    command.add_argument("--seed", type=at_least(0), default=0, help="random seed (0)")
     command.add_argument("--output", type=Path, help="COCO: a new folder for the divided dataset")
     _add_follow_links(command)
     _add_hardlink(command)
@@ -313,13 +314,11 @@ def _add_split(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_dataset(command: argparse.ArgumentParser) -> None:
     command.add_argument("path", type=Path, help="root of the dataset, or a COCO instances_*.json")
-    command.add_argument(
-        "--splits", nargs="+", metavar="SPLIT", help="only these (all that there are)"
-    )
+    command.add_argument("--splits", nargs="+", metavar="SPLIT", help="use only these splits (all)")
     command.add_argument(
         "--zero-based",
         action="store_true",
-        help="VOC boxes are plain corners, not the devkit's pixels from 1",
+        help="VOC boxes are zero-based corners, not the devkit's 1-based pixels",
     )
 
 
@@ -327,13 +326,13 @@ def _add_follow_links(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--follow-links",
         action="store_true",
-        help="as data.follow_links: accept links to files outside the root",
+        help="accept links to files outside the root, like data.follow_links",
     )
 
 
 def _add_hardlink(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--hardlink", action="store_true", help="link images instead of copying them"
+        "--hardlink", action="store_true", help="hard-link images instead of copying them"
     )
 
 

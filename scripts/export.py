@@ -1,13 +1,13 @@
-"""Write a trained detector as ONNX, TorchScript or safetensors, and check that it finds the same.
+"""Export a trained detector as ONNX, TorchScript or safetensors, and verify the files.
 
     python scripts/export.py runs/my_run/best.pt
     python scripts/export.py runs/my_run/best.pt --formats onnx --images a.jpg b.jpg --json
 
 ONNX and TorchScript take one image of any size, uint8 RGB (3, height, width), resized as in
-training; normalization, anchors and NMS are inside. safetensors holds the weights alone, for
-detector.weights or another program. Each file is run over a few images (the validation split's, or
-noise where they are not here) and compared with the detector; the exit code is 1 where they differ,
-and where nothing is found that could be compared.
+training; normalization, anchors and NMS are included. safetensors holds only the weights, for
+detector.weights or another program. Each file is run on a few images (of the validation split, or
+noise if they are not available) and compared with the detector; the exit code is 1 if they differ,
+or if there are no detections to compare.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ from scripts.exporting.writing import write_onnx, write_safetensors, write_torch
 ENDINGS = {"onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
 IMAGES = 3
 LIMITS = (
-    "one image at a time: a batch has other numbers of detections in each image, which a trace "
-    "cannot hold",
-    "resizing, the threshold of masks and pasting them into the image stay with the caller",
-    "torch.export (and ONNX by dynamo) refuses these detectors: torchvision's batched_nms branches "
-    "on how many boxes there are",
-    "torchvision's operators: what loads TorchScript imports torchvision before",
+    "batches: the number of detections varies by image, which a trace cannot represent",
+    "resizing, thresholding masks and pasting them into the image, which the caller must do",
+    "torch.export (and ONNX by dynamo), which cannot trace these detectors: torchvision's "
+    "batched_nms branches on the number of boxes",
+    "torchvision's operators: import torchvision before loading TorchScript",
     "training, and test-time flips (evaluate.flip)",
 )
 
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     files, overrides = split_words(options.words)
     if len(files) != 1:
-        raise InputError("name one checkpoint")
+        raise InputError("give exactly one checkpoint")
     # --images takes all words up to the next option, overrides too.
     images, behind = split_words(options.images or [])
     options.images, overrides = [Path(image) for image in images], [*overrides, *behind]
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(trained: Trained, stem: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Write and check each file."""
+    """Write and verify each file; return the report."""
     traced = set(options.formats) - {"safetensors"}
     images = check_images(trained, options.images) if traced else []
     report: dict[str, Any] = {"files": {}, "not_exported": list(LIMITS)}
@@ -98,10 +97,14 @@ def _check_weights(trained: Trained, path: Path) -> dict[str, Any]:
 
 
 def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]:
-    """``(3, H, W)`` uint8: the named images, else some of the validation split, else noise.
+    """Return ``(3, H, W)`` uint8 images: the given ones, or of the validation split, or noise.
 
-    An empty picture is always among them, and one of another shape than the first. With
-    ``data.on_damaged: skip`` damaged ones are named and left out.
+    They always include a black image and one of another shape than the first. With
+    ``data.on_damaged: skip`` damaged images are reported and skipped.
+
+    Raises:
+        DamagedImageError: an image is damaged, and ``data.on_damaged`` is ``raise``.
+        InputError: an image cannot be read.
     """
     data = trained.config.data
     bounds, paths = data.image_size, named or _validation_images(trained)
@@ -112,7 +115,7 @@ def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]
         except DamagedImageError as error:
             if data.on_damaged == "raise":
                 raise
-            print(f"export.py: left out: {error.complaint}", file=sys.stderr)
+            print(f"export.py: skipped: {error.complaint}", file=sys.stderr)
             continue
         size = resized_size((pixels.shape[0], pixels.shape[1]), bounds)
         images.append(torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1).contiguous())
@@ -129,20 +132,20 @@ def check_images(trained: Trained, named: Sequence[Path] | None) -> list[Tensor]
 
 
 def _validation_images(trained: Trained) -> list[Path]:
-    """A few image files of the validation split; none, and why is said, where it is not here."""
+    """Return a few image files of the validation split; none, with a warning, if unavailable."""
     data = trained.config.data
     try:
         if not data.root.is_dir():  # or shapes would be drawn there
-            raise InputError(f"there is no folder {data.root}")
+            raise InputError(f"{data.root}: folder not found")
         annotations = build_annotations(data, data.val, trained.classes, check_images=False)
         files = [data.root / str(name) for name in annotations.files[:IMAGES]]
         here = [file for file in files if file.is_file()]
         if not here:
-            raise InputError(f"there is no file {', '.join(map(str, files))}")
+            raise InputError(f"{', '.join(map(str, files))}: file not found")
     except InputError as error:
         print(
-            f"export.py: compared on noise: the validation images are not here ({error}); name "
-            "others with --images",
+            f"export.py: compared on noise: validation images not available ({error}); give others "
+            "with --images",
             file=sys.stderr,
         )
         return []
@@ -150,7 +153,7 @@ def _validation_images(trained: Trained) -> list[Path]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """What was written, how well it agrees, what is not in it."""
+    """Format what was written, how well it agrees, and what is not exported."""
     lines = []
     for path, each in report["files"].items():
         lines.append(f"{path}: {each['bytes'] / 2**20:.1f} MiB")
@@ -160,7 +163,7 @@ def format_report(report: dict[str, Any]) -> str:
         masks = "" if each["mask"] is None else f", masks {each['mask']:.1e}"
         lines.append(
             f"  {each['images']} images, {each['detections']} detections, {each['unmatched']} "
-            f"without partner; largest differences: boxes {each['box']:.1e} px, scores "
+            f"unmatched; largest differences: boxes {each['box']:.1e} px, scores "
             f"{each['score']:.1e}{masks}: {_verdict(each)}"
         )
     return "\n".join([*lines, "not exported:", *(f"  {limit}" for limit in LIMITS)])
@@ -171,8 +174,8 @@ def _verdict(each: dict[str, Any]) -> str:
         return "equal"
     if each.get("detections") == 0 == each["unmatched"]:
         return (
-            "NOT COMPARED, nothing is found in these images, or nothing but equal scores; name "
-            "others with --images"
+            "NOT COMPARED, no detections in these images, or only equal scores; give others with "
+            "--images"
         )
     return "NOT EQUAL, do not use this file"
 
@@ -182,18 +185,21 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "words", nargs="+", metavar="CHECKPOINT | key.path=value", help="of a run, and overrides"
+        "words",
+        nargs="+",
+        metavar="CHECKPOINT | key.path=value",
+        help="a checkpoint, and overrides",
     )
     parser.add_argument(
         "--formats",
         nargs="+",
         choices=list(ENDINGS),
         default=list(ENDINGS),
-        help="(all); overrides stand before it",
+        help="formats to write (all); put overrides before it",
     )
-    parser.add_argument("--output", type=Path, help="a folder (that of the checkpoint)")
+    parser.add_argument("--output", type=Path, help="output folder (that of the checkpoint)")
     parser.add_argument(
-        "--images", nargs="+", help="images to compare with (of the validation split)"
+        "--images", nargs="+", help="images to verify with (of the validation split)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

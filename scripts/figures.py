@@ -1,4 +1,4 @@
-"""Figures of the scripts: matplotlib without a display, and a clear word where it is missing."""
+"""Figures of the scripts: matplotlib without a display, and a clear error if it is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.process.atomic_file import write_atomically
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """An empty matplotlib figure of so many inches.
+    """Create an empty matplotlib figure; ``size`` is width and height in inches.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -21,7 +21,7 @@ def new_figure(size: tuple[float, float]) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError(
-            "the picture needs matplotlib, which is not here; run: pip install -e '.[analysis]'"
+            "figures need matplotlib, which is not installed; run: pip install -e '.[analysis]'"
         ) from None
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
@@ -29,24 +29,24 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def check_figure(path: Path) -> None:
-    """Before long work for a picture: that it can be drawn, and written under this name.
+    """Check before long work that a figure can be drawn and written to ``path``.
 
     Raises:
-        InputError: matplotlib is not installed, or writes no files with this ending.
+        InputError: matplotlib is not installed, or does not support this file format.
     """
     endings = new_figure((1, 1)).canvas.get_supported_filetypes()
     ending = path.suffix.lower().removeprefix(".")
     if ending and ending not in endings:
-        raise InputError(f"{path}: {path.suffix} is no ending of a picture; name a .png file")
+        raise InputError(f"{path}: {path.suffix} is not an image format; use .png")
 
 
 def literal(text: str) -> str:
-    """A name from outside as matplotlib draws it to the letter: ``$`` begins no formula."""
+    """Escape a name so that matplotlib draws it literally: ``$`` starts no formula."""
     return text.replace("$", r"\$")
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure: PNG, SVG or PDF by the ending.
+    """Write a figure as PNG, SVG or PDF, by the extension.
 
     Raises:
         InputError: it cannot be written.
@@ -55,5 +55,5 @@ def save_figure(figure: Any, path: Path) -> None:
     try:
         figure.savefig(picture, format=path.suffix.lower().removeprefix(".") or "png", dpi=110)
     except ValueError as error:
-        raise InputError(f"{path}: cannot be written ({error}); name a .png file") from None
+        raise InputError(f"{path}: cannot be written ({error}); use .png") from None
     write_atomically(path, picture.getbuffer())

@@ -1,15 +1,15 @@
-"""How long do COCO's annotations take to load, in how much memory, and does a worker's grow?
+"""Measure the load time and memory of COCO annotations, and the memory growth of loader workers.
 
     python scripts/measure_annotations.py
     python scripts/measure_annotations.py --images 5000 --objects 36000
     python scripts/measure_annotations.py --pictures
 
-Writes annotation files of the size of COCO train2017 (118,000 images, 860,000 objects; once boxes
-only, once with outlines of 20 points) into a temporary folder, loads each in a fresh process, then
-reads the training targets of one epoch in two loader processes without decoding any image. Needs
-600 MB of disk and about three minutes, most of them for writing the files. With --pictures it does
-what training does instead: an epoch of batches of decoded, augmented, resized pictures (118,000
-names of a few files) through the train loader with two processes.
+Writes annotation files of the size of COCO train2017 (118,000 images, 860,000 objects; once with
+boxes only, once with polygons of 20 points) to a temporary folder, loads each in a fresh process,
+then reads the training targets of one epoch in two loader processes without decoding any image.
+Needs 600 MB of disk space and about three minutes, mostly for writing the files. With --pictures it
+instead runs an epoch as in training: batches of decoded, augmented, resized images (118,000 names
+of a few files) through the train loader with two processes.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from scripts.number_types import at_least
 CLASSES = 80
 LINKS = 60_000  # names that a file may have; ext4 allows 65,000
 WORKERS = 2
-REPORTS = 5  # times that a worker tells its memory over the epoch
+REPORTS = 5  # memory reports of a worker per epoch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--images", type=at_least(1), default=118_000)
     parser.add_argument("--objects", type=at_least(1), default=860_000)
-    parser.add_argument("--points", type=at_least(3), default=20, help="of each outline")
-    parser.add_argument("--pictures", action="store_true", help="decode pictures, too")
+    parser.add_argument("--points", type=at_least(3), default=20, help="of each polygon")
+    parser.add_argument("--pictures", action="store_true", help="also decode images")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def write_annotations(root: Path, split: str, images: int, objects: int, points: int) -> Path:
-    """A file like COCO's: objects in no order, coordinates of two decimals."""
+    """Write a file like COCO's: objects in random order, coordinates of two decimals."""
     rng = np.random.default_rng(0)
     ids = rng.permutation(5 * images)[:images].tolist()
     (root / "annotations").mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def object_entries(
 
 
 def write_pictures(root: Path, split: str) -> None:
-    """A file for every name: links to one picture, a new one where a file has enough names."""
+    """Write a file for every name: hard links to one image, a new one after ``LINKS`` names."""
     content = cv2.imencode(".jpg", np.full((480, 640, 3), 99, np.uint8))[1].tobytes()
     (root / split).mkdir()
     entries = json.loads((root / f"annotations/instances_{split}.json").read_text())["images"]
@@ -123,7 +123,7 @@ def write_pictures(root: Path, split: str) -> None:
 
 
 def print_pictures(root: Path, split: str) -> None:
-    """Go through an epoch of the train loader; print the memory of all processes on the way."""
+    """Run an epoch of the train loader, printing the memory of all processes."""
     augment = ({"HorizontalFlip": {"p": 0.5}},)
     config = DataConfig(
         format="coco",
@@ -174,7 +174,7 @@ def print_load(root: Path, split: str) -> None:
 
 
 def print_epoch(root: Path, split: str) -> None:
-    """Read all targets in worker processes; each tells the memory that it shares with nobody."""
+    """Read all targets in worker processes; print the private memory of each."""
     from torch.utils.data import DataLoader, Dataset, get_worker_info
 
     annotations = load_coco(root, split)
@@ -212,7 +212,7 @@ def resident_mb() -> float:
 
 
 def private_mb(process: int | str | None = "self") -> float:
-    """Pages that a process wrote to; those it only reads stay shared with its parent."""
+    """Return the private memory of a process; pages that it only reads stay shared."""
     return _kilobytes(f"/proc/{process}/smaps_rollup", "Private_Dirty:") / 1024
 
 

@@ -1,4 +1,4 @@
-"""What data.cache is worth: training images loaded per second in the third epoch.
+"""Measure the speedup of data.cache: training images loaded per second in the third epoch.
 
 python scripts/measure_cache.py ROOT --format voc --split trainval
 """
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def images_per_second(values: dict[str, Any]) -> float:
-    """The speed of the third epoch: by then every image is in the cache, if there is one."""
+    """Return the speed of the third epoch, when every image is in the cache, if there is one."""
     config = DataConfig(**values)
     annotations = build_annotations(config, config.train)
     loader = build_train_loader(config, annotations, seed=0, rank=0, world_size=1, with_masks=False)

@@ -1,14 +1,14 @@
-"""Do memory, open files, shared memory and the time of an iteration stay as they are?
+"""Measure whether memory, open files, shared memory and iteration time stay constant.
 
     python scripts/measure_endurance.py
     python scripts/measure_endurance.py --iterations 1000 --parts 4
 
-Trains a tiny RetinaNet on drawn pictures of 32 x 32 pixels with two loader processes and watches it
-from outside: 10,000 iterations (an hour's worth of a large detector at 2.8 iterations a second) of
-40 epochs, evaluated and saved after each, with ALWA's windows, TensorBoard and metrics.jsonl.
-Prints a row for each tenth of the run: the median time of an iteration, and the time of all cores
-that the training process has used for each, evaluations and saves included, which other programs
-disturb less. Reads /proc, so Linux only.
+Trains a tiny RetinaNet on synthetic images of 32 x 32 pixels with two loader processes and monitors
+it from outside: 10,000 iterations (an hour of a large detector at 2.8 iterations per second) in 40
+epochs, evaluated and saved after each, with ALWA's windows, TensorBoard and metrics.jsonl. Prints a
+row for each tenth of the run: the median time of an iteration, and the CPU time of the training
+process per iteration, evaluations and saves included, which other programs disturb less. Reads
+/proc, so Linux only.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ TITLES = (
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and watch; 1 where the training ended with an error."""
+    """Train and monitor; the exit code is 1 if the training failed."""
     options = _parser().parse_args(arguments)
-    iterations = options.iterations // EPOCHS * EPOCHS  # each epoch has as many
+    iterations = options.iterations // EPOCHS * EPOCHS  # equally many per epoch
     with tempfile.TemporaryDirectory() as folder:
         messages = Path(folder) / "messages"
         with messages.open("w") as file:
@@ -103,7 +103,7 @@ def training(folder: Path, iterations: int) -> list[str]:
 
 
 def watch(process: subprocess.Popen[bytes], run: Path, iterations: int, parts: int) -> None:
-    """Print a row whenever another part of the iterations is done."""
+    """Print a row after each part of the iterations."""
     print(ROW.format(*TITLES), flush=True)
     log, done, offset, rates = run / "metrics.jsonl", 0, 0, list[float]()
     counted, spent = 0, 0.0
@@ -127,7 +127,7 @@ def watch(process: subprocess.Popen[bytes], run: Path, iterations: int, parts: i
 
 
 def new_lines(path: Path, offset: int) -> tuple[list[str], int]:
-    """The whole lines of a growing file behind an offset, and where they end."""
+    """Return the complete lines of a growing file after an offset, and the offset of their end."""
     if not path.exists():
         return [], offset
     with path.open("rb") as file:
@@ -138,7 +138,7 @@ def new_lines(path: Path, offset: int) -> tuple[list[str], int]:
 
 
 def sizes_of(pid: int) -> tuple[str, ...]:
-    """Memory of the process and of its loaders, open files, threads, shared memory in use."""
+    """Return memory of the process and its loaders, open files, threads and shared memory."""
     loaders = [
         int(child)
         for thread in Path(f"/proc/{pid}/task").iterdir()
@@ -155,13 +155,13 @@ def sizes_of(pid: int) -> tuple[str, ...]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Time of all cores that the process has used, without its loaders."""
+    """Return the CPU time of the process, without its loaders."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def own_mb(pid: int) -> float:
-    """Proportional memory: pages that several processes share are divided among them."""
+    """Return the proportional memory: shared pages are divided among their processes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 

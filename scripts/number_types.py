@@ -1,4 +1,4 @@
-"""Numbers on command lines, refused in words where argparse would name a function."""
+"""Argparse types for numbers, with readable errors where argparse would name a function."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ from collections.abc import Callable
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """What reads a whole number that is not below ``least``, for argparse's ``type``."""
+    """Return an argparse ``type`` for whole numbers of at least ``least``."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+            raise ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     return read
 
 
 def score_threshold(text: str) -> float:
-    """A score between 0 and 1, for argparse's ``type``."""
+    """Parse a score between 0 and 1, as an argparse ``type``.
+
+    Raises:
+        ArgumentTypeError: the text is not such a number.
+    """
     value = _number(text)
     if not 0 <= value <= 1:
-        raise ArgumentTypeError(f"{text!r} is no score between 0 and 1")
+        raise ArgumentTypeError(f"{text!r} is not a score between 0 and 1")
     return value
 
 
 def share_of_image(text: str) -> float:
-    """A part of a side, above 0 and up to 1, for argparse's ``type``."""
+    """Parse a fraction of an image side, above 0 and up to 1, as an argparse ``type``.
+
+    Raises:
+        ArgumentTypeError: the text is not such a number.
+    """
     value = _number(text)
     if not 0 < value <= 1:
-        raise ArgumentTypeError(f"{text!r} is no share of an image, above 0 and up to 1")
+        raise ArgumentTypeError(f"{text!r} is not a fraction of an image, above 0 and up to 1")
     return value
 
 
 def _number(text: str) -> float:
-    """NaN, which no range holds, for whatever is no number."""
+    """Parse a number; NaN, which is in no range, for anything else."""
     try:
         return float(text)
     except ValueError:
@@ -43,8 +51,12 @@ def _number(text: str) -> float:
 
 
 def listed(text: str) -> tuple[int, ...]:
-    """``0,1,2``, none of them negative, for argparse's ``type``."""
+    """Parse a list of whole numbers such as ``0,1,2``, as an argparse ``type``.
+
+    Raises:
+        ArgumentTypeError: the text is not such a list.
+    """
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers):
-        raise ArgumentTypeError(f"{text!r} is no list of whole numbers; write them as 0,1,2")
+        raise ArgumentTypeError(f"{text!r} is not a list of whole numbers; write them as 0,1,2")
     return tuple(map(int, numbers))

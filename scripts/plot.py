@@ -1,14 +1,14 @@
-"""Draw the curves of one run, or of several over each other; they may still be running.
+"""Plot the curves of one run, or of several in one figure; they may still be running.
 
     python scripts/plot.py runs/quickstart
     python scripts/plot.py runs/fixed runs/alwa --output comparison.png --smooth 5
     python scripts/plot.py runs/* --tags 'val/coco_AP*' images_per_second --log
 
-A run is named by its folder, its metrics.jsonl or a TensorBoard event file; of several those
-without curves are left out. Six panels: the raw losses, the mean and the standard deviation of the
+A run is given by its folder, its metrics.jsonl or a TensorBoard event file; of several, those
+without curves are skipped. Six panels: the raw losses, the mean and the standard deviation of the
 weighted losses per window, the loss weights, the learning rate, the average precision. With --tags
-each curve whose name matches gets a panel of its own. Several runs: a color for each run, a kind of
-line for each loss. Needs matplotlib (the extra `analysis`).
+each curve whose name matches gets its own panel. Several runs: one color per run, one line style
+per loss. Needs matplotlib (the extra `analysis`).
 """
 
 from __future__ import annotations
@@ -76,17 +76,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_runs(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, dict[str, Curve]]:
-    """The curves of each run by its name: the given ones, or what tells the paths apart.
+    """Read the curves of each run, by the given names or by the shortest that tell paths apart.
 
-    Of several runs those without curves are left out, with a line on stderr.
+    Of several runs, those without curves are skipped, with a line on stderr.
+
+    Raises:
+        InputError: names and runs do not match, or no run has curves.
     """
     if names is not None and len(names) != len(paths):
-        raise InputError(f"--names: {len(names)} names for {len(paths)} runs; give each its own")
+        raise InputError(
+            f"--names: {len(names)} names for {len(paths)} runs; give one name per run"
+        )
     if names is not None and not all(names):
-        raise InputError("--names: a name is empty; give each run one")
+        raise InputError("--names: a name is empty; give every run a name")
     labels = list(names or shortest_names(paths))
     if len(set(labels)) < len(labels):
-        raise InputError("a run is named twice; name each once, or tell them apart with --names")
+        raise InputError("a run is given twice; give each once, or distinguish them with --names")
     runs = {}
     for label, path in zip(labels, paths, strict=True):
         try:
@@ -94,14 +99,14 @@ def read_runs(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, d
         except NoCurvesError as error:
             if len(paths) == 1:
                 raise
-            print(f"plot.py: left out: {error}", file=sys.stderr)
+            print(f"plot.py: skipped: {error}", file=sys.stderr)
     if not runs:
-        raise InputError(f"none of the {len(paths)} runs has curves; name another")
+        raise InputError(f"none of the {len(paths)} runs has curves; give another")
     return runs
 
 
 def shortest_names(paths: Sequence[Path]) -> list[str]:
-    """The name of each run's folder, with as many folders above it as they need to differ.
+    """Return each run's folder name, with as many parent folders as needed to make it unique.
 
     >>> shortest_names([Path("a/x/metrics.jsonl"), Path("b/x"), Path("c/y")])
     ['a/x', 'b/x', 'c/y']
@@ -120,10 +125,10 @@ def _is_file(path: Path) -> bool:
 
 
 def panels_of(runs: Runs, patterns: Sequence[str] | None) -> list[tuple[str, list[str], str]]:
-    """The panels that have curves: title, tags, label.
+    """Return title, tags and label of each panel that has curves.
 
     Raises:
-        InputError: no tag matches one of the patterns, or without patterns there is none to show.
+        InputError: a pattern matches no tag, or without patterns there is no curve to show.
     """
     tags = list(dict.fromkeys(tag for curves in runs.values() for tag in curves))
     if patterns is None:
@@ -131,14 +136,14 @@ def panels_of(runs: Runs, patterns: Sequence[str] | None) -> list[tuple[str, lis
         panels = [panel for panel in wanted if panel[1]]
         if not panels:
             raise InputError(
-                f"{', '.join(runs)}: none of a trainer's curves; name others with --tags, there "
-                f"are {some_of(tags, 40)}"
+                f"{', '.join(runs)}: has none of the default curves; choose others with --tags: "
+                f"{some_of(tags, 40)}"
             )
         return panels
     for pattern in patterns:
         if not _matching(tags, [pattern]):
             raise InputError(
-                f"--tags: no curve is called {pattern!r}; there are {some_of(tags, 40)}"
+                f"--tags: no curve matches {pattern!r}; choose from {some_of(tags, 40)}"
             )
     return [(tag, [tag], "") for tag in _matching(tags, patterns)]
 
@@ -160,7 +165,7 @@ def as_json(runs: Runs, patterns: Sequence[str] | None) -> dict[str, Any]:
 
 
 def format_runs(runs: Runs) -> str:
-    """A line for each run: how far it is, its last losses, its best and last scores."""
+    """Format a line for each run: its last step, last losses, and last and best scores."""
     lines = []
     for run, curves in runs.items():
         step = max(int(curve.steps[-1]) for curve in curves.values())
@@ -180,7 +185,7 @@ def format_runs(runs: Runs) -> str:
 
 
 def smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
-    """A running mean over ``width`` values around each, over fewer at both ends.
+    """Return the running mean over ``width`` values around each, over fewer at both ends.
 
     >>> smooth(np.array([0.0, 3.0, 0.0]), 3).tolist()
     [1.5, 1.0, 1.5]
@@ -197,11 +202,11 @@ def smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float6
 def draw(
     runs: Runs, panels: Sequence[tuple[str, list[str], str]], width: int, logarithmic: bool
 ) -> Any:
-    """A panel for each group of tags, over the iterations.
+    """Draw a panel for each group of tags, over the iterations.
 
     Args:
-        width: losses are drawn as a running mean over so many log lines.
-        logarithmic: of all y axes but those of scores and weights.
+        width: number of log lines in the running mean of the losses.
+        logarithmic: use log scale for all y axes but those of scores and weights.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -228,7 +233,7 @@ def draw(
 
 
 def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
-    """The curves of one panel: color by run, line by tag; of one run alone color by tag."""
+    """Draw the curves of one panel: color by run, line by tag; for a single run color by tag."""
     named: set[str] = set()
     for position, curves in enumerate(runs.values()):
         for number, tag in enumerate(tags):
@@ -259,7 +264,7 @@ def _draw_panel(axis: Any, runs: Runs, tags: Sequence[str], width: int) -> None:
 
 
 def color_of(number: int, count: int) -> Any:
-    """The color of one of so many curves: no two share one."""
+    """Return the color of curve ``number`` out of ``count``; no two curves share one."""
     if count <= len(COLORS):
         return COLORS[number]
     from matplotlib import colormaps
@@ -268,7 +273,7 @@ def color_of(number: int, count: int) -> Any:
 
 
 def _name_the_runs(figure: Any, names: Sequence[str]) -> None:
-    """A legend of as many columns as the longest name leaves room for."""
+    """Add a legend of the runs, with as many columns as the longest name leaves room for."""
     from matplotlib.lines import Line2D
     from matplotlib.textpath import TextPath
 
@@ -296,17 +301,17 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder or file of a run")
-    parser.add_argument("--output", type=Path, help="the picture: .png, .svg, .pdf (curves.png)")
-    parser.add_argument("--names", nargs="+", help="what the runs are called in the picture")
+    parser.add_argument("--output", type=Path, help="output image: .png, .svg, .pdf (curves.png)")
+    parser.add_argument("--names", nargs="+", help="names of the runs in the legend")
     parser.add_argument(
         "--tags", nargs="+", metavar="TAG", help="curves to draw, * and ? allowed: val/coco_AP*"
     )
     parser.add_argument(
-        "--smooth", type=at_least(1), default=1, help="running mean of so many log lines (1)"
+        "--smooth", type=at_least(1), default=1, help="log lines in the running mean (1)"
     )
-    parser.add_argument("--log", action="store_true", help="logarithmic losses and learning rate")
+    parser.add_argument("--log", action="store_true", help="log scale for losses and learning rate")
     parser.add_argument(
-        "--json", action="store_true", help="print the curves; no picture without --output"
+        "--json", action="store_true", help="print the curves; no image without --output"
     )
     return parser
 

@@ -5,14 +5,15 @@
     python scripts/predict.py runs/my_run/best.pt clip.mp4 --batch 8
     python scripts/predict.py runs/my_run/best.pt photos/ --coco found.json --no-pictures
 
-An input is an image, a folder (and the folders in it), a pattern or a video. Pictures with boxes,
-masks, names and scores go to a folder, a video becomes a video; nothing is drawn over an input, and
-what lies in --output already is left out of a folder around it. --coco writes COCO results JSON of
-the images, --comp4 the VOC devkit's files, --json prints everything that was found; these hold all
-detections above detector.score_threshold, the pictures those above --threshold. A damaged file ends
-the run; with data.on_damaged=skip it is named and left out. A video that ends before its header
-says is named, and looked at as far as it goes. Key overrides (data.image_size=[480,640]
-train.device=cpu train.amp=bf16) may stand among the inputs.
+An input is an image, a folder (searched recursively), a glob pattern or a video. Images with boxes,
+masks, class names and scores drawn in are written to --output, videos as videos; inputs are never
+overwritten, and files already in --output are not read as inputs of a folder around it. --coco
+writes COCO results JSON for the images, --comp4 the VOC devkit's files, --json prints all
+detections; these include all detections above detector.score_threshold, the drawn images only those
+above --threshold. A damaged file ends the run; with data.on_damaged=skip it is reported and
+skipped. A video that ends before its header says is processed as far as it goes, with a warning.
+Config overrides (data.image_size=[480,640] train.device=cpu train.amp=bf16) may be given among the
+inputs.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ from scripts.prediction.pictures import VideoWriter, write_picture
 
 @dataclass
 class Found:
-    """What was found in the images so far, and the damaged files that were left out."""
+    """Detections in the images so far, and the damaged files that were skipped."""
 
     names: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -81,11 +82,15 @@ class Found:
         self.parts.append(make_detections(moved, found.label, found.score, found.boxes, found.rles))
 
     def leave_out(self, source: Source, predictor: Predictor, error: DamagedImageError) -> None:
-        """Say that a source is damaged; raises the error where that shall end the run."""
+        """Report a damaged source and skip it.
+
+        Raises:
+            DamagedImageError: ``data.on_damaged`` is ``raise``.
+        """
         if predictor.trained.config.data.on_damaged == "raise":
             raise error
         self.left_out.append(str(source.path))
-        tqdm.write(f"predict.py: left out: {error.complaint}", file=sys.stderr)
+        tqdm.write(f"predict.py: skipped: {error.complaint}", file=sys.stderr)
 
 
 @tool
@@ -94,9 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     words, overrides = split_words(options.words)
     if len(words) < 2:
-        raise InputError("name a checkpoint, then images, folders, patterns or videos")
+        raise InputError("give a checkpoint, then images, folders, patterns or videos")
     if options.ids is not None and options.coco is None:
-        raise InputError("--ids: is for the ids in COCO results JSON; name a --coco FILE as well")
+        raise InputError("--ids: only applies to COCO results; add --coco FILE")
     sources = find_sources(words[1:], options.output)
     drawn_to = None if options.no_pictures else options.output
     check_targets(sources, drawn_to, comp4=options.comp4 is not None)
@@ -110,9 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def predict(sources: Sequence[Source], predictor: Predictor, options: argparse.Namespace) -> None:
-    """Look at all sources and write what was asked for."""
+    """Detect in all sources and write the requested outputs."""
     start = time.perf_counter()
-    ids = None  # what is wrong with ids and names is said now, not when all was looked at
+    ids = None  # wrong ids and names are reported now, not after all sources were processed
     if options.ids is not None:
         files = [source.inside.as_posix() for source in sources if not source.is_video]
         ids = read_ids(options.ids, files, predictor.trained.classes)
@@ -120,7 +125,7 @@ def predict(sources: Sequence[Source], predictor: Predictor, options: argparse.N
         check_comp4(unannotated([], [], predictor.trained.classes))
     found, videos = detect_in_all(sources, predictor, options, ids)
     if len(found.left_out) == len(sources):
-        raise InputError("all files are damaged and were left out: nothing is written")
+        raise InputError("all files are damaged and were skipped; nothing was written")
     seconds = time.perf_counter() - start
     annotations = unannotated(found.names, found.sizes, predictor.trained.classes, options.set)
     detections = concatenate(found.parts)
@@ -130,8 +135,7 @@ def predict(sources: Sequence[Source], predictor: Predictor, options: argparse.N
         "pictures_per_second": round(predictor.images / seconds, 2),
         "detector_per_second": round(predictor.images / max(predictor.seconds, 1e-9), 2),
     }
-    # Neither costs the other: a place that cannot be written what is printed, a reader that leaves
-    # the files.
+    # Print even if a file cannot be written, and write the files even if the pipe is closed.
     try:
         if options.json:
             listed = as_json(detections, found.sizes, predictor.trained.classes)
@@ -151,8 +155,8 @@ def predict(sources: Sequence[Source], predictor: Predictor, options: argparse.N
         if path is not None:
             print(f"written: {path}")
     print(
-        f"{speed['pictures']} pictures in {seconds:.1f} s: {speed['pictures_per_second']} "
-        f"pictures/s, of the detector alone {speed['detector_per_second']} "
+        f"{speed['pictures']} images in {seconds:.1f} s: {speed['pictures_per_second']} images/s, "
+        f"detector only {speed['detector_per_second']} images/s "
         f"({predictor.trained.device.type}, batch {options.batch})"
     )
 
@@ -163,7 +167,7 @@ def detect_in_all(
     options: argparse.Namespace,
     ids: CocoIds | None,
 ) -> tuple[Found, dict[str, Any]]:
-    """What is found in the images, and what is told of each video by its path."""
+    """Return the detections in the images, and the report of each video by its path."""
     images = [source for source in sources if not source.is_video]
     found, videos = Found(), {}
     hidden = not is_watched()
@@ -182,7 +186,7 @@ def detect_in_all(
 
 
 def in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, the last one shorter."""
+    """Yield lists of ``size`` items; the last one may be shorter."""
     while batch := list(islice(items, size)):
         yield batch
 
@@ -194,7 +198,7 @@ def detect_in_images(
     options: argparse.Namespace,
     ids: CocoIds | None,
 ) -> None:
-    """Detect in a batch of image files and draw them, turned as in training."""
+    """Detect in a batch of image files, oriented as in training, and draw the detections."""
     data = predictor.trained.config.data
     opened, images = [], []
     for source in batch:
@@ -221,9 +225,12 @@ def detect_in_images(
 def detect_in_video(
     source: Source, predictor: Predictor, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Detect in the frames of a video and write them as one; what the report says of it.
+    """Detect in the frames of a video, write the drawn video, and return its report.
 
-    For --json with the detections of each frame. Raises DamagedImageError if none can be decoded.
+    With ``--json`` the report holds the detections of each frame.
+
+    Raises:
+        DamagedImageError: no frame can be decoded.
     """
     video = open_video(source.path)
     target = None if options.no_pictures else target_of(source, options.output)
@@ -244,8 +251,8 @@ def detect_in_video(
         raise damaged_video(source.path, "no frame of the video can be decoded")
     if video.lacks(frames):
         tqdm.write(
-            f"predict.py: {source.path}: ends after {frames} of the {video.frames} frames that its "
-            "header promises; see whether it is cut off or damaged, or was only trimmed",
+            f"predict.py: {source.path}: ends after {frames} of the {video.frames} frames in its "
+            "header; check whether it is truncated or damaged, or was only trimmed",
             file=sys.stderr,
         )
     report = {
@@ -266,7 +273,7 @@ def _shown(video: Video) -> Iterator[Pixels]:
 def drawn(
     images: Sequence[Pixels], detections: Detections, predictor: Predictor, threshold: float
 ) -> Iterator[Pixels]:
-    """The images with what was found in them, at their own size."""
+    """Yield the images with their detections drawn in, at their original size."""
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     annotations = unannotated([""] * len(images), sizes, predictor.trained.classes)
     for row, image in enumerate(images):
@@ -280,7 +287,7 @@ def summary(
     predictor: Predictor,
     threshold: float,
 ) -> str:
-    """A line for each image (the first twenty) and video: how many of which class."""
+    """Format a line for each image (the first twenty) and video: objects of each class."""
     lines = []
     for row, file in enumerate(found.files[:20]):
         sure = (detections.image == row) & (detections.score >= threshold)
@@ -294,16 +301,16 @@ def summary(
     if len(found.files) > 20:
         lines.append(f"... and {len(found.files) - 20} more images")
     for name, video in videos.items():
-        lines.append(f"{name}: {video['frames']} frames, {video['objects']} objects in them")
+        lines.append(f"{name}: {video['frames']} frames, {video['objects']} objects")
     return "\n".join(lines)
 
 
 def as_json(
     detections: Detections, sizes_hw: Sequence[tuple[int, int]], classes: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
-    """Of each image ``[{"class", "score", "box"}]``, boxes xyxy in pixels.
+    """Return ``[{"class", "score", "box"}]`` for each image, boxes xyxy in pixels.
 
-    With masks also ``"segmentation"``: compressed run lengths as in COCO results.
+    With masks there is also ``"segmentation"``: compressed RLE as in COCO results.
     """
     result: list[list[dict[str, Any]]] = [[] for _ in sizes_hw]
     for number, (row, label, score, box) in enumerate(
@@ -328,29 +335,32 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "words", nargs="+", metavar="CHECKPOINT INPUT", help="a checkpoint, then what to look at"
+        "words", nargs="+", metavar="CHECKPOINT INPUT", help="a checkpoint, then inputs"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("predictions"), help="folder of pictures (predictions)"
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        help="folder for drawn images (predictions)",
     )
     parser.add_argument(
         "--threshold",
         type=score_threshold,
         default=0.5,
-        help="score from which on it is drawn (0.5)",
+        help="minimum score to draw (0.5)",
     )
-    parser.add_argument("--batch", type=at_least(1), default=1, help="pictures at once (1)")
+    parser.add_argument("--batch", type=at_least(1), default=1, help="images per batch (1)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     parser.add_argument("--coco", type=Path, metavar="FILE", help="write COCO results JSON")
     parser.add_argument(
         "--ids",
         type=Path,
         metavar="FILE",
-        help="COCO annotations whose image and category ids --coco takes, by file and class name",
+        help="COCO annotations whose image and category ids --coco uses, by file and class name",
     )
     parser.add_argument("--comp4", type=Path, metavar="FOLDER", help="write VOC comp4 text files")
-    parser.add_argument("--set", default="test", help="the set in comp4's file names (test)")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.add_argument("--set", default="test", help="set in comp4 file names (test)")
+    parser.add_argument("--json", action="store_true", help="print the detections as JSON")
     return parser
 
 

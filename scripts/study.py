@@ -1,4 +1,4 @@
-"""The paper's tables and figures: run them, tabulate them, draw them.
+"""Run the studies behind the paper's tables and figures, and tabulate and plot the results.
 
     python scripts/study.py run table2 --preset small --jobs 2
     python scripts/study.py table table2 --preset small
@@ -6,14 +6,14 @@
     python scripts/study.py list table2 --preset small
     python scripts/study.py keep table2 --preset small
 
-A study is a file in configs/studies, or one of yours. Without a preset it is the paper's own scale
-(VOC, COCO, GPUs). `run` does what is missing and goes on with what was cut off, so the same command
-may be repeated and given in several shells. `key.path=value` at the end changes every run:
-data.root=/path says where the data are, train.device=cpu where to train.
-`keep` writes what tables and curves need of finished runs into the ledger, a folder that is
-committed; every command counts the runs in it as done.
-Exit codes: 0 all is done, 1 a run failed or was not kept, or a figure not drawn, 2 the input cannot
-be used, 128 + n stopped by signal n.
+A study is a file in configs/studies, or one of yours. Without a preset it has the paper's own scale
+(VOC, COCO, GPUs). `run` does missing runs and resumes interrupted ones, so the same command may be
+repeated and run in several shells at once. `key.path=value` at the end overrides every run:
+data.root=/path sets the data folder, train.device=cpu the device.
+`keep` writes the results of finished runs, as tables and curves need them, to the ledger, a folder
+under version control; every command counts the runs in it as done.
+Exit codes: 0 all done, 1 a run failed or was not kept, or a figure was not drawn, 2 unusable input,
+128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     names, words = split_words(options.words)
     if not names:
-        raise InputError("name a study, such as table2; see configs/studies")
+        raise InputError("give a study, such as table2; see configs/studies")
     studies = [load_study(name, options.preset) for name in names]
     extra = _overrides(words, studies)
     if options.seeds:
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     studies = [narrowed(study, options.only) for study in studies]
     for study in studies:
         if not any(study.cells()):
-            raise InputError(f"{study.name}: the table has no cell with all of --only; name others")
+            raise InputError(
+                f"{study.name}: no cell of the table matches all of --only; change them"
+            )
     return COMMANDS[options.command](studies, extra, options)
 
 
@@ -90,7 +92,7 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
     try:
         queue.work(places)
     except StoppedError:
-        print("stopped; what was under way is saved, the same command goes on", file=sys.stderr)
+        print("stopped; runs in progress are saved, rerun to continue", file=sys.stderr)
         return 128 + (queue.signal_number or 0)
     for folder in queue.failed:
         print(f"not done, see above: {folder}", file=sys.stderr)
@@ -98,7 +100,7 @@ def run(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Names
 
 
 def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) -> list[Job]:
-    """The runs of a study, the first seed of all cells first."""
+    """Return the jobs of a study, the first seed of all cells first."""
     return [
         Job(study.run(labels, seed, extra), options.runs, study.score.split, options.ledger)
         for seed in study.seeds
@@ -107,7 +109,7 @@ def jobs_of(study: Study, extra: dict[str, Any], options: argparse.Namespace) ->
 
 
 def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
-    """``list``: every run, how far it has come or that it runs right now, and where it is."""
+    """``list``: print the progress and the folder of every run."""
     for study in studies:
         for job in jobs_of(study, extra, options):
             try:
@@ -121,7 +123,7 @@ def show_list(studies: Sequence[Study], extra: dict[str, Any], options: argparse
 
 
 def keep(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
-    """``keep``: write the finished runs of the runs folder into the ledger."""
+    """``keep``: write the finished runs of the runs folder to the ledger."""
     jobs = [job for study in studies for job in jobs_of(study, extra, options)]
     _, wrong = plan(jobs)
     if not _keep([job for job in jobs if job.folder not in wrong], wrong, options):
@@ -132,12 +134,15 @@ def keep(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Name
 
 
 def _keep(jobs: Sequence[Job], wrong: dict[Path, str], options: argparse.Namespace) -> int:
-    """Note the results of finished jobs; how many of them were not in the ledger.
+    """Write the results of finished jobs to the ledger; return the number of new ones.
 
-    What keeps one from being kept is noted in ``wrong``, by its folder.
+    The reason why a job cannot be kept is noted in ``wrong``, by its folder.
+
+    Raises:
+        InputError: there is no ledger.
     """
     if options.ledger is None:
-        raise InputError("--no-ledger leaves no place to keep runs in; leave it out")
+        raise InputError("--no-ledger: runs are kept in the ledger; drop it")
     number = 0
     for job in jobs:
         try:
@@ -150,10 +155,12 @@ def _keep(jobs: Sequence[Job], wrong: dict[Path, str], options: argparse.Namespa
 
 
 def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
-    """``table``: Markdown to the console; Markdown, LaTeX and CSV into files."""
+    """``table``: print Markdown; write Markdown, LaTeX and CSV files."""
     is_part = bool(options.only or options.seeds)
     if is_part and options.into is not None:
-        raise InputError("--into: a part of a table is not to replace it; leave --only and --seeds")
+        raise InputError(
+            "--into: a partial table cannot replace the whole; drop --only and --seeds"
+        )
     for study in studies:
         results = collect(study, options.runs, extra, options.ledger)
         text = markdown(results)
@@ -173,7 +180,7 @@ def table(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Nam
 
 
 def plot(studies: Sequence[Study], extra: dict[str, Any], options: argparse.Namespace) -> int:
-    """``plot``: each figure that has runs, as PNG and SVG; the others are named."""
+    """``plot``: write each figure that has runs as PNG and SVG; report the others."""
     try:
         from scripts.studies.figures import write_figure
         from scripts.studies.plotting import draw, shown_runs
@@ -202,7 +209,7 @@ def _file_name(number: str) -> str:
 
 
 def chosen_figures(study: Study, number: str | None) -> dict[str, Figure]:
-    """The figures of a study, or the one that is wanted.
+    """Return the figures of a study, or only the requested one.
 
     Raises:
         InputError: the study has no such figure.
@@ -216,10 +223,10 @@ def chosen_figures(study: Study, number: str | None) -> dict[str, Figure]:
 
 
 def _overrides(words: Sequence[str], studies: Sequence[Study]) -> dict[str, Any]:
-    """``key.path=value`` -> value by key.
+    """Parse ``key.path=value`` words to values by key.
 
     Raises:
-        InputError: for what a study decides itself or varies: its labels would tell the untruth.
+        InputError: the study sets or varies a key, whose labels would then be wrong.
     """
     axes = [axis for study in studies for axis in study.axes]
     varied = {key: axis.name for axis in axes for key in axis.varied_keys()}
@@ -232,20 +239,20 @@ def _overrides(words: Sequence[str], studies: Sequence[Study]) -> dict[str, Any]
         if found:
             chosen = shlex.quote(f"{found[0]}=…")
             raise InputError(
-                f"{word}: the study varies it, and its labels would stay; choose some with "
-                f"--only {chosen}, or write a study of your own"
+                f"{word}: the study varies this key, so its labels would be wrong; select some "
+                f"with --only {chosen}, or write your own study"
             )
         if DECIDED & keys:
             raise InputError(
-                f"{word}: the study decides it; --processes and --gpus share its total batch out, "
-                "--runs says where runs go, --seeds which seeds"
+                f"{word}: the study sets this key; use --processes and --gpus to divide its total "
+                "batch, --runs for the folder, --seeds for the seeds"
             )
         extra[key] = value
     return extra
 
 
 def _overlap(key: str, other: str) -> bool:
-    """Whether two dotted keys are the same, or one is of a block that the other names."""
+    """Return whether two dotted keys are equal, or one is in a block that the other names."""
     return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
@@ -257,14 +264,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=tuple(COMMANDS), help="what to do")
+    parser.add_argument("command", choices=tuple(COMMANDS), help="action")
     parser.add_argument(
-        "words", nargs="*", metavar="STUDY | key.path=value", help="studies, and config overrides"
+        "words",
+        nargs="*",
+        metavar="STUDY | key.path=value",
+        help="studies, and config overrides of all runs",
     )
-    parser.add_argument("--preset", help="another scale that the study's file describes: small")
-    parser.add_argument("--seeds", type=listed, metavar="0,1,…", help="other seeds than its own")
+    parser.add_argument("--preset", help="scale that the study's file defines, as small")
+    parser.add_argument("--seeds", type=listed, metavar="0,1,…", help="seeds instead of its own")
     parser.add_argument("--runs", type=_path, default=RUNS, help="folder of the runs (%(default)s)")
-    parser.add_argument("--output", type=_path, help="folder of tables or figures")
+    parser.add_argument("--output", type=_path, help="folder for tables or figures")
     parser.add_argument(
         "--ledger", type=_path, default=LEDGER, help="folder of the kept runs (docs/study)"
     )
@@ -273,42 +283,42 @@ def _parser() -> argparse.ArgumentParser:
         dest="ledger",
         action="store_const",
         const=None,
-        help="as if no run were kept: all anew, and only that",
+        help="ignore kept runs: rerun them, and show only new results",
     )
     parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="AXIS=LABEL,…",
-        help="these cells alone, also seed=0,1; may be given for several axes",
+        help="only these cells, also seed=0,1; may be repeated for several axes",
     )
     running = parser.add_argument_group("run")
-    running.add_argument("--jobs", type=at_least(1), default=1, help="runs side by side (1)")
+    running.add_argument("--jobs", type=at_least(1), default=1, help="parallel runs (1)")
     running.add_argument(
         "--gpus",
         type=listed,
         metavar="0,1,…",
-        help="GPUs to share out among the jobs (all); one named n times takes n small runs at once",
+        help="GPUs to divide among the jobs (all); one listed n times takes n small runs at once",
     )
     running.add_argument(
         "--processes",
         type=at_least(1),
-        help="processes a run (a GPU each; CPU: the study's number)",
+        help="processes per run (one per GPU; CPU: the study's number)",
     )
     running.add_argument(
-        "--keep", action="store_true", help="keep each run as soon as it is scored"
+        "--keep", action="store_true", help="write each run to the ledger once it is scored"
     )
     tables = parser.add_argument_group("table")
     tables.add_argument(
-        "--into", type=_path, help="a Markdown file: the table goes between its marks in it"
+        "--into", type=_path, help="Markdown file to insert the table into, between its markers"
     )
     plots = parser.add_argument_group("plot")
-    plots.add_argument("--figure", help="this one alone: 1, 2, 3, 5, 6, 7 or scores")
+    plots.add_argument("--figure", help="only this figure: 1, 2, 3, 5, 6, 7 or scores")
     plots.add_argument(
         "--show",
         action="append",
         metavar="TITLE=FOLDER",
-        help="any runs instead of the study's, one a time",
+        help="a run to show instead of the study's; may be repeated",
     )
     return parser
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell; numbers to the right.
+    """Format a table with columns as wide as their widest cell; numbers are right-aligned.
 
     >>> print(format_table(["class", "objects"], [["cat", 5], ["dog", 12]]))
     class  objects
@@ -27,6 +27,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
         for row in cells
     ]
     return "\n".join(lines)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun in the singular or plural.
+
+    >>> counted(1, "warning"), counted(2, "warning")
+    ('1 warning', '2 warnings')
+    """
+    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def _text(cell: object) -> str:

@@ -3,10 +3,9 @@
     python scripts/tune.py lr --config configs/bccd/retinanet.yaml
     python scripts/tune.py batch --config configs/voc/retinanet_r50.yaml train.amp=bf16
 
-`lr` trains while the learning rate grows and draws the loss over it: train.lr is good where the
-loss falls fastest, and too large where it climbs. `batch` trains on ever larger batches of pictures
-of the largest size until memory does not suffice, and tells how fast each of them is. Neither
-writes a run.
+`lr` trains with a growing learning rate and plots the loss over it: train.lr is good where the loss
+falls fastest, and too large where it rises. `batch` trains on ever larger batches of images of the
+largest size until memory runs out, and reports the speed of each. Neither creates a run.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from scripts.tuning.batch_size import (
 )
 from scripts.tuning.learning_rate import FEWEST, draw, range_test
 
-SHARE = 0.9  # of the memory that is available: room for what the loader and others need
+SHARE = 0.9  # of the available memory: leaves room for the loader and others
 
 
 @tool
@@ -56,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tune_lr(config: Config, options: argparse.Namespace) -> int:
-    """The range test; the exit code."""
+    """Run the learning-rate range test; return the exit code."""
     if not 0 < options.lowest < options.highest < math.inf:
         raise InputError("--lowest must be above 0 and below --highest")
     if options.iterations < FEWEST:
-        raise InputError(f"--iterations: {options.iterations} are too few; at least {FEWEST}")
+        raise InputError(f"--iterations: {options.iterations} is too few; use at least {FEWEST}")
     picture = options.output or (None if options.json else Path("lr.png"))
     if picture is not None:
         check_figure(picture)
@@ -70,10 +69,10 @@ def tune_lr(config: Config, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(test.as_dict()))
     else:
-        how = "diverged" if test.diverged else "had not diverged"
+        how = "diverged" if test.diverged else "did not diverge"
         print(
             f"{len(test.losses)} iterations, train.lr from {test.rates[0]:.2g} to "
-            f"{test.rates[-1]:.2g}, where the loss {how}\n"
+            f"{test.rates[-1]:.2g}; the loss {how}\n"
             f"the loss falls fastest at {test.suggested:.2g} and is lowest at {test.largest:.2g}\n"
             f"try train.lr={test.suggested:.1e} (now {config.train.lr:.1e})"
         )
@@ -85,7 +84,7 @@ def tune_lr(config: Config, options: argparse.Namespace) -> int:
 
 
 def tune_batch(config: Config, options: argparse.Namespace) -> int:
-    """The largest batch; the exit code, 1 where not even one image fits."""
+    """Find the largest batch; return the exit code, 1 if not even one image fits."""
     if options.memory is not None and not options.memory > 0:
         raise InputError("--memory must be above 0")
     annotations = build_annotations(config.data, config.data.train, check_images=False)
@@ -138,14 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("what", choices=("lr", "batch"), help="what to find")
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("--lowest", type=float, default=1e-6, help="lr: the first rate (1e-6)")
-    parser.add_argument("--highest", type=float, default=1.0, help="lr: the last rate (1)")
+    parser.add_argument("--lowest", type=float, default=1e-6, help="lr: first rate (1e-6)")
+    parser.add_argument("--highest", type=float, default=1.0, help="lr: last rate (1)")
     parser.add_argument(
-        "--iterations", type=int, default=100, help="lr: how many the test has (100)"
+        "--iterations", type=int, default=100, help="lr: iterations of the test (100)"
     )
-    parser.add_argument("--output", type=Path, help="lr: the picture (lr.png)")
+    parser.add_argument("--output", type=Path, help="lr: output image (lr.png)")
     parser.add_argument(
-        "--memory", type=float, help="batch: GiB to stay within (90 %% of what is available)"
+        "--memory", type=float, help="batch: memory limit in GiB (90 %% of the available memory)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="config overrides")

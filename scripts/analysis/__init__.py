@@ -1,1 +1,1 @@
-"""What a detector does well and badly: numbers, charts, and a page that shows them."""
+"""Error analysis of a detector: numbers, charts, and an HTML report of them."""

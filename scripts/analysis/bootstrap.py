@@ -1,7 +1,7 @@
-"""How sure is a difference in mAP? A paired bootstrap over the images.
+"""Uncertainty of a difference in mAP, by a paired bootstrap over the images.
 
-Both runs are scored on the same images, drawn with replacement again and again; what differs from
-draw to draw is how much the choice of the images matters (Efron and Tibshirani 1993).
+Both runs are scored on the same images, repeatedly resampled with replacement; the variation over
+resamples shows how much the choice of images matters (Efron and Tibshirani 1993).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Ranking:
     objects: FloatArray
 
     def average_precision(self, weights: FloatArray) -> float | None:
-        """The area under the curve where image ``i`` is there ``weights[i]`` times.
+        """Compute the area under the curve if image ``i`` occurs ``weights[i]`` times.
 
-        None where no object is.
+        It is None without objects.
         """
         positives = float(weights @ self.objects)
         if positives == 0:
@@ -56,7 +56,7 @@ class Ranking:
 def rankings(
     detections: Detections, annotations: Annotations, ious: tuple[float, ...]
 ) -> list[list[Ranking]]:
-    """For each IoU the ranking of each class that has objects."""
+    """Compute for each IoU the ranking of each class that has objects."""
     counted = annotations.counted
     images, labels = annotations.object_images()[counted], annotations.labels[counted]
     kinds = np.unique(labels).tolist()
@@ -78,7 +78,7 @@ def rankings(
 
 
 def mean_ap(ranked: list[list[Ranking]], weights: FloatArray) -> float:
-    """The mean over classes, then over IoUs; classes that a draw has no object of stay out."""
+    """Average over classes, then IoUs; classes without objects in a resample are excluded."""
     means = []
     for classes in ranked:
         values = [ranking.average_precision(weights) for ranking in classes]
@@ -95,12 +95,12 @@ def compare(
     seed: int = 0,
     show_progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """The difference second - first, at IoU 0.5 and over 0.5 to 0.95, with its uncertainty.
+    """Compute the difference second - first, at IoU 0.5 and over 0.5 to 0.95, with uncertainty.
 
     Returns:
         ``{"mAP50": {"first", "second", "difference", "low", "high", "p"}, "mAP50_95": ...}``:
-        ``low`` and ``high`` bound 95 % of the draws; ``p``, two-sided, is twice the share of draws
-        in which the difference has the other sign or is 0, at least ``1 / resamples``.
+        ``low`` and ``high`` bound 95 % of the resamples; ``p``, two-sided, is twice the share of
+        resamples with a difference of the other sign or 0, at least ``1 / resamples``.
     """
     ranked = [rankings(run, annotations, IOUS) for run in (first, second)]
     everything = np.ones(len(annotations))

@@ -28,7 +28,7 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, name: str) -> str:
-    """Lines over a unit square; ``name`` is for those who cannot see them."""
+    """Draw lines over a unit square; ``name`` is the accessible description."""
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}" class="chart">'
     ]
@@ -66,10 +66,10 @@ def _place(x: float, y: float) -> tuple[float, float]:
 
 
 def bars(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]]) -> str:
-    """Horizontal bars.
+    """Draw horizontal bars.
 
     Args:
-        rows: for each a name, an explanation, and of each run the value and how it is written.
+        rows: name, explanation, and for each run a value and its text.
     """
     largest = max((value for _, _, values in rows for value, _ in values), default=0.0) or 1.0
     parts = ['<div class="bars">']
@@ -89,7 +89,7 @@ def bars(rows: Sequence[tuple[str, str, Sequence[tuple[float, str]]]]) -> str:
 
 
 def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """An HTML table; the first ``words`` columns are text, the others numbers."""
+    """Build an HTML table; the first ``words`` columns are text, the others numbers."""
     kinds = ["name" if number < words else "number" for number in range(len(header))]
 
     def cells(tag: str, row: Sequence[str]) -> str:
@@ -106,26 +106,26 @@ def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], words
 
 
 def _scrollable(name: str, content: str) -> str:
-    """A box with a name that arrow keys move, as a pointer does."""
+    """Wrap content in a named box that can be scrolled by keyboard too."""
     label = escape(name)
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{content}</div>'
 
 
 def breakable(name: str) -> str:
-    """HTML of a name that is broken behind its underscores before it is broken elsewhere."""
+    """Escape a name as HTML that breaks lines after underscores first."""
     return escape(name).replace("_", "_<wbr>")
 
 
 def matrix(
     title: str, names: Sequence[str], counts: Sequence[Sequence[int]], last: tuple[str, str]
 ) -> str:
-    """A confusion matrix, each row shaded by its shares.
+    """Build a confusion matrix, with each row shaded by its shares.
 
     Args:
-        title: of its box.
-        names: of the classes.
-        counts: ``(K + 1, K + 1)``, rows what is there.
-        last: the names of the last row and of the last column.
+        title: name of its box.
+        names: class names.
+        counts: ``(K + 1, K + 1)``, rows are the ground truth.
+        last: names of the last row and the last column.
     """
     head = "".join(f"<th><span>{breakable(name)}</span></th>" for name in (*names, last[1]))
     rows = []
@@ -144,6 +144,6 @@ def matrix(
     return _scrollable(
         title,
         f'<table class="matrix" style="--columns:{len(names) + 1}"><thead><tr>'
-        '<th class="corner">there ↓ said →</th>'
+        '<th class="corner">true ↓ predicted →</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
     )

@@ -1,4 +1,4 @@
-"""Which class is taken for which."""
+"""Confusion matrix of the classes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ IntArray = npt.NDArray[np.int64]
 def confusion_matrix(
     detections: Detections, annotations: Annotations, iou: float, score_threshold: float
 ) -> IntArray:
-    """``(K + 1, K + 1)``: rows are what is there, columns what was said.
+    """Compute ``(K + 1, K + 1)``: rows are ground truth, columns predictions.
 
-    The last row is background (nothing was there), the last column what was missed. Detections from
-    the threshold on choose, from the highest score of an image down, the free object that they
-    overlap most, whatever its class. What lies on crowds and difficult objects does not count.
+    The last row is background (no object is there), the last column missed objects. Detections
+    scoring at least the threshold are matched, by descending score, to the free object of the image
+    that they overlap most, of any class. Those on crowds and difficult objects do not count.
     """
     kinds = len(annotations.classes)
     matrix = np.zeros((kinds + 1, kinds + 1), dtype=np.int64)

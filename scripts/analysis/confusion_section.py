@@ -1,4 +1,4 @@
-"""The section of the page that says which class is taken for which."""
+"""The report section with the confusion of classes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from scripts.analysis.charts import matrix, table
 
-MOST_CLASSES = 40  # of a confusion matrix that is printed whole
-MOST_ROWS = 25  # of each table that takes its place
+MOST_CLASSES = 40  # of a complete confusion matrix
+MOST_ROWS = 25  # of each table that replaces it
 
 
 def confusion_section(result: dict[str, Any]) -> str:
-    """A matrix for each run, or tables where there are too many classes for one."""
+    """Build a matrix for each run, or tables if there are too many classes for one."""
     names, runs = result["classes"], result["runs"]
     whole = len(names) <= MOST_CLASSES
     parts = []
@@ -26,14 +26,14 @@ def confusion_section(result: dict[str, Any]) -> str:
             content = _most_confused(run["name"], names, run["confusion"])
         parts.append(f"<div>{title}{content}</div>")
     if whole:
-        reading = "Rows: what is there; columns: what was said."
+        reading = "Rows: ground truth; columns: predictions."
     else:
         reading = (
-            f"{len(names)} classes are too many for a matrix, so these are its largest numbers "
+            f"{len(names)} classes are too many for a matrix; these are its largest entries "
             "(<code>--json</code> prints all)."
         )
     return (
-        f"<p>Detections with a score from {result['score_threshold']:g} on, at IoU "
+        f"<p>Detections with a score of at least {result['score_threshold']:g}, at IoU "
         f'{result["iou"]:g}. {reading}</p><div class="two">{"".join(parts)}</div>'
     )
 
@@ -50,19 +50,21 @@ def _most_confused(run: str, names: Sequence[str], counts: Sequence[Sequence[int
     said = zip(names, counts[-1][:-1], strict=True)
     background = [(name, count) for name, count in said if count]
     return (
-        _largest(run, "pairs of classes", ["there is", "said", "times"], pairs, words=2)
+        _largest(
+            run, "pairs of classes", ["true class", "predicted class", "detections"], pairs, words=2
+        )
         + _largest(run, "classes with missed objects", ["class", "missed", "objects"], missed)
-        + _largest(run, "classes detected on background", ["class", "times"], background)
+        + _largest(run, "classes detected on background", ["class", "detections"], background)
     )
 
 
 def _largest(
     run: str, what: str, header: Sequence[str], rows: Sequence[tuple[Any, ...]], words: int = 1
 ) -> str:
-    """How many rows there are, and a table of those with most in the first column of numbers."""
+    """Build a table of the rows with the largest first numbers, headed by their count."""
     shown = sorted(rows, key=lambda row: -row[words])[:MOST_ROWS]
     some = f"{len(shown)} of {len(rows)}" if len(shown) < len(rows) else f"{len(rows)}"
-    total = f"{sum(row[words] for row in rows):,} {header[words]} in all"
+    total = f"{sum(row[words] for row in rows):,} {header[words]} in total"
     title = f'<p class="soft">{some} {what}, {total}</p>'
     if not rows:
         return title

@@ -1,8 +1,8 @@
-"""Which detections are right where crowds neither count nor punish, as in COCO's own scores.
+"""Matching of detections that ignores crowds, as in COCO's own scores.
 
-VOC's rule knows no crowds: ``engine.evaluation.voc_map`` takes them for difficult boxes, of which
-a detection must cover half. A crowd is larger than each of its members, so a detection of one
-counts as wrong.
+VOC's rule has no crowds: ``engine.evaluation.voc_map`` treats them as difficult boxes, which a
+detection must overlap by an IoU of a half. A crowd is larger than each of its members, so a
+detection of one member counts as wrong.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BoolArray = npt.NDArray[np.bool_]
 def judge_beside_crowds(
     detections: Detections, annotations: Annotations, ious: Sequence[float]
 ) -> Iterator[tuple[IntArray, BoolArray, BoolArray]]:
-    """For each IoU the answer of ``engine.evaluation.voc_map.match_detections``, but for crowds.
+    """Match detections like ``engine.evaluation.voc_map.match_detections``, except for crowds.
 
-    A detection that claims no object and of which so much as the IoU lies in a crowd of its class
-    does not count.
+    For each IoU, a detection that matches no object does not count if at least that share of it
+    lies in a crowd of its class.
     """
     shares = share_in_crowds(detections, annotations)
     countable = only_objects(annotations, np.flatnonzero(~annotations.crowd))
@@ -39,7 +39,7 @@ def judge_beside_crowds(
 
 
 def share_in_crowds(detections: Detections, annotations: Annotations) -> FloatArray:
-    """``(D,)``: how much of each detection lies in one crowd of its image and class, at most."""
+    """Compute ``(D,)``: the largest share of each detection in one crowd of its image and class."""
     kinds = len(annotations.classes)
     keys = detections.image * kinds + detections.label
     order = np.argsort(keys, kind="stable")

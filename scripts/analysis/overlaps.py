@@ -1,4 +1,4 @@
-"""Detections and ground truth of one image after the other."""
+"""Overlaps of detections and ground truth, image by image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ImageOverlaps:
-    """One image that has detections.
+    """Overlaps in an image that has detections.
 
     Attributes:
-        rows: ``(D,)`` its detections by descending score; equal scores keep their order.
+        rows: ``(D,)`` rows of its detections by descending score; equal scores keep their order.
         objects: ``(N,)`` rows of its objects that count.
-        iou: ``(D, N)`` with them.
-        ignored: ``(D,)`` bool: lies on a difficult object, or in a crowd, of its class.
+        iou: ``(D, N)`` IoU of detections and objects.
+        ignored: ``(D,)`` bool: detection on a difficult object or in a crowd of its class.
     """
 
     rows: IntArray
@@ -36,11 +36,11 @@ class ImageOverlaps:
 def image_overlaps(
     detections: Detections, annotations: Annotations, threshold: float
 ) -> Iterator[ImageOverlaps]:
-    """Every image with detections.
+    """Yield the overlaps of every image with detections.
 
     Args:
-        threshold: how much of a detection lies in a crowd, or its IoU with a difficult object,
-            from which on it is ignored.
+        threshold: a detection is ignored if its share in a crowd, or its IoU with a difficult
+            object, is at least this.
     """
     order = np.lexsort((-detections.score, detections.image))
     images, starts = np.unique(detections.image[order], return_index=True)
@@ -73,7 +73,7 @@ def _ignored(
 
 
 def box_iou(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
-    """``(D, 4)``, ``(N, 4)`` -> ``(D, N)``: intersection over union, 0 where there is none.
+    """Compute IoU, ``(D, 4)``, ``(N, 4)`` -> ``(D, N)``; 0 without overlap.
 
     >>> box_iou(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 1.0]])).tolist()
     [[0.5]]
@@ -84,7 +84,7 @@ def box_iou(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
 
 
 def share_inside(boxes_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
-    """``(D, N)``: how much of each box lies in each other one: COCO's overlap with crowds."""
+    """Compute ``(D, N)``: the share of each box in each other one, COCO's overlap with crowds."""
     intersection = _intersection(boxes_xyxy, others_xyxy)
     area = np.broadcast_to(_area(boxes_xyxy)[:, None], intersection.shape)
     return np.divide(intersection, area, out=np.zeros_like(intersection), where=intersection > 0)

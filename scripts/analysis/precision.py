@@ -1,4 +1,4 @@
-"""Precision-recall curves, calibration, and the score from which on to trust a detector."""
+"""Precision-recall curves, best score thresholds, and calibration."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from scripts.analysis.crowds import judge_beside_crowds
 FloatArray = npt.NDArray[np.float64]
 
 BINS = 10
-MOST_POINTS = 200  # of a curve in the report
+MOST_POINTS = 200  # of each curve in the report
 
 
 def class_curves(
     detections: Detections, annotations: Annotations, iou: float
 ) -> dict[str, dict[str, Any]]:
-    """For each class with objects its precision over recall, by the VOC rule but for crowds.
+    """Compute the precision-recall curve of each class with objects, by VOC's rule except crowds.
 
     Returns:
         ``{class: {"AP", "objects", "detections", "recall": [...], "precision": [...],
-        "best_f1", "best_threshold"}}``, the best F1 over all score thresholds and where it is.
-        ``AP`` is the one that VOC's mAP is the mean of, which takes crowds for difficult boxes.
+        "best_f1", "best_threshold"}}``, with the best F1 over all score thresholds and its
+        threshold. ``AP`` is that of VOC's mAP, which treats crowds as difficult boxes.
     """
     ((order, right, ignored),) = judge_beside_crowds(detections, annotations, [iou])
     labels, scores = detections.label[order], detections.score[order]
@@ -47,7 +47,7 @@ def _curve(right: npt.NDArray[np.bool_], scores: FloatArray, objects: int) -> di
     recall = correct / objects
     precision = correct / np.arange(1, len(right) + 1)
     f1 = 2 * correct / (np.arange(1, len(right) + 1) + objects)
-    ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # no threshold parts equal scores
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # no threshold separates equal scores
     best = int(ends[f1[ends].argmax()]) if len(f1) else None
     # The envelope changes where a detection is right: evenly over the others the points would miss
     # it where there are many.
@@ -65,18 +65,18 @@ def _curve(right: npt.NDArray[np.bool_], scores: FloatArray, objects: int) -> di
 
 
 def are_probabilities(scores: FloatArray) -> bool:
-    """Whether scores may be probabilities: those of other programs may be logits or percent."""
+    """Return whether scores may be probabilities; other programs may write logits or percent."""
     return bool(((scores >= 0) & (scores <= 1)).all())
 
 
 def calibration(detections: Detections, annotations: Annotations, iou: float) -> dict[str, Any]:
-    """Does a score of 0.8 mean that 80 % of such detections are right?
+    """Compute the calibration: whether 80 % of the detections with a score of 0.8 are correct.
 
     Returns:
         ``{"error", "bins": [{"low", "high", "count", "score", "precision"}]}``. The error is the
         mean distance of score and precision over the detections (expected calibration error, Guo
-        et al. 2017); None, and empty bins, without detections and where scores are no
-        probabilities.
+        et al. 2017). Without detections, or if scores are not probabilities, it is None and the
+        bins are empty.
     """
     ((order, right, ignored),) = judge_beside_crowds(detections, annotations, [iou])
     scores, right = detections.score[order][~ignored], right[~ignored]

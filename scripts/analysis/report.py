@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, in light and dark, on a screen and a phone."""
+"""The report: one self-contained HTML file, with light and dark mode, for desktop and phone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FIRST_CHARTS = 9  # precision-recall curves before the fold
 
 ERRORS = {
     "Cls": ("Class", "right place, wrong class"),
-    "Loc": ("Location", "right class, badly placed"),
-    "Both": ("Both", "wrong class and badly placed"),
-    "Dupe": ("Duplicate", "the object was found already"),
-    "Bkg": ("Background", "nothing is there"),
-    "Miss": ("Missed", "an object nobody found"),
+    "Loc": ("Localization", "right class, badly localized"),
+    "Both": ("Both", "wrong class and badly localized"),
+    "Dupe": ("Duplicate", "the object was already detected"),
+    "Bkg": ("Background", "no object is there"),
+    "Miss": ("Missed", "the object was not detected"),
 }
 
 
 def build_report(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
-    """The HTML of an analysis in the form of ``analyze.py --json``."""
+    """Build the HTML of an analysis in the format of ``analyze.py --json``."""
     runs = result["runs"]
     sections = [
         ("scores", "Scores", _scores(result)),
@@ -96,29 +96,29 @@ def _difference(result: dict[str, Any]) -> str:
     sentences = []
     for name, title in (("mAP50", "mAP at IoU 0.5"), ("mAP50_95", "mAP over IoU 0.5 to 0.95")):
         each = comparison[name]
-        sure = "the images alone could make such a difference"
+        sure = "the choice of images could explain the difference"
         if each["low"] > 0 or each["high"] < 0:
-            sure = "more than the choice of the images explains"
+            sure = "more than the choice of images explains"
         sentences.append(
-            f"<b>{title}: {_points(each['difference'])} points</b> (95 % of draws between "
-            f"{_points(each['low'])} and {_points(each['high'])}, p = {each['p']:.3g}): {sure}."
+            f"<b>{title}: {_points(each['difference'])} points</b> (95 % interval "
+            f"{_points(each['low'])} to {_points(each['high'])}, p = {each['p']:.3g}): {sure}."
         )
     return (
         f'<p class="verdict">{"<br>".join(sentences)}</p><p class="soft">Paired bootstrap: both '
-        f"runs scored on the same {comparison['resamples']} random draws of the images (VOC's "
-        f"rule, area under the curve).{_why_not_voc_map(result)}</p>"
+        f"runs scored on the same {comparison['resamples']} resamples of the images (VOC's rule, "
+        f"area under the curve).{_why_not_voc_map(result)}</p>"
     )
 
 
 def _why_not_voc_map(result: dict[str, Any]) -> str:
-    """Nothing where the bootstrap's mAP is that of the table: crowds alone part them."""
+    """Explain why the bootstrap's mAP differs from the table's: only with crowds."""
     bootstrap = result["comparison"]["mAP50"]
     if all(
         math.isclose(run["scores"]["voc"]["area"]["mAP"] or 0.0, bootstrap[which], abs_tol=1e-9)
         for run, which in zip(result["runs"], ("first", "second"), strict=True)
     ):
         return ""
-    return " Crowds are left out here, but are difficult boxes to the VOC mAP of the table."
+    return " Crowds are ignored here, but are difficult boxes in the VOC mAP of the table."
 
 
 def _errors(runs: Sequence[dict[str, Any]]) -> str:
@@ -131,8 +131,8 @@ def _errors(runs: Sequence[dict[str, Any]]) -> str:
         ]
         rows.append((name, explanation, values))
     return (
-        "<p>What AP at IoU 0.5 would gain, in points, if the errors of one kind alone were put "
-        "right (TIDE), and how many there are.</p>" + bars(rows)
+        "<p>Gain of AP at IoU 0.5, in points, if only the errors of one type were fixed (TIDE), "
+        "and the number of errors.</p>" + bars(rows)
     )
 
 
@@ -148,7 +148,7 @@ def _curves(runs: Sequence[dict[str, Any]]) -> str:
             f'<div class="grid-of-charts">{rest}</div></details>'
         )
     return (
-        "<p>At IoU 0.5, the best class first. Under each curve the score threshold with the best "
+        "<p>At IoU 0.5, the best class first. Below each curve: the score threshold with the best "
         f"F1.</p>{shown}"
     )
 
@@ -159,7 +159,7 @@ def _curve(name: str, whose: str, runs: Sequence[dict[str, Any] | None]) -> str:
         if run is None or run["best_f1"] is None:
             notes.append("-")
         else:
-            # Rounded down: a detection that scores just this is among them.
+            # Rounded down, to include a detection with exactly this score.
             threshold = math.floor(1000 * run["best_threshold"]) / 1000
             notes.append(f"F1 {percent(run['best_f1'])} from {threshold:.3f}")
         if run is None:
@@ -167,7 +167,7 @@ def _curve(name: str, whose: str, runs: Sequence[dict[str, Any] | None]) -> str:
         start = [0.0, *run["recall"]], [(run["precision"] or [0.0])[0], *run["precision"]]
         series.append(Series(*start, style))
     scores = " / ".join(percent(run["AP"]) for run in runs if run is not None)
-    title = f"Precision over recall of {name}, {whose}: AP {scores}"
+    title = f"Precision-recall curve of {name}, {whose}: AP {scores}"
     note = " · ".join(notes)
     return (
         f'<figure><h3>{breakable(name)} <span class="soft">AP {scores}</span></h3>'
@@ -186,8 +186,8 @@ def _sizes(runs: Sequence[dict[str, Any]]) -> str:
             row.append(str(runs[0]["sizes"][name][f"{size}_objects"]))
         rows.append(row)
     return (
-        "<p>COCO's AP: small is up to 32 &times; 32 pixels, large from 96 &times; 96 on, and an "
-        "object of just these is of both sizes.</p>" + table("AP by size", header, rows)
+        "<p>COCO's AP: small is up to 32 &times; 32 pixels, large at least 96 &times; 96; an "
+        "object of exactly these sizes counts as both.</p>" + table("AP by size", header, rows)
     )
 
 
@@ -198,30 +198,30 @@ def _calibration(runs: Sequence[dict[str, Any]]) -> str:
         x, y = [each["score"] for each in filled], [each["precision"] for each in filled]
         series.append(Series(x, y, style, dots=True))
     errors = ", ".join(f"{run['name']}: {percent(run['calibration']['error'])}" for run in runs)
-    title = f"Share of detections that is right over score, calibration error {errors}"
+    title = f"Share of correct detections over score, calibration error {errors}"
     rows = []
     for number, each in enumerate(runs[0]["calibration"]["bins"]):
         same = [run["calibration"]["bins"][number] for run in runs]
         counts = _beside(f"{bin_['count']:,}" for bin_ in same)
         shares = _beside(percent(bin_["precision"]) for bin_ in same)
         rows.append([f"{each['low']:.1f} to {each['high']:.1f}", counts, shares])
-    header = ["score", "detections", "right, %"]
+    header = ["score", "detections", "correct, %"]
     return (
-        "<p>Does a score of 0.8 mean that 80 % of such detections are right? On the dotted line it "
-        f"does; below it the detector is too sure. Expected calibration error in percent: "
+        "<p>Does a score of 0.8 mean that 80 % of such detections are correct? On the dotted line "
+        f"it does; below it the detector is overconfident. Expected calibration error in percent: "
         f'{escape(errors)}.</p><div class="two"><div>'
-        f"{line_chart(series, 'score', 'share that is right', title)}</div><div>"
+        f"{line_chart(series, 'score', 'share correct', title)}</div><div>"
         f"{table('Calibration', header, rows)}</div></div>"
     )
 
 
 def percent(value: float | None) -> str:
-    """In percent with one decimal; a dash where there is none."""
+    """Format a value in percent with one decimal; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _beside(values: Iterable[str]) -> str:
-    """The values of all runs in one cell."""
+    """Join the values of all runs in one cell."""
     return " / ".join(values)
 
 

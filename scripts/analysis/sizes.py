@@ -24,13 +24,13 @@ def ap_by_size(
     engine: Engine = "pycocotools",
     show_progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """COCO's AP of small, medium and large objects, and how many there are.
+    """Compute COCO's AP of small, medium and large objects, and the number of objects.
 
     COCO's bounds belong to both sizes: an object of 32 x 32 pixels is small and medium.
 
     Returns:
         ``{"all classes": {"AP", "small", "medium", "large", "small_objects", ...}, class: ...}``;
-        None where a class has no object of a size.
+        AP is None if a class has no object of a size.
     """
     report = {"all classes": _row(detections, annotations, engine)}
     if len(annotations.classes) > 1:
@@ -59,14 +59,14 @@ def _row(detections: Detections, annotations: Annotations, engine: Engine) -> di
 def _of_class(
     detections: Detections, annotations: Annotations, label: int
 ) -> tuple[Detections, Annotations]:
-    """The same images with one class alone."""
+    """Return the same images with only one class."""
     mine = np.flatnonzero(detections.label == label)
     objects = np.flatnonzero(annotations.labels == label)
     return detections.select(mine), only_objects(annotations, objects)
 
 
 def only_objects(annotations: Annotations, rows: npt.NDArray[np.int64]) -> Annotations:
-    """All images with some of their objects, ascending rows, without masks."""
+    """Return all images with the given objects (ascending rows), without masks."""
     images = annotations.object_images()[rows]
     counts = np.bincount(images, minlength=len(annotations))
     return replace(

@@ -1,12 +1,12 @@
-"""Why average precision is lost: the six error types of TIDE.
+"""The six TIDE error types, and the average precision that each costs.
 
 Bolya et al., *TIDE: A General Toolbox for Identifying Object Detection Errors*,
 https://arxiv.org/abs/2008.08115. A wrong detection is, in this order: badly localized (``Loc``: on
 an object of its class, 0.1 <= IoU <= 0.5), of the wrong class (``Cls``: IoU >= 0.5 with another
 class), a duplicate (``Dupe``), background (``Bkg``: IoU <= 0.1 with everything), or both badly
-localized and of the wrong class (``Both``). An object that is neither found nor meant by a ``Loc``
-or ``Cls`` error is missed (``Miss``). What a type costs is the gain in AP when its errors alone are
-put right. (The authors' program is ``tidecv``; the tests hold this one to its numbers.)
+localized and of the wrong class (``Both``). An object that is neither detected nor the target of a
+``Loc`` or ``Cls`` error is missed (``Miss``). The cost of a type is the gain in AP if only its
+errors are fixed. (The authors' program is ``tidecv``; the tests check for its numbers.)
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ BoolArray = npt.NDArray[np.bool_]
 TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 CLS, LOC, BOTH, DUPE, BKG, MISS = range(6)
 RIGHT, IGNORED = -1, -2
-BACKGROUND = 0.1  # IoU up to which a detection is on nothing
+BACKGROUND = 0.1  # maximum IoU of a detection on background
 RECALLS: FloatArray = np.array([hundredth / 100 for hundredth in range(101)])
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What each detection and each object is.
+    """The verdict on each detection and each object.
 
     Attributes:
         kind: ``(D,)`` RIGHT, IGNORED, or the index of an error type (never MISS).
-        meant: ``(D,)`` the object that a detection found or, LOC and CLS, should have found; else
-            -1.
-        found: ``(N,)`` bool: the objects that were found.
+        meant: ``(D,)`` the object that a detection found or (LOC and CLS) should have found, or
+            else -1.
+        found: ``(N,)`` bool: objects that were found.
         missed: ``(N,)`` bool: MISS; neither difficult nor crowd.
     """
 
@@ -53,10 +53,10 @@ class Verdicts:
 def judge_errors(
     detections: Detections, annotations: Annotations, foreground: float = 0.5
 ) -> Verdicts:
-    """Sort all detections and objects into right, ignored and TIDE's types.
+    """Classify all detections and objects as right, ignored or one of TIDE's types.
 
-    Detections choose the object of their class that they overlap most among those left, from the
-    highest score of an image down.
+    In order of descending score, each detection is matched to the free object of its class that it
+    overlaps most.
     """
     kind = np.full(len(detections), RIGHT, dtype=np.int64)
     meant = np.full(len(detections), -1, dtype=np.int64)
@@ -74,7 +74,7 @@ def judge_errors(
 
 
 def _claims(overlap: FloatArray, foreground: float) -> IntArray:
-    """``(D,)``: the object that each detection claims, or -1."""
+    """Return ``(D,)``: the object that each detection is matched to, or -1."""
     claims = np.full(len(overlap), -1, dtype=np.int64)
     left = overlap.copy()
     for row in range(len(left) if left.shape[1] else 0):
@@ -88,14 +88,14 @@ def _claims(overlap: FloatArray, foreground: float) -> IntArray:
 def _explain(
     image: ImageOverlaps, same: BoolArray, claims: IntArray, foreground: float
 ) -> tuple[IntArray, IntArray]:
-    """The kind of each detection of an image, and the object that it means."""
+    """Return the kind of each detection of an image, and its target object."""
     kinds = np.full(len(image.rows), BKG, dtype=np.int64)
     meant = np.full(len(image.rows), -1, dtype=np.int64)
     if len(image.objects):
         own, other = image.iou * same, image.iou * ~same
         taken = np.zeros(len(image.objects), dtype=np.bool_)
         taken[claims[claims >= 0]] = True
-        # the last rule that holds wins, so they stand from the weakest to the strongest
+        # the last rule that applies wins, so they are ordered from weakest to strongest
         kinds[:] = BOTH
         kinds[image.iou.max(axis=1) <= BACKGROUND] = BKG
         kinds[(own * taken).max(axis=1) >= foreground] = DUPE
@@ -116,7 +116,7 @@ def _explain(
 def tide(
     detections: Detections, annotations: Annotations, verdicts: Verdicts
 ) -> dict[str, dict[str, float]]:
-    """The errors of each type, and the AP (0..1, at one IoU, 101 points) that it costs.
+    """Compute the errors of each type, and the AP (0..1, at one IoU, 101 points) it costs.
 
     Returns:
         ``{"count": {type: int}, "cost": {type: float}, "AP": {"AP": float}}``; costs of types do
@@ -149,7 +149,7 @@ def tide(
 
 
 def _fixable(kind: IntArray, meant: IntArray, score: FloatArray, found: BoolArray) -> BoolArray:
-    """Of the LOC and CLS errors that mean an object nobody found, the one with the best score."""
+    """Return for each object that was not found its LOC or CLS error with the best score."""
     fixable = np.zeros(len(kind), dtype=np.bool_)
     rows = np.flatnonzero((kind == LOC) | (kind == CLS))
     rows = rows[~found[meant[rows]]]
@@ -166,11 +166,11 @@ def _mean_ap(
     positives: IntArray,
     has_objects: BoolArray,
 ) -> float:
-    """The mean over the classes that have objects, as COCO's: detections of others cost nothing.
+    """Average over the classes with objects, like COCO: detections of others cost nothing.
 
     Args:
-        positives: ``(K,)`` the objects to be found. A class of which none is left, because all
-            were missed, stays in the mean where it has detections.
+        positives: ``(K,)`` the objects to be found. A class without any left, because all were
+            missed, stays in the mean if it has detections.
         has_objects: ``(K,)`` whether a class has objects in the ground truth.
     """
     order = np.lexsort((-score, label))
@@ -184,7 +184,7 @@ def _mean_ap(
 
 
 def _average_precision(right: BoolArray, positives: int) -> float:
-    """COCO's 101 points over detections by descending score."""
+    """Compute COCO's 101-point AP over detections by descending score."""
     if not positives or not len(right):
         return 0.0
     correct = np.cumsum(right)

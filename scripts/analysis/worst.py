@@ -1,4 +1,4 @@
-"""The images in which most goes wrong, drawn."""
+"""The images with most errors, drawn."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ HEIGHT = 420  # pixels, of a drawn image
 RIGHT_COLOR: Color = (52, 211, 153)
 WRONG_COLOR: Color = (248, 113, 113)
 MISSED_COLOR: Color = (250, 204, 21)
-WORDS = {LOC: "badly placed", CLS: "wrong class", BOTH: "place and class", DUPE: "double", BKG: ""}
+WORDS = {
+    LOC: "badly localized",
+    CLS: "wrong class",
+    BOTH: "location and class",
+    DUPE: "duplicate",
+    BKG: "",
+}
 
 
 @dataclass(frozen=True)
 class DrawnFaults:
-    """A picture of one run's faults in one image.
+    """An image with one run's errors drawn in.
 
     Attributes:
         pixels: ``(H, W, 3)`` RGB.
-        counts: how many are right, wrong and missed, in words.
+        counts: text with the numbers of right, wrong and missed objects.
     """
 
     pixels: Pixels
@@ -37,10 +43,10 @@ class DrawnFaults:
 
 @dataclass(frozen=True)
 class Faults:
-    """How many detections above a threshold are wrong, and how many objects nobody found.
+    """Numbers of wrong detections above a threshold and of missed objects, by image.
 
     Attributes:
-        wrong: ``(I,)`` detections.
+        wrong: ``(I,)`` wrong detections.
         missed: ``(I,)`` objects without a right detection above the threshold.
     """
 
@@ -48,7 +54,7 @@ class Faults:
     missed: IntArray
 
     def worst(self, count: int) -> list[int]:
-        """The rows of the images with most faults, the worst first; none without a fault."""
+        """Return the rows of the images with most errors, worst first; none without errors."""
         total = self.wrong + self.missed
         order = np.argsort(-total, kind="stable")[:count]
         return [int(row) for row in order if total[row] > 0]
@@ -57,7 +63,7 @@ class Faults:
 def count_faults(
     detections: Detections, annotations: Annotations, verdicts: Verdicts, threshold: float
 ) -> Faults:
-    """The faults of every image."""
+    """Count the errors of every image."""
     size = len(annotations)
     sure = detections.score >= threshold
     wrong = sure & (verdicts.kind != RIGHT) & (verdicts.kind != IGNORED)
@@ -72,7 +78,7 @@ def count_faults(
 def _missed(
     annotations: Annotations, verdicts: Verdicts, sure: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """``(N,)`` bool: the objects that no detection above the threshold found."""
+    """Return ``(N,)`` bool: the objects that no detection above the threshold found."""
     missed = annotations.counted
     missed[verdicts.meant[sure & (verdicts.kind == RIGHT)]] = False
     return missed
@@ -86,7 +92,7 @@ def draw_faults(
     verdicts: Verdicts,
     threshold: float,
 ) -> DrawnFaults:
-    """One image with right detections green, wrong ones red, missed objects yellow."""
+    """Draw an image with right detections green, wrong ones red, missed objects yellow."""
     sure = detections.score >= threshold
     chosen = np.flatnonzero(sure & (detections.image == row) & (verdicts.kind != IGNORED))
     right = chosen[verdicts.kind[chosen] == RIGHT]

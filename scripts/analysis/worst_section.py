@@ -1,4 +1,4 @@
-"""The section of the page with the worst images."""
+"""The report section with the worst images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class BadImage:
     """One of the worst images.
 
     Attributes:
-        name: of the image.
-        pictures: of each run.
+        name: name of the image.
+        pictures: its drawing for each run.
     """
 
     name: str
@@ -30,7 +30,7 @@ class BadImage:
 
 
 def worst_section(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
-    """The pictures of each run side by side."""
+    """Show the drawings of each run side by side."""
     names = [run["name"] for run in result["runs"]]
     figures = []
     for image in worst:
@@ -45,7 +45,8 @@ def worst_section(result: dict[str, Any], worst: Sequence[BadImage]) -> str:
         figures.append(f"<div{style}><h3>{escape(image.name)}</h3>{pictures}</div>")
     order = f"First {names[0]}, then {names[1]}. " if len(names) > 1 else ""
     return (
-        f"<p>Most faults first, at a score from {result['score_threshold']:g} on. {escape(order)}"
+        f"<p>Most errors first, at a score of at least {result['score_threshold']:g}. "
+        f"{escape(order)}"
         '<br><span class="key right">right</span><span class="key wrong">wrong</span>'
         '<span class="key missed">missed</span></p>'
         f'<div class="worst">{"".join(figures)}</div>'

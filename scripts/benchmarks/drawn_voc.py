@@ -1,4 +1,4 @@
-"""A VOC devkit of drawn pictures: JPEGs of VOC's size in pixels and about VOC's size in bytes."""
+"""A VOC devkit of synthetic images: JPEGs with VOC's pixel size and about VOC's file size."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# torchvision knows VOC's own names alone.
+# torchvision accepts only VOC's own class names.
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow")
 SIZE_HW = (375, 500)
-OBJECTS = (1, 5)  # fewest and most in a picture
+OBJECTS = (1, 5)  # fewest and most per image
 QUALITY = 92
 GRAIN = 9.0  # standard deviation of the noise: with it a file has about 75 kB
 YEAR, SPLIT = "2007", "trainval"
 
 
 def draw_devkit(root: Path, images: int) -> Path:
-    """Write ``root/VOCdevkit/VOC2007``; returns the latter."""
+    """Write ``root/VOCdevkit/VOC2007`` and return its path."""
     folder = root / "VOCdevkit" / f"VOC{YEAR}"
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
@@ -36,7 +36,7 @@ def draw_devkit(root: Path, images: int) -> Path:
 
 
 def _random_boxes(rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
-    """VOC's form: pixels counted from 1, the last one included."""
+    """Return random boxes in VOC's format: pixels from 1, the last one included."""
     boxes = []
     for _ in range(rng.integers(OBJECTS[0], OBJECTS[1] + 1)):
         height, width = (int(rng.integers(30, side // 2)) for side in SIZE_HW)

@@ -34,7 +34,7 @@ def run_loading(options: argparse.Namespace) -> Report:
         if options.root is None:
             draw_devkit(root, options.images)
         if not any(folder.glob("JPEGImages/*.jpg")):
-            raise InputError(f"--root: there are no images in {folder}/JPEGImages; name another")
+            raise InputError(f"--root: no images in {folder}/JPEGImages; choose another")
         size = sum(file.stat().st_size for file in folder.glob("JPEGImages/*.jpg"))
         count = len(list(folder.glob("JPEGImages/*.jpg")))
         title = f"Loading: {count} JPEGs of {size / count / 1000:.0f} kB to 600 x 800, batch"
@@ -75,11 +75,11 @@ def _growth(folder: Path, options: argparse.Namespace) -> Row:
     few, many = options.growth
     batches = few // options.batch // (GROWTH_ROUNDS + 1)
     if many <= few:
-        raise InputError(f"--growth {few} {many}: the second number must be the larger one")
+        raise InputError(f"--growth {few} {many}: the second number must be larger")
     if batches == 0:
         raise InputError(
             f"--growth {few}: too few images for {GROWTH_ROUNDS + 1} rounds of batches of "
-            f"{options.batch}; name at least {(GROWTH_ROUNDS + 1) * options.batch}"
+            f"{options.batch}; use at least {(GROWTH_ROUNDS + 1) * options.batch}"
         )
     work = {}
     for name, images in (("many", many), ("few", few)):

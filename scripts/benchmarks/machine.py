@@ -1,4 +1,4 @@
-"""What a benchmark ran on, in words that fit into a table's caption."""
+"""Description of the benchmark machine, for a table's caption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_machine(device: torch.device, packages: tuple[str, ...] = PACKAGES)
 
 
 def in_words(machine: dict[str, str]) -> str:
-    """What ``describe_machine`` says, in a line."""
+    """Format the result of ``describe_machine`` in one line."""
     return "; ".join(f"{name} {value}" for name, value in machine.items())
 
 

@@ -118,14 +118,14 @@ class OurPipeline:
 def _check_readable_by_theirs(annotations: Annotations) -> None:
     if annotations.classes != VOC_CLASSES:
         raise InputError(
-            f"--root: {annotations.source}: torchvision's pipeline knows VOC's 20 classes alone, "
-            f"not {some_of(annotations.classes)}; name a VOCdevkit"
+            f"--root: {annotations.source}: torchvision's pipeline knows only VOC's 20 classes, "
+            f"not {some_of(annotations.classes)}; choose a VOCdevkit"
         )
     empty = np.flatnonzero(np.diff(annotations.offsets) == 0)
     if len(empty):
         raise InputError(
             f"--root: {annotations.files[empty[0]]} has no object, which torchvision's pipeline "
-            "needs; take it out of the split"
+            "needs; remove it from the split"
         )
 
 

@@ -1,4 +1,4 @@
-"""Each side in a process of its own: as its program is shipped, with its own allocator settings."""
+"""Each side in its own process: as its program is shipped, with its own allocator settings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROUNDS = 2  # processes of each side, in turns
 
 @dataclass(frozen=True)
 class Alone:
-    """What a side measured in its own processes.
+    """The measurements of a side in its own processes.
 
     Attributes:
         seconds: of each repetition in each process.
-        memory: MB at most, beside what was there before the first repetition.
+        memory: peak MB above that before the first repetition.
     """
 
     seconds: list[float]
@@ -32,7 +32,7 @@ class Alone:
 
 
 def run_alone(name: str = "") -> dict[str, Alone]:
-    """The command under way once more for each side, with ``--side`` and the case's name."""
+    """Run the current command again for each side, with ``--side`` and the case's name."""
     parts: dict[str, list[Alone]] = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side in SIDES:

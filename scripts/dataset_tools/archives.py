@@ -1,7 +1,7 @@
 """The archives of the datasets that can be downloaded, as their publishers offer them.
 
 The MD5 checksums of VOC are those that torchvision verifies. COCO's publishers give none; those
-here are of the files as they have been offered since 2017, the same in many projects that check.
+here are of the files as offered since 2017, and agree with those in other projects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Archive:
     """One file to fetch and unpack.
 
     Attributes:
-        url: where its publisher offers it; the last part is its name.
+        url: the publisher's URL; the last part is the file name.
         bytes: its size.
         md5: its checksum in hexadecimal digits.
         folder: where it is unpacked, relative to the folder of all datasets.
@@ -33,7 +33,7 @@ class Archive:
         return self.url.rpartition("/")[2]
 
     def url_at(self, base: str | None) -> str:
-        """Its address below ``base``, a folder that holds all archives; None: the publisher's."""
+        """Return its URL below ``base``, which serves all archives; None: the publisher's."""
         return self.url if base is None else f"{base.rstrip('/')}/{self.name}"
 
 

@@ -1,4 +1,4 @@
-"""Boxes against their image, the same for every format."""
+"""Checks of boxes against their image, for every format."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def check_box(
     size_hw: tuple[int, int],
     slack: float,
 ) -> Problem | None:
-    """What is wrong with a box in continuous coordinates; a size of 0 is not known.
+    """Return the problem of a box in continuous coordinates, if any; a size of 0 is unknown.
 
-    ``written`` are the numbers of the file, for the message; ``slack`` pixels beyond the border are
-    let pass.
+    ``written`` are the numbers in the file, for the message; ``slack`` pixels beyond the border are
+    tolerated.
     """
     x1, y1, x2, y2 = box_xyxy
     numbers = f"[{', '.join(f'{value:.8g}' for value in written)}]"
     if x2 <= x1 or y2 <= y1:
         return Problem(
-            file, item, f"the box {numbers} has no area", "draw it again, or remove the object",
+            file, item, f"the box {numbers} has no area", "redraw it, or remove the object",
             "error", "drop_object", row,
         )  # fmt: skip
     height, width = size_hw
@@ -39,31 +39,31 @@ def check_box(
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         return Problem(
             file, item, f"the box {numbers} lies outside its image of {width}x{height}",
-            "draw it again, or remove the object", "error", "drop_object", row,
+            "redraw it, or remove the object", "error", "drop_object", row,
         )  # fmt: skip
     fractions = x2 <= 1 and y2 <= 1
-    # A sliver at the border is what a cut has left of an object: nobody drew it so.
+    # A sliver at the border is what cropping left of an object: nobody drew it so.
     drawn = min(x1, y1) > 0 and x2 < width and y2 < height
     if is_thin(box_xyxy, size_hw) and (fractions or drawn):
-        cure = "draw it again, or remove the object"
+        cure = "redraw it, or remove the object"
         if fractions:
-            cure = f"if these are fractions of the image, multiply by its size; else {cure}"
+            cure = f"multiply by the image size if these are fractions of it; otherwise {cure}"
         return Problem(
-            file, item, f"the box {numbers} covers less than a pixel: it is not trained on",
+            file, item, f"the box {numbers} is smaller than a pixel and not trained on",
             cure, "error", "drop_object", row,
         )  # fmt: skip
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
-        problem = f"the box {numbers} leaves its image of {width}x{height}"
-        cure = "cut it at the border; if many do, the image was resized"
+        problem = f"the box {numbers} extends beyond its image of {width}x{height}"
+        cure = "clip it; if many boxes do so, the image was resized"
         if min(x1, y1) == -1 and min(written) == 0:  # VOC's, which count from 1
             problem += ", whose first pixel is 1"
-            cure += ", or pixels are counted from 0: --zero-based, data.voc.coordinates: zero_based"
+            cure += ", or boxes are zero-based: --zero-based, data.voc.coordinates: zero_based"
         return Problem(file, item, problem, cure, "warning", "clip_box", row)
     return None
 
 
 def is_thin(box_xyxy: Box, size_hw: tuple[int, int]) -> bool:
-    """Whether a box is not trained on for its sides inside its image; a size of 0 is not known."""
+    """Return whether a box is too thin to be trained on; a size of 0 is unknown."""
     x1, y1, x2, y2 = box_xyxy
     height, width = (side or math.inf for side in size_hw)
     sides = min(x2, width) - max(x1, 0), min(y2, height) - max(y1, 0)
@@ -71,7 +71,7 @@ def is_thin(box_xyxy: Box, size_hw: tuple[int, int]) -> bool:
 
 
 class Doubles:
-    """Finds objects that are in an image twice."""
+    """Finds duplicate objects of an image."""
 
     def __init__(self) -> None:
         self._seen: dict[object, str] = {}
@@ -82,11 +82,11 @@ class Doubles:
         if first == item:
             return None
         return Problem(
-            file, item, f"has the class and the box of {first}", "remove one of the two",
+            file, item, f"has the same class and box as {first}", "remove one of the two",
             "warning", "drop_object", row,
         )  # fmt: skip
 
 
 def named(number: int, name: str) -> str:
-    """What an object of a VOC file is called."""
+    """Return the name of a VOC object for messages."""
     return f"object {number} ({shown(name)})"

@@ -1,4 +1,4 @@
-"""Every problem of a COCO dataset; what passes here trains."""
+"""Find every problem of a COCO dataset; a dataset that passes can be trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scripts.dataset_tools.problems import (
 )
 from scripts.dataset_tools.progress import progress
 
-_SLACK = 1.0  # pixels that COCO's own boxes stick out
+_SLACK = 1.0  # pixels by which COCO's own boxes extend beyond images
 
 
 def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
@@ -42,7 +42,11 @@ def check_coco(layout: Layout, splits: Sequence[str], decode: bool) -> list[Prob
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """A COCO file as it is, all of it in memory; raises InputError for what is no JSON object."""
+    """Read a whole COCO file into memory.
+
+    Raises:
+        InputError: the file cannot be read or is not a JSON object.
+    """
     members = stream_members(path, ("images", "annotations"))
     return {
         key: list(value) if key in ("images", "annotations") else value for key, value in members
@@ -51,7 +55,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 @dataclass
 class _Image:
-    """An image entry that can be used."""
+    """A usable image entry."""
 
     id: int
     row: int
@@ -76,7 +80,7 @@ class _Split:
         self._file = f"annotations/instances_{split}.json"
         self._path = root / self._file
         self._entries: list[_Image] = []
-        self._images: dict[int, _Image] = {}  # those of which the annotations are known
+        self._images: dict[int, _Image] = {}  # those with a unique id
         self._rows: dict[int, list[int]] = defaultdict(list)  # by id, of all image entries
         self._categories: dict[int, str] = {}
         self._used: dict[str, str] = {}  # the first object of each class
@@ -92,7 +96,7 @@ class _Split:
             ]
             if missing:
                 raise InputError(
-                    f"{self._path}: has no {', '.join(missing)}; add it, or export anew"
+                    f"{self._path}: has no {', '.join(missing)}; add it, or export again"
                 )
             ids = read_categories(self._path, document["categories"])
             self._categories = {identity: name for name, identity in ids.items()}
@@ -112,7 +116,7 @@ class _Split:
         yield from self._check_ids()
 
     def classes(self) -> SplitClasses:
-        """Those that the file lists and those that have objects, once it has been checked."""
+        """Return the classes that are listed and those that have objects; call ``check`` first."""
         known = frozenset(self._categories.values())
         return SplitClasses(known, self._used, self._trains, self._is_difficult)
 
@@ -135,7 +139,7 @@ class _Split:
         yield from self._check_distinct()
 
     def _read_entry(self, entry: Any) -> tuple[ImageColumns | None, InputError | None]:
-        """An entry, and what is wrong with it; without its size if nothing else is."""
+        """Return an entry and its error; the entry without its size if only that is wrong."""
         columns = ImageColumns(self._path)
         try:
             columns.add(entry)
@@ -148,7 +152,7 @@ class _Split:
             return self._read_entry({**entry, **unsized})[0], error
 
     def _check_distinct(self) -> Iterator[Problem]:
-        """Entries that share an id or a file; which of them is right cannot be told."""
+        """Yield entries that share an id or a file; which of them is right is unknown."""
         by_file: dict[str, list[int]] = defaultdict(list)
         for image in self._entries:
             by_file[image.name].append(image.row)
@@ -156,19 +160,19 @@ class _Split:
             item = f"image {image.id} (number {image.row + 1})"
             of_id, of_file = self._rows[image.id], by_file[image.name]
             if len(of_id) > 1:
-                problem = f"its id is that of image {_other(of_id, image.row)}, too"
-                cure = "give each its own, and correct the annotations that name it"
+                problem = f"has the same id as image {_other(of_id, image.row)}"
+                cure = "give each a unique id, and correct the annotations that refer to it"
                 yield Problem(self._file, item, problem, cure, "error", "drop_image", image.row)
             else:
                 self._images[image.id] = image
             if len(of_file) > 1:
                 other = _other(of_file, image.row)
-                problem = f"its file {shown(image.name)} is that of image {other}, too"
+                problem = f"has the same file {shown(image.name)} as image {other}"
                 cure = "keep one entry with all objects"
                 yield Problem(self._file, item, problem, cure, "error", "drop_image", image.row)
 
     def _check_objects(self) -> Iterator[Problem]:
-        """Problems of the objects alone; those that can be read are noted with their images."""
+        """Yield problems of single objects; add readable ones to their images."""
         masked = any(_has_mask(entry) for entry in self._items)
         for row, entry in enumerate(progress(self._items, self._split)):
             item = _called("annotation", entry, row)
@@ -190,29 +194,29 @@ class _Split:
                 yield from self._check_for_others(item, row, entry)
 
     def _check_for_others(self, item: str, row: int, entry: dict[str, Any]) -> Iterator[Problem]:
-        """What other programs cannot read of an object that can be read here."""
+        """Yield what other programs cannot read in an object that is readable here."""
         missing = [key for key in ("id", "area", "iscrowd") if entry.get(key) is None]
         if missing:
             problem = f"has no {', '.join(missing)}, which other programs need"
             cure = "add it, or let --fix do so"
             yield Problem(self._file, item, problem, cure, "warning", "complete", row)
         if type(entry.get("area")) in (int, float) and entry["area"] == 0 < min(entry["bbox"][2:]):
-            problem = "its area is 0, by which COCO's scores judge how large it is"
-            cure = "write that of its mask or box, or leave it out to have it computed"
+            problem = "its area is 0, but COCO's scores by size depend on it"
+            cure = "set it to that of its mask or box, or remove it to have it computed"
             yield Problem(self._file, item, problem, cure, "warning", "drop_area", row)
         if "id" not in missing and type(entry["id"]) is not int:
-            problem = f"its id is {shown(entry['id'])}, and other programs need a whole number"
-            cure = "give it one of its own"
+            problem = f"its id is {shown(entry['id'])}, but other programs need an integer"
+            cure = "give it a unique integer"
             yield Problem(self._file, item, problem, cure, "warning", "renumber", row)
         yield from check_parts(self._file, item, row, self._items[row])
 
     def _read_object(
         self, row: int, entry: Any, masked: bool
     ) -> tuple[_ObjectColumns | None, list[tuple[InputError, Action]]]:
-        """An object, None where it is left out, and what is wrong with it.
+        """Return an object, or None if it is dropped, and its errors.
 
-        It is kept without the keys that it can do without and that cannot be read. Where other
-        objects are ``masked``, one without a segmentation would be trained with its box as mask.
+        Unreadable optional keys are removed from it. If other objects are ``masked``, one without a
+        segmentation would be trained with its box as mask, so it is dropped.
         """
         try:
             return self._columns_of(entry), []
@@ -265,7 +269,7 @@ class _Split:
         for each in objects:
             entry, row = each.entry, each.row
             found = check_box(self._file, each.item, row, each.box, entry["bbox"], size, _SLACK)
-            # Two objects that cover each other have one box, but each its mask.
+            # Two objects that occlude each other may share a box, but not a mask.
             mask = json.dumps(entry.get("segmentation") or [])
             flags = bool(entry.get("iscrowd")), bool(entry.get("difficult"))
             if not (flags[0] or is_thin(each.box, size)):
@@ -282,7 +286,7 @@ class _Split:
         yield from check_bare(self._file, called)
 
     def _check_convention(self) -> Iterator[Problem]:
-        """Corners instead of sides: by one box it cannot be told, the loader asks all of them."""
+        """Yield boxes given as corners instead of sides: one box is not conclusive, all are."""
         boxes = np.array([box for box, _ in self._kept], np.float64).reshape(-1, 4)
         sizes = np.array([size for _, size in self._kept], np.int32).reshape(-1, 2)
         try:
@@ -298,8 +302,8 @@ class _Split:
                 continue
             item = _called("annotation", entry, row)
             if identity in seen:
-                problem = "its id is that of another annotation, too; other programs lose one"
-                cure = "give each its own"
+                problem = "has the same id as another annotation; other programs lose one"
+                cure = "give each a unique id"
                 yield Problem(self._file, item, problem, cure, "warning", "renumber", row)
             elif identity <= 0:
                 problem = "its id is not positive: pycocotools scores 0 for such objects"
@@ -315,7 +319,7 @@ def _called(kind: str, entry: Any, row: int) -> str:
 
 
 def _fault(key: str, value: Any) -> InputError | None:
-    """What is wrong with the value of one key, in an object in which all else is right."""
+    """Return the error of one key's value, in an otherwise correct object."""
     try:
         _ObjectColumns(Path()).add(
             {"bbox": [0, 0, 1, 1], "image_id": 0, "category_id": 0, key: value}
@@ -326,7 +330,7 @@ def _fault(key: str, value: Any) -> InputError | None:
 
 
 def _action_for(key: str, value: Any, masked: bool) -> Action:
-    """Take a key out only where that cannot turn the object into another than was meant."""
+    """Return the removal of a key only if that cannot change the meaning of the object."""
     if key in ("iscrowd", "difficult"):
         return OPTIONAL_KEYS[key] if says_no(value) else "drop_object"
     return "drop_object" if key == "segmentation" and masked else OPTIONAL_KEYS[key]
@@ -344,6 +348,6 @@ def _other(rows: list[int], row: int) -> str:
 def _located(
     error: InputError, path: Path, file: str, item: str, action: Action, row: int
 ) -> Problem:
-    """A complaint of ImageColumns: what it calls the image is replaced by what we call it."""
+    """Turn an error of ImageColumns into a problem with our name of the image."""
     text = str(error).removeprefix(f"{path}: ").partition(": ")[2]
     return problem_of(InputError(text), "", file, item, action, row)

@@ -1,4 +1,4 @@
-"""A repaired copy of a COCO dataset."""
+"""Repaired copies of COCO datasets."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def repair_coco(
 ) -> Kept:
     """Write the chosen splits into ``folder``.
 
-    ``by_file`` are the actions for each file. Raises InputError for a file that cannot be repaired,
-    and where nothing of a split is left.
+    ``by_file`` holds the actions for each file.
+
+    Raises:
+        InputError: a file cannot be repaired, or nothing of a split is left.
     """
     count = Kept()
     for split in splits:
         file, place = f"annotations/instances_{split}.json", layout.root / split
         rows = by_file.get(file, {})
         if "refuse" in rows:
-            raise InputError(f"{layout.root / file}: cannot be repaired; correct what is named")
+            raise InputError(f"{layout.root / file}: cannot be repaired; correct it by hand")
         document = read_document(layout.root / file)
         entries, items = document["images"], document["annotations"]
         dropped = rows.get("drop_image", set()).union(
@@ -68,7 +70,7 @@ def _is_in(split: str, file: str) -> bool:
 
 
 def _sizes_of(place: Path, images: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
-    """Height and width by image id; a size that is left open all the same says where boxes end."""
+    """Return height and width by image id, read from the image if the entry has no size."""
     whole = [
         entry if entry.get("height") and entry.get("width") else _sized(place, entry)
         for entry in images
@@ -84,7 +86,7 @@ def _sized(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 def _repaired_objects(
     items: list[Any], sizes: dict[int, tuple[int, int]], rows: Rows
 ) -> list[dict[str, Any]]:
-    """The objects of images that are kept, whose heights and widths by id are ``sizes``."""
+    """Return the repaired objects of the kept images; ``sizes`` are height and width by id."""
     dropped = rows.get("drop_object", set())
     used = [entry.get("id") for entry in items if isinstance(entry, dict)]
     free = max([0, *(identity for identity in used if type(identity) is int)]) + 1
@@ -118,7 +120,7 @@ def _clipped(bbox: list[float], size_hw: tuple[int, int]) -> list[float]:
 
 
 def _area(entry: dict[str, Any], size_hw: tuple[int, int]) -> float:
-    """Of the mask, or of the box where there is none."""
+    """Return the area of the mask, or of the box if there is none."""
     columns = SegmentationColumns()
     columns.add(entry.get("segmentation"))
     store = columns.finish(np.array([size_hw], np.int32), lambda _: "annotation")

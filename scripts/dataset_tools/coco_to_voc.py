@@ -1,4 +1,4 @@
-"""A COCO dataset written as a VOC one."""
+"""Conversion of a COCO dataset to VOC."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture in JPEGImages: what messages call it, its annotation's name and <filename>."""
+    """An image in JPEGImages: its name in messages, its annotation's name and <filename>."""
 
     where: str
     name: str
@@ -69,7 +69,7 @@ class CocoToVoc:
         files = _checked_files(path, document, categories)
         if not files:
             raise InputError(
-                f"{path}: has no images, and VOC no empty splits; name the others with --splits"
+                f"{path}: has no images, but VOC splits cannot be empty; omit it with --splits"
             )
         names = {identity: name for name, identity in categories.items()}
         elements: dict[int, list[Element]] = defaultdict(list)
@@ -107,18 +107,18 @@ class CocoToVoc:
         if unwritable := _NOT_IN_XML.search(text.decode()):
             raise InputError(
                 f"{path}: image {image['id']}: its file or the class of an object holds "
-                f"{shown(unwritable.group())}, which XML cannot; rename it"
+                f"{shown(unwritable.group())}, which XML cannot represent; rename it"
             )
         text_before, path_before, before = self._written.setdefault(name, (text, str(path), source))
         if not same_picture(before, source):
             raise InputError(
-                f"{path}: another image is called {shown(name)}, too (in {path_before}); rename "
-                "one, VOC keeps all images in one folder"
+                f"{path}: another image has the same name {shown(name)} (in {path_before}); rename "
+                "one, as VOC keeps all images in one folder"
             )
         if text_before != text:
             raise InputError(
-                f"{path}: the image {shown(name)} is annotated otherwise in {path_before} (ids "
-                "count), and VOC keeps one annotation of it; make them agree, or convert one split "
+                f"{path}: the image {shown(name)} has other annotations in {path_before} (ids "
+                "included), but VOC keeps one per image; make them agree, or convert one split "
                 "(--splits)"
             )
         target = self._folder / "Annotations" / f"{name}.xml"
@@ -129,38 +129,38 @@ class CocoToVoc:
         return document
 
     def _check_pictures(self) -> None:
-        """Raise InputError for a picture that VOC's readers would not find, or take for another."""
+        """Raise InputError for an image that VOC readers would miss or confuse with another."""
         listing = by_stem(each.file for each in self._pictures)
         for each in self._pictures:
             found = find_voc_image(each.name, each.filename, listing, each.where)
             if found != each.file:
                 raise InputError(
-                    f"{each.where}: readers of VOC would take {shown(found)} for its picture "
-                    f"{shown(each.file)}; give the file another name that ends in one of "
+                    f"{each.where}: VOC readers would use {shown(found)} instead of its image "
+                    f"{shown(each.file)}; rename the file, with one of the extensions "
                     f"{', '.join(IMAGE_ENDINGS)}"
                 )
 
 
 def rest_of(split: str) -> str:
-    """Where a VOC dataset keeps what a split's COCO file held beside its lists."""
+    """Return the path of the rest of a split's COCO file in a VOC dataset."""
     folder, name = posixpath.split(split)
     return posixpath.join(folder, REST, f"{name}.json")
 
 
 def _read_categories(path: Path, categories: Any) -> dict[str, int]:
-    """Class name -> id, of names that VOC's readers leave as they are."""
+    """Return ids by class name; raise InputError for names that VOC readers would change."""
     ids = read_categories(path, categories)
     for name in ids:
         if name != name.strip():
             raise InputError(
-                f"{path}: the category {shown(name)} begins or ends with a space, which VOC's "
-                "readers cut off; rename it"
+                f"{path}: the category {shown(name)} begins or ends with a space, which VOC "
+                "readers strip; rename it"
             )
     return ids
 
 
 def _checked_files(path: Path, document: dict[str, Any], categories: dict[str, int]) -> list[str]:
-    """The files of the images in their order; raises InputError where the reader would."""
+    """Return the files of the images in order; raise InputError where the reader would."""
     images, objects = ImageColumns(path), ObjectColumns(path)
     for image in document["images"]:
         images.add(image)

@@ -1,4 +1,4 @@
-"""Whole datasets from VOC's layout to COCO's and back."""
+"""Conversion of whole datasets from VOC to COCO and back."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def convert(layout: Layout, splits: Sequence[str], output: Path, hardlink: bool)
     """Write the dataset in the other format into a new folder.
 
     Args:
-        layout: what is converted.
-        splits: those to convert.
+        layout: the dataset to convert.
+        splits: the splits to convert.
         output: the new dataset's root.
-        hardlink: link the images instead of copying them, where the disk allows it.
+        hardlink: hard-link the images instead of copying them, if the disk allows it.
 
     Returns:
         The number of splits, images, objects, missing image files, and annotation files that no
         split lists.
 
     Raises:
-        InputError: at the first thing that the readers would refuse.
+        InputError: at the first problem that the readers would reject.
     """
     check_output(layout.root, output)
     with new_folder(output) as folder:

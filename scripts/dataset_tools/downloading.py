@@ -1,4 +1,4 @@
-"""Large files over HTTP: resumed where they broke off, and checked before they get their name."""
+"""Downloads of large files over HTTP: resumed when interrupted, and verified before renaming."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from scripts.dataset_tools.progress import progress_of_bytes
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_BUSY = (408, 429)  # what a server answers that may do so later
-# What a broken line raises; the server's refusals are told apart before.
+_BUSY = (408, 429)  # status codes of a server that may answer later
+# Errors of a broken connection; HTTP errors are handled before.
 _BROKEN = (OSError, http.client.HTTPException)
 
 
 def fetch(archive: Archive, folder: Path, base: str | None, attempts: int = 5) -> tuple[Path, str]:
     """Download an archive into a folder unless it is there; returns its path and its MD5.
 
-    What has arrived stands in ``<name>.part`` until it is whole and its checksum is right; a later
-    call goes on from there. A broken connection is tried again, each time after a longer pause.
+    The data stay in ``<name>.part`` until the file is complete and its checksum is correct; a later
+    call resumes from there. A broken connection is retried, each time after a longer pause.
 
     Raises:
-        InputError: the address, the disk or the file at the address cannot be used.
+        InputError: the URL, the disk or the downloaded file cannot be used.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +59,8 @@ def _check_address(url: str) -> None:
         is_address = False
     if not is_address or not re.fullmatch(r"[!-~]+", url):
         raise InputError(
-            f"{shown(url)}: is no http:// or https:// address; correct --base (other characters "
-            "than those of ASCII, and spaces, are written as %..)"
+            f"{shown(url)}: is not an http:// or https:// URL; correct --base (percent-encode "
+            "spaces and non-ASCII characters)"
         )
 
 
@@ -69,8 +69,8 @@ def _check_space(folder: Path, archive: Archive, part: Path) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise InputError(
-            f"{folder}: {archive.name} needs {missing / 1e9:.1f} GB more and {free / 1e9:.1f} GB "
-            "are free; free some, or name another --root"
+            f"{folder}: {archive.name} needs {missing / 1e9:.1f} GB more, but {free / 1e9:.1f} GB "
+            "are free; free disk space, or choose another --root"
         )
 
 
@@ -83,23 +83,21 @@ def _fetch_part(url: str, part: Path, attempts: int) -> None:
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in _BUSY:
                 raise InputError(
-                    f"{url}: the server answers {error.code} {error.reason}; check --base"
+                    f"{url}: the server answered {error.code} {error.reason}; check --base"
                 ) from None
-            problem = f"the server answers {error.code} {error.reason}"
+            problem = f"the server answered {error.code} {error.reason}"
         except _BROKEN as error:
             problem = str(error) or type(error).__name__
         if attempt == attempts:
-            raise InputError(
-                f"{url}: {problem}; {_size(part)} bytes are kept, run it again to go on from there"
-            )
+            raise InputError(f"{url}: {problem}; {_size(part)} bytes are kept, run again to resume")
         if _size(part) == before:
             pause = min(2.0**attempt, 30.0)
-            print(f"{url}: {problem}; again in {pause:.0f} s", file=sys.stderr, flush=True)
+            print(f"{url}: {problem}; retrying in {pause:.0f} s", file=sys.stderr, flush=True)
             time.sleep(pause)
 
 
 def _receive(url: str, part: Path) -> None:
-    """One connection: ask for what is missing and append it, or start anew if it comes whole."""
+    """Request the missing bytes and append them, or restart if the server sends the whole file."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -123,11 +121,11 @@ def _receive(url: str, part: Path) -> None:
 
 
 def _place(response: http.client.HTTPResponse, wanted: int) -> tuple[int, int | None]:
-    """Where the bytes of a response begin, and how many the whole file has (None: not told)."""
+    """Return the offset of a response's bytes, and the size of the whole file if known."""
     if response.status == 206:
         given = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
         if given is None or int(given[1]) != wanted:
-            raise ConnectionError("the server sends another range than it was asked for")
+            raise ConnectionError("the server sent another range than requested")
         return wanted, None if given[2] == "*" else int(given[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
@@ -148,20 +146,20 @@ def _copy(
 
 
 def _check(archive: Archive, path: Path, source: str) -> str:
-    """The MD5 of a file; raises InputError, and removes the file, where it should be another."""
+    """Return the MD5 of a file; if it is wrong, delete the file and raise InputError."""
     digest = md5_of(path)
     if digest != archive.md5:
         size = _size(path)
         path.unlink()
         raise InputError(
-            f"{source}: has the MD5 {digest} ({size} bytes) instead of {archive.md5} "
-            f"({archive.bytes} bytes), so it was removed; run it again, or name another --base"
+            f"{source}: has MD5 {digest} ({size} bytes) instead of {archive.md5} ({archive.bytes} "
+            "bytes), so it was deleted; run again, or use another --base"
         )
     return digest
 
 
 def md5_of(path: Path) -> str:
-    """The MD5 of a file's bytes; it guards against damage, not against malice."""
+    """Return the MD5 of a file; it detects damage, not tampering."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file, progress_of_bytes(f"check {path.stem}", _size(path)) as bar:
         while chunk := file.read(_CHUNK):

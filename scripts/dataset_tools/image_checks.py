@@ -1,4 +1,4 @@
-"""Image files: there, whole, of the annotated size, and not the same picture twice."""
+"""Checks of image files: present, undamaged, of the annotated size, and not duplicated."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from data.images import DamagedImageError, Pixels, read_image, read_orientation
 from data.paths import OTHERWISE_WRITTEN, by_spelling, check_inside, spelling
 from scripts.dataset_tools.box_checks import Box
 from scripts.dataset_tools.problems import Action, Problem, problem_of
+from scripts.tables import counted
 
 Size = tuple[int, int]
 
-_LIMIT: int = DataConfig().max_image_pixels  # what is beyond trains only where a config raises it
-_BRIGHT = 32  # of 255: what stays below shows a detector next to nothing
+_LIMIT: int = DataConfig().max_image_pixels  # a config may raise it
+_BRIGHT = 32  # of 255: a darker image shows a detector next to nothing
 
 
 class ImageChecks:
@@ -28,8 +29,8 @@ class ImageChecks:
 
     Args:
         root: of the dataset.
-        decode: read every image to the last pixel; False only checks that it is there and may be
-            read, and opens those of which the annotation gives no size.
+        decode: decode every image completely; False only checks that it exists and may be
+            read, and opens those whose annotation gives no size.
         follow_links: allow images that are links to outside the root.
     """
 
@@ -49,14 +50,14 @@ class ImageChecks:
 
         Args:
             file: the annotation file, for messages.
-            entry: what that file calls the image, empty where it is about one image alone.
+            entry: the image's name in that file; empty if the file is about a single image.
             image: the image file, relative to the root.
-            size_hw: by the annotation; 0 where it says nothing.
+            size_hw: annotated size; 0 if missing.
             row: the position of the image's entry in its file.
-            is_told: whether it has been told that the annotation does not give the size.
+            is_told: whether the missing size has already been reported.
 
         Returns:
-            Its size, that of the file where the annotation is wrong, and its problems.
+            Its size (that of the file if the annotation is wrong), and its problems.
         """
         path = self._root / image
         if not os.path.isfile(path):
@@ -81,9 +82,9 @@ class ImageChecks:
         if mismatch is not None:
             problems.append(problem_of(mismatch, str(path), file, entry, "set_size", row))
         elif not all(size_hw) and not is_told:
-            problem = f"does not give the size of {image}, so that every start opens the image"
+            problem = f"lacks the size of {image}, so every run has to open the image"
             cure = f"write width {found[1]} and height {found[0]}"
-            # A size would say that boxes are of the upright picture.
+            # A size would imply that boxes are of the upright image.
             action: Action = "set_size" if is_settled else "leave_size"
             problems.append(Problem(file, entry, problem, cure, "warning", action, row))
         return found, problems
@@ -100,7 +101,7 @@ class ImageChecks:
         folder = path.parent
         if not folder.is_dir():
             place = shown(folder.relative_to(self._root).as_posix())
-            return f"there is no folder {place}: move or rename the one that holds the images"
+            return f"folder {place} not found: move or rename the folder of the images"
         if folder not in self._listed:
             try:
                 self._listed[folder] = by_spelling(os.listdir(folder))
@@ -110,25 +111,25 @@ class ImageChecks:
                 self._listed[folder] = {}
         other = self._listed[folder].get(spelling(path.name))
         if other is None:
-            return "put it there, or take the image out of the annotations"
+            return "add it, or remove the image from the annotations"
         return f"there is {shown(other)}, which {OTHERWISE_WRITTEN}"
 
     def check_orientations(self) -> Iterator[Problem]:
-        """One warning for all images whose EXIF orientation the annotated size cannot settle."""
+        """Yield one warning for all images whose size leaves open how EXIF affects their boxes."""
         if not self._unsettled:
             return
         upright, stored = self._settled["upright"], self._settled["stored"]
         problem = (
-            f"{len(self._unsettled)} pictures, this is the first, have an EXIF orientation of "
-            "which the annotated size does not tell whether boxes are of the upright or of the "
-            f"stored pixels; of the pictures whose size tells, {upright} have boxes of the upright "
-            f"and {stored} of the stored pixels"
+            f"{counted(len(self._unsettled), 'image')} (the first is named) with an EXIF "
+            "orientation, and an annotated size that leaves open whether boxes are in upright or "
+            f"stored pixels; where the size is conclusive, {upright} have boxes in upright and "
+            f"{stored} in stored pixels"
         )
-        cure = "look at some, and write data.exif: apply for upright, ignore for stored pixels"
+        cure = "inspect some, and set data.exif: apply for upright, ignore for stored pixels"
         yield Problem(self._unsettled[0], "", problem, cure, "warning", "none")
 
     def _note_orientation(self, path: Path, image: str, size_hw: Size) -> bool:
-        """Whether it is known of which pixels the boxes are: the upright or the stored ones."""
+        """Return whether it is known if boxes are in upright or stored pixels."""
         orientation, stored = read_orientation(path)
         upright = stored[::-1] if orientation >= 5 else stored
         if orientation == 1 or (all(size_hw) and size_hw not in (stored, upright)):
@@ -147,22 +148,22 @@ class ImageChecks:
         before.append(image)
         if first is None:
             return []
-        cure = "keep one of them, and never one in training and one in validation"
-        return [Problem(image, "", f"is the same picture as {first}", cure, "warning", "none")]
+        cure = "keep one of them, and never have one in training and one in validation"
+        return [Problem(image, "", f"is the same image as {first}", cure, "warning", "none")]
 
 
 def _damaged(error: InputError, path: Path, image: str, size_hw: Size, row: int) -> Problem:
     problem = problem_of(error, str(path), image, "", "drop_image", row)
     if isinstance(error, DamagedImageError) and not all(size_hw):  # cannot be skipped
-        return replace(problem, cure="replace the file, or write its size into the annotation")
+        return replace(problem, cure="replace the file, or add its size to the annotation")
     return problem
 
 
 def _check_limit(image: str, size_hw: Size) -> Iterator[Problem]:
     height, width = size_hw
     if height * width > _LIMIT:
-        problem = f"its {width}x{height} pixels are more than data.max_image_pixels={_LIMIT}"
-        cure = "cut the picture into tiles, or raise the limit in the config"
+        problem = f"its {width}x{height} pixels exceed data.max_image_pixels={_LIMIT}"
+        cure = "split the image into tiles, or raise the limit in the config"
         yield Problem(image, "", problem, cure, "error", "none")
 
 
@@ -170,12 +171,12 @@ def _check_brightness(pixels: Pixels, image: str) -> Iterator[Problem]:
     brightest = pixels.max()
     if brightest < _BRIGHT:
         problem = f"is nearly black: its brightest value is {brightest} of 255"
-        cure = "of a picture of 10 to 14 bits in 16 only the upper 8 are read: stretch it"
+        cure = "if it has 10 to 14 bits stored in 16, rescale it: only the upper 8 are read"
         yield Problem(image, "", problem, cure, "warning", "none")
 
 
 def _read_pixels(path: Path, size_hw: Size) -> tuple[Pixels, InputError | None]:
-    """The pixels of an image, and what is wrong with the annotated size."""
+    """Return the pixels of an image, and the error of its annotated size, if any."""
     wanted = size_hw if all(size_hw) else None
     try:
         return read_image(path, wanted, MOST_PIXELS), None
@@ -186,13 +187,13 @@ def _read_pixels(path: Path, size_hw: Size) -> tuple[Pixels, InputError | None]:
 
 
 def _by_design(first: str, second: str) -> bool:
-    """COCO has a folder of images a split, so that trainval repeats those of train and of val."""
+    """Return whether a duplicate is by design: COCO's trainval repeats train and val."""
     (split, _, name), (other, _, other_name) = first.partition("/"), second.partition("/")
     return name == other_name and share_by_design(split, other)
 
 
 def share_by_design(one: str, other: str) -> bool:
-    """Whether one of two splits is the trainval of which the other is the train or the val."""
+    """Return whether one split is the trainval of which the other is the train or val."""
     one, other = one.casefold(), other.casefold()
     parts = {
         (whole, whole.replace("trainval", part))
@@ -204,10 +205,10 @@ def share_by_design(one: str, other: str) -> bool:
 
 
 def is_size_of(boxes_xyxy: Collection[Box], found_hw: Size, written_hw: Size) -> bool:
-    """Whether boxes are of the picture of the size that was found, whatever was written.
+    """Return whether boxes clearly belong to the found image size, not to the annotated one.
 
-    They are where they fit into the picture and not into the written size. Where they fit into
-    both, the size may be the mistake, or the picture was resized after the boxes had been drawn.
+    They do if they fit into the found size only. If they fit into both, the annotated size may be
+    wrong, or the image was resized after annotation.
     """
     if not boxes_xyxy:
         return True

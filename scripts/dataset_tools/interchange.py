@@ -1,10 +1,10 @@
-"""One image or object of VOC's XML as COCO's JSON, and back, without loss.
+"""Lossless conversion of an image or object between VOC's XML and COCO's JSON.
 
-What both formats have is translated: file name, size, class, box, ``difficult``. What only one has
-travels along in a place of its own in the other: the rest of a COCO entry as JSON in an element
-``<coco>`` of the XML, the rest of a VOC element as XML in a key ``voc_xml`` of the JSON. That XML
-is the element with the values taken out that the JSON says itself, so that a change made in COCO's
-file shows after the way back. Coordinates are added as decimals: 0.1 + 0.2 is 0.3 here.
+What both formats have is translated: file name, size, class, box, ``difficult``. The rest is stored
+in the other format: that of a COCO entry as JSON in an element ``<coco>`` of the XML, that of a VOC
+element as XML in a key ``voc_xml`` of the JSON. This XML is the element without the values that the
+JSON has itself, so that changes in the COCO file survive the conversion back. Coordinates are added
+as decimals: 0.1 + 0.2 is 0.3 here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data.formats.coco_columns import whole_number
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"0": 0, "1": 1}
 _WORDS = {"true", "yes"}
-# Keys of a COCO entry that VOC's own elements say, or that only number things.
+# Keys of a COCO entry that VOC has elements for, or that are only numbering.
 _SIDES = {"height", "width"}
 _IMAGE_KEYS = {"file_name", "voc_xml", "voc_name"} | _SIDES
 _OBJECT_KEYS = {"bbox", "image_id", "category_id", "difficult", "voc_xml"}
@@ -34,9 +34,9 @@ Number = int | float
 
 
 def annotation_of(element: Element, zero_based: bool) -> tuple[str, dict[str, Any]]:
-    """An ``<object>`` that the VOC reader accepts -> its class, and a COCO annotation.
+    """Convert an ``<object>`` that the VOC reader accepts to its class and a COCO annotation.
 
-    Without ``image_id`` and ``category_id``; with an id only where it came from a COCO file.
+    The annotation has no ``image_id`` and ``category_id``, and an id only if it came from COCO.
     """
     rest = deepcopy(element)
     extra = _take_extra(rest, _OBJECT_KEYS - {"difficult"})
@@ -67,11 +67,14 @@ def annotation_of(element: Element, zero_based: bool) -> tuple[str, dict[str, An
 
 
 def object_of(annotation: dict[str, Any], name: str, zero_based: bool) -> Element:
-    """A COCO annotation of class ``name`` -> an ``<object>``; the inverse of ``annotation_of``.
+    """Convert a COCO annotation of class ``name`` to an ``<object>``; inverts ``annotation_of``.
 
-    A crowd becomes difficult, which is how VOC says that something is not to be scored. A box that
-    is at most one pixel wide or high cannot be said in VOC's inclusive pixels: it becomes two
-    pixels wide, and its exact numbers are kept in ``<coco>``.
+    A crowd becomes difficult, VOC's way to exclude objects from scoring. VOC's inclusive pixels
+    cannot represent a box at most one pixel wide or high: it becomes two pixels wide, and its exact
+    numbers are kept in ``<coco>``.
+
+    Raises:
+        InputError: its id is not a number, or ``voc_xml`` is not an ``<object>``.
     """
     if isinstance(annotation.get("id"), dict | list):
         raise InputError(f"its id is {shown(annotation['id'])}; give it a number")
@@ -96,7 +99,7 @@ def object_of(annotation: dict[str, Any], name: str, zero_based: bool) -> Elemen
 
 
 def limit_area(element: Element, zero_based: bool) -> None:
-    """Let the area that an ``<object>`` has in ``<coco>`` be no larger than its box."""
+    """Limit the area that an ``<object>`` has in ``<coco>`` to that of its box."""
     coco = element.find("coco")
     if coco is None:
         return
@@ -110,7 +113,11 @@ def limit_area(element: Element, zero_based: bool) -> None:
 
 
 def image_of(document: Element, file_name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """An ``<annotation>`` -> a COCO image entry; with an id only where it came from COCO."""
+    """Convert an ``<annotation>`` to a COCO image entry, with an id only if it came from COCO.
+
+    Raises:
+        InputError: ``<coco>`` is not a JSON object, or its id is not an integer.
+    """
     rest = deepcopy(document)
     for element in rest.findall("object"):
         element.clear()
@@ -135,7 +142,11 @@ def image_of(document: Element, file_name: str, size_hw: tuple[int, int]) -> dic
 
 
 def document_of(image: dict[str, Any], objects: Iterable[Element]) -> Element:
-    """A COCO image entry and its objects -> an ``<annotation>``; the inverse of ``image_of``."""
+    """Convert a COCO image entry and its objects to an ``<annotation>``; inverts ``image_of``.
+
+    Raises:
+        InputError: ``voc_xml`` is not an ``<annotation>``.
+    """
     template = image.get("voc_xml")
     sized = bool(image.get("height") and image.get("width"))
     elements = list(objects)
@@ -160,7 +171,7 @@ def document_of(image: dict[str, Any], objects: Iterable[Element]) -> Element:
 
 
 def _place_objects(document: Element, elements: list[Element]) -> None:
-    """Objects take the places that the template keeps for them; the rest stand at the end."""
+    """Insert objects in the template's places for them, and append the rest."""
     places = document.findall("object")
     for place, element in zip(places, elements, strict=False):
         document[list(document).index(place)] = element
@@ -174,7 +185,7 @@ def _first_object(document: Element) -> int:
 
 
 def _bare_object() -> Element:
-    """What ``object_of`` writes for an annotation that never was a VOC object."""
+    """Return the template that ``object_of`` uses for an annotation that never was in VOC."""
     element = Element("object")
     for tag in ("name", "difficult", "bndbox"):
         SubElement(element, tag)
@@ -203,7 +214,7 @@ def _is_box(value: object) -> bool:
 
 
 def _to_xywh(corners: list[Decimal], zero_based: bool) -> list[Decimal]:
-    """A box without area, by the file's numbers, gets a width or height of 0."""
+    """Convert corners to x, y, width, height; a box without area gets a width or height of 0."""
     first = 0 if zero_based else 1
     xmin, ymin, xmax, ymax = corners
     width = xmax - xmin + first if xmax > xmin else Decimal(0)
@@ -231,12 +242,12 @@ def _decimals(values: Iterable[Number]) -> list[Decimal]:
 
 
 def _number(value: Decimal) -> Number:
-    """A whole number stays one where it was written without a point."""
+    """Convert to int if written without a decimal point, or else to float."""
     return int(value) if value.as_tuple().exponent == 0 else float(value)
 
 
 def _digits(value: Decimal, shortest: bool) -> str:
-    """Without the zeros that adding numbers of different length leaves at the end."""
+    """Format a number without the trailing zeros that sums of decimals have."""
     text = format(value, "f")
     if not shortest or "." not in text:
         return text
@@ -245,7 +256,7 @@ def _digits(value: Decimal, shortest: bool) -> str:
 
 
 def _drop_defaults(extra: dict[str, Any], bbox: list[Decimal]) -> None:
-    """Leave out what ``annotation_of`` adds to an object that came from VOC."""
+    """Remove what ``annotation_of`` adds to an object that came from VOC."""
     extra.pop("id", None)
     added = {"iscrowd": 0, "segmentation": [], "area": _number(bbox[2] * bbox[3])}
     if all(extra.get(key, value) == value for key, value in added.items()):
@@ -254,14 +265,15 @@ def _drop_defaults(extra: dict[str, Any], bbox: list[Decimal]) -> None:
 
 
 def _flag_of(annotation: dict[str, Any]) -> int:
-    """What VOC's ``difficult`` should say of a COCO annotation."""
+    """Return VOC's ``difficult`` of a COCO annotation."""
     return int(bool(annotation.get("difficult") or annotation.get("iscrowd")))
 
 
 def _take_extra(element: Element, own: set[str]) -> dict[str, Any]:
-    """Remove ``<coco>`` and return what it says, without what VOC's ``own`` elements say.
+    """Remove ``<coco>`` and return its content, without the keys in ``own``.
 
-    Raises InputError for what is no JSON object, and for an id that cannot be one.
+    Raises:
+        InputError: it is not a JSON object with a valid id.
     """
     coco = element.find("coco")
     if coco is None:
@@ -297,13 +309,13 @@ def _take_flag(element: Element) -> int | None:
 
 
 def _flag_text(element: Element) -> str:
-    """What the last ``<difficult>`` says, as the reader takes it; "" where there is none."""
+    """Return the text of the last ``<difficult>``, as the reader does; "" if there is none."""
     flags = element.findall("difficult")
     return (flags[-1].text or "").strip() if flags else ""
 
 
 def _put(element: Element, path: str, text: str) -> None:
-    """Set the text of the element at a path, where ``_take`` has emptied it."""
+    """Set the text of the element at a path that ``_take`` has emptied."""
     for tag in path.split("/"):
         found = element.findall(tag)
         element = found[-1] if found else SubElement(element, tag)
@@ -311,7 +323,7 @@ def _put(element: Element, path: str, text: str) -> None:
 
 
 def _put_flag(element: Element, flag: int, always: bool) -> None:
-    """Set ``<difficult>``; where it is not said, and words that say the same, are left alone."""
+    """Set ``<difficult>``, unless it already means the same or is absent and not required."""
     text = _flag_text(element).lower()
     if (text and int(text in _WORDS) == flag) or not (flag or always):
         return
@@ -319,7 +331,7 @@ def _put_flag(element: Element, flag: int, always: bool) -> None:
 
 
 def _text_of(element: Element) -> str:
-    """The XML without the white space between elements."""
+    """Return the XML without white space between elements."""
     bare = deepcopy(element)
     for each in bare.iter():
         each.tail = None

@@ -1,4 +1,4 @@
-"""How much of a dataset a repair keeps."""
+"""Counts of what a repair keeps of a dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = dict[str, set[int]]  # by action, the rows of a file that it applies to
 
 @dataclass
 class Kept:
-    """How much of a dataset is in its repaired copy."""
+    """Counts of the images and objects in a repaired copy, and in the original."""
 
     images: int = 0
     of_images: int = 0
@@ -27,4 +27,4 @@ class Kept:
 
 
 def nothing_left(path: Path) -> InputError:
-    return InputError(f"{path}: no image of it could be kept; correct what is named by hand")
+    return InputError(f"{path}: no image could be kept; correct the reported problems by hand")

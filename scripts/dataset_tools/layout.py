@@ -1,4 +1,4 @@
-"""Which format a folder has, and the splits in it."""
+"""The format of a dataset folder, and its splits."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from data.paths import check_inside
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset as it lies on the disk.
+    """A dataset on disk.
 
     Attributes:
-        format: what ``data.format`` of a config calls it.
-        root: what ``data.root`` is.
-        splits: the names of its splits, those of single VOC classes left out; may be empty (VOC).
-        zero_based: VOC boxes, read or to be written, are plain corners, not the devkit's pixels
-            from 1.
+        format: value of ``data.format`` in a config.
+        root: value of ``data.root``.
+        splits: the names of its splits, without those of single VOC classes; may be empty (VOC).
+        zero_based: whether VOC boxes, read or written, are zero-based corners, not the devkit's
+            1-based pixels.
         follow_links: allow files that are links to outside the root.
     """
 
@@ -41,7 +41,11 @@ class Layout:
     follow_links: bool = False
 
     def choose(self, wanted: Sequence[str] | None) -> list[str]:
-        """The wanted splits, all of them for None; raises InputError for one that is not there."""
+        """Return the wanted splits, all of them for None.
+
+        Raises:
+            InputError: a wanted split is missing, or there are none.
+        """
         wanted = [posixpath.normpath(split) for split in wanted or ()]
         for split in wanted:
             if split not in self.splits and not self._has_list(split):
@@ -51,33 +55,33 @@ class Layout:
         chosen = list(dict.fromkeys(wanted or self.splits))
         if not chosen:
             raise InputError(
-                f"{self.root}: has no ImageSets/Main/*.txt and so no splits; make them: "
+                f"{self.root}: has no ImageSets/Main/*.txt, so no splits; create them: "
                 f"datasets.py split {self.root}"
             )
         return chosen
 
     def several_datasets_error(self, splits: Sequence[str], verb: str) -> InputError:
-        """What to raise where ``splits`` of a VOCdevkit are given to what takes one dataset."""
+        """Return the error for ``splits`` of several datasets where only one is accepted."""
         years = sorted({posixpath.dirname(split) for split in splits if "/" in split})
         return InputError(
             f"{self.root}: holds several datasets; {verb} one: {self.root / years[0]}"
         )
 
     def _has_list(self, split: str) -> bool:
-        """Whether VOC has a list of that name, which may be one of a single class."""
+        """Return whether VOC has a list of that name, which may be of a single class."""
         return self.format == "voc" and (self.root / split_file(self.root, split)).is_file()
 
     def load(self, split: str) -> Annotations:
-        """The annotations of one split; raises InputError at the first thing that is wrong."""
+        """Load the annotations of one split; raise InputError at the first problem."""
         access = Access(follow_links=self.follow_links)
         if self.format == "voc":
             return load_voc(self.root, [split], None, self.zero_based, access)
         return load_coco(self.root, split, None, access)
 
     def join(self, splits: Iterable[Annotations]) -> Annotations:
-        """Several splits as one.
+        """Join several splits into one.
 
-        An image that is in two of them counts once; in COCO one with the same id and objects.
+        An image in two of them counts once; in COCO if both have the same id and objects.
         """
         parts: list[Annotations] = []
         seen: dict[object, list[Path]] = defaultdict(list)
@@ -95,7 +99,7 @@ class Layout:
         return concatenate([part.relabel(classes) for part in parts])
 
     def _identity(self, part: Annotations, row: int) -> object:
-        """What two entries of one image share, of which COCO has a copy a split."""
+        """Return a key that entries of the same image share, of which COCO has a copy per split."""
         if self.format == "voc":
             return str(part.files[row])
         objects = part.objects_of(row)
@@ -105,10 +109,13 @@ class Layout:
 
 
 def annotation_files(layout: Layout, year: str) -> list[str]:
-    """The XML files of one VOC dataset, relative to the root of ``layout``, whoever lists them.
+    """Return all XML files of one VOC dataset, relative to the root of ``layout``, listed or not.
 
-    ``year`` is its folder, "" in a plain root. Hidden files and folders are passed over: editors
-    and macOS leave them. Raises InputError for a folder that cannot be read.
+    ``year`` is its folder, "" in a plain root. Hidden files and folders, as editors and macOS leave
+    them, are skipped.
+
+    Raises:
+        InputError: a folder cannot be read.
     """
     folder = posixpath.join(year, "Annotations")
     found = files_below(layout.root / folder, layout.root, layout.follow_links)
@@ -120,7 +127,7 @@ def annotation_files(layout: Layout, year: str) -> list[str]:
 
 
 def place_of(annotation: str) -> tuple[str, str]:
-    """The folder of a VOC annotation file's dataset, and the file's name.
+    """Return the dataset folder of a VOC annotation file, and the file's name.
 
     >>> place_of("VOC2007/Annotations/street/0001.xml")
     ('VOC2007', 'street/0001')
@@ -131,7 +138,7 @@ def place_of(annotation: str) -> tuple[str, str]:
 
 
 def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
-    """All that were found; of VOC's 20, which stand for whichever of them there are, those used."""
+    """Return all classes found; of VOC's 20, which a reader assumes as a whole, those used."""
     if all(part.classes == parts[0].classes for part in parts):
         return parts[0].classes
     used = {part.classes[label] for part in parts for label in set(part.labels.tolist())}
@@ -140,7 +147,7 @@ def _voc_names(parts: Sequence[Annotations]) -> tuple[str, ...]:
 
 
 def same_picture(one: Path, other: Path) -> bool:
-    """By their bytes; what is missing may have been any."""
+    """Return whether two images have the same bytes; True if one is missing."""
     if one == other or not (one.is_file() and other.is_file()):
         return True
     try:
@@ -150,10 +157,11 @@ def same_picture(one: Path, other: Path) -> bool:
 
 
 def recognize(path: Path, zero_based: bool = False, follow_links: bool = False) -> Layout:
-    """The layout of a folder, or of the annotation file of one COCO split.
+    """Recognize the layout of a folder, or of the annotation file of one COCO split.
 
-    Raises InputError that says what was looked for, and for annotations or lists of splits that
-    are links to outside the root, unless ``follow_links``.
+    Raises:
+        InputError: there is no dataset, or annotations or split lists link to outside the root,
+            unless ``follow_links``.
     """
     layout = _recognize(path, zero_based, follow_links)
     if not follow_links:
@@ -181,11 +189,11 @@ def _recognize(path: Path, zero_based: bool, follow_links: bool) -> Layout:
         return Layout("coco", root, (split,), zero_based, follow_links)
     if os.path.isfile(path):
         raise InputError(
-            f"{path}: is no annotations/instances_<split>.json; name the root of a dataset, or "
-            "give the file such a name, and the images the folder <split> beside annotations"
+            f"{path}: is not annotations/instances_<split>.json; give the root of a dataset, or "
+            "rename the file so, and put the images in the folder <split> beside annotations"
         )
     if not os.path.isdir(path):
-        raise InputError(f"{path}: there is no such folder; name the root of a dataset")
+        raise InputError(f"{path}: folder not found; give the root of a dataset")
     found = sorted(path.glob("annotations/instances_*.json"))
     if found:
         splits = tuple(file.stem.removeprefix("instances_") for file in found)
@@ -197,19 +205,19 @@ def _recognize(path: Path, zero_based: bool, follow_links: bool) -> Layout:
     if exported:
         split = exported[0].parent.name
         raise InputError(
-            f"{path}: its annotations lie beside the images, as Roboflow exports them; move "
-            f"{split}/{exported[0].name} to annotations/instances_{split}.json, and so for each "
+            f"{path}: annotations are beside the images, as exported by Roboflow; move "
+            f"{split}/{exported[0].name} to annotations/instances_{split}.json, likewise for each "
             "split"
         )
     raise InputError(
-        f"{path}: is no dataset: there are neither annotations/instances_<split>.json (COCO) nor "
-        "Annotations and ImageSets/Main (VOC, or one folder of them a year); name the folder that "
-        "holds them, or move the files there"
+        f"{path}: is not a dataset: it has neither annotations/instances_<split>.json (COCO) nor "
+        "Annotations and ImageSets/Main (VOC, or a folder of them per year); give the folder that "
+        "has them, or move the files there"
     )
 
 
 def _is_split_of(root: Path, path: Path) -> bool:
-    """Whether a file is what readers of a COCO dataset in ``root`` would open for a split."""
+    """Return whether a file is the annotation file of a split of a COCO dataset in ``root``."""
     own = root / "annotations" / path.name
     named = path.name.startswith("instances_") and path.suffix == ".json"
     return named and os.path.isfile(path) and os.path.isfile(own) and os.path.samefile(path, own)

@@ -1,4 +1,4 @@
-"""Segmentations of COCO objects against their boxes, their image and those of other objects."""
+"""Checks of COCO segmentations against boxes, image and other objects."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _LEAST_AGREEMENT = 0.5  # IoU of a box and the box around its mask
 
 
 def whole_parts(outline: list[Any]) -> list[Any]:
-    """The polygons of a segmentation that have the three points of an area."""
+    """Return the polygons of a segmentation that have at least three points."""
     return [part for part in outline if len(part) >= 6]
 
 
 def check_parts(file: str, item: str, row: int, entry: Entry) -> Iterator[Problem]:
-    """Polygons without area, which are passed over here."""
+    """Yield a warning for polygons without area, which are ignored here."""
     outline = entry.get("segmentation")
     if isinstance(outline, list) and len(whole_parts(outline)) < len(outline):
-        problem = "its segmentation has parts of fewer than three points, which have no area"
-        cure = "take them out: other programs fail at them"
+        problem = "its segmentation has parts with fewer than three points, which have no area"
+        cure = "remove them: other programs fail on them"
         yield Problem(file, item, problem, cure, "warning", "drop_parts", row)
 
 
 def check_bare(file: str, entries: Mapping[str, Entry]) -> Iterator[Problem]:
-    """One warning for all objects without a mask where others have one.
+    """Yield one warning for all objects without a mask if others have one.
 
-    ``entries`` are the objects of the file by what messages call them.
+    ``entries`` are the objects of the file by their names in messages.
     """
     bare = [item for item, entry in entries.items() if not _has_outline(entry)]
     if bare and len(bare) < len(entries):
         problem = (
             f"{len(bare)} of {len(entries)} objects have no segmentation, the first: {bare[0]}; "
-            "Mask R-CNN takes their boxes for their masks"
+            "Mask R-CNN uses their boxes as masks"
         )
-        cure = "outline them, or remove them if masks are to be trained"
+        cure = "annotate their masks, or remove them if masks are to be trained"
         yield Problem(file, "", problem, cure, "warning", "none")
 
 
 @dataclass(frozen=True)
 class Masked:
-    """An object that can be read: what messages call it, its place, its entry and its box."""
+    """A readable object: its name in messages, position, entry and box."""
 
     item: str
     row: int
@@ -60,10 +60,7 @@ class Masked:
 
 
 def check_masks(file: str, objects: Sequence[Masked], size: Size) -> dict[int, Problem]:
-    """What is wrong with the segmentations of the objects of an image, by their rows.
-
-    They can be read; a size of 0 is not known.
-    """
+    """Return the problems of the readable segmentations of an image, by row; size 0 is unknown."""
     if not all(size) or not objects:
         return {}
     columns = SegmentationColumns()
@@ -85,8 +82,8 @@ def check_masks(file: str, objects: Sequence[Masked], size: Size) -> dict[int, P
         around = _box_around(store.polygons_of(index), store.rle_of(index), size)
         agreement = _overlap(_cut(around, size), _cut(each.box, size))
         if agreement < _LEAST_AGREEMENT and not each.entry.get("iscrowd"):
-            problem = f"the box {_rounded(each.box)} is not that of its mask, {_rounded(around)}"
-            cure = "draw one of them again"
+            problem = f"the box {_rounded(each.box)} does not fit its mask's, {_rounded(around)}"
+            cure = "redraw one of them"
             problems[each.row] = Problem(
                 file, each.item, problem, cure, "warning", "none", each.row
             )

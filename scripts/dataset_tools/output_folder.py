@@ -1,4 +1,4 @@
-"""Folders that appear finished or not at all, and the images that go into them."""
+"""Output folders that are written completely or not at all, and copying images into them."""
 
 from __future__ import annotations
 
@@ -15,38 +15,46 @@ from scripts.dataset_tools.progress import progress
 
 
 def check_output(dataset: Path, output: Path) -> None:
-    """Before long work for it: raise InputError for an output that ``new_folder`` would refuse, and
-    for one inside a dataset, which is only read."""
+    """Check before long work that ``new_folder`` accepts an output outside the dataset.
+
+    Raises:
+        InputError: the output exists, cannot be written, or lies in the dataset.
+    """
     with writing(output):
         _check_new(output)
     check_place(output)
     if dataset.resolve() in output.resolve().parents:
-        raise InputError(f"{output}: lies in the dataset {dataset}; name a folder outside of it")
+        raise InputError(f"{output}: is inside the dataset {dataset}; choose a folder outside")
 
 
 def check_place(path: Path) -> None:
-    """Raise InputError where nothing can be written in the nearest folder above that is there."""
+    """Check that the nearest existing parent folder is writable.
+
+    Raises:
+        InputError: it is not.
+    """
     above = next(each for each in path.absolute().parents if os.path.exists(each))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        reason = "is no folder" if not above.is_dir() else "cannot be written in"
-        raise InputError(f"{path}: cannot be written ({above} {reason}); name another")
+        reason = "is not a folder" if not above.is_dir() else "is not writable"
+        raise InputError(f"{path}: cannot be written ({above} {reason}); choose another")
 
 
 def _check_new(path: Path) -> None:
     target = path.resolve()
     filled = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if filled or target == Path.cwd():  # which would be replaced under the user's feet
-        raise InputError(f"{path}: exists already; name a new folder")
+        raise InputError(f"{path}: already exists; choose a new folder")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill under another name; it is renamed to ``path`` when all went well.
+    """Yield a temporary folder to fill; it is renamed to ``path`` on success.
 
-    What a run that was killed has left under the other name is removed.
+    Leftovers of a killed run in the temporary folder are removed.
 
-    Raises InputError where ``path`` exists and is not empty or the folder that the user is in, or
-    cannot be written, where another process fills it, and for a file that cannot be read meanwhile.
+    Raises:
+        InputError: ``path`` is not empty or is the current folder, cannot be written, or is being
+            written by another process; or a file cannot be read meanwhile.
     """
     target = path.resolve()
     unfinished = target.with_name(f".{target.name}.unfinished")
@@ -71,13 +79,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path, path: Path) -> Iterator[None]:
-    """Hold a folder; raises InputError, which names ``path``, where another process does."""
+    """Lock a folder; raise InputError, which names ``path``, if another process holds it."""
     # No link: what is behind it is not ours to remove.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not try_lock(descriptor):
             raise InputError(
-                f"{path}: another process is writing it; wait for that, or name another folder"
+                f"{path}: another process is writing it; wait for it, or choose another folder"
             )
         yield
     finally:
@@ -91,7 +99,7 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise InputError for what the system has against writing the file or folder ``path``."""
+    """Turn an OSError from writing the file or folder ``path`` into an InputError."""
     try:
         yield
     except OSError as error:
@@ -100,11 +108,11 @@ def writing(path: Path) -> Iterator[None]:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     reason = error.strerror or error
-    return InputError(f"{path}: cannot be written ({reason}); name another, or make it writable")
+    return InputError(f"{path}: cannot be written ({reason}); choose another, or make it writable")
 
 
 def _is_of_reading(error: OSError, written: Iterable[Path]) -> bool:
-    """Whether it names one file that is not written; a full disk names two files, or none."""
+    """Return whether the error names one file not being written; a full disk names two or none."""
     if not isinstance(error.filename, str | os.PathLike) or error.filename2 is not None:
         return False
     named = Path(error.filename)
@@ -114,10 +122,13 @@ def _is_of_reading(error: OSError, written: Iterable[Path]) -> bool:
 def copy_files(
     pairs: Iterable[tuple[Path, Path]], hardlink: bool, root: Path, follow_links: bool
 ) -> int:
-    """Copy (or link) files to places whose folders are made; missing ones are left out.
+    """Copy (or hard-link) files, creating their folders; missing files are skipped.
 
-    Returns the number of files that were missing. Raises InputError for a file that is a link to
-    outside ``root``, unless ``follow_links``.
+    Returns:
+        The number of missing files.
+
+    Raises:
+        InputError: a file is a link to outside ``root``, unless ``follow_links``.
     """
     missing = 0
     for source, target in progress(list(pairs), "images"):

@@ -1,4 +1,4 @@
-"""One picture of a dataset: six plots of its images and boxes."""
+"""A figure of a dataset: six plots of its images and boxes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _CELLS = 40  # a side of the map of centers
 
 
 def plot_dataset(annotations: Annotations, title: str, path: Path) -> None:
-    """Write the picture (PNG, SVG or PDF by the ending).
+    """Write the figure as PNG, SVG or PDF, by the extension.
 
-    Raises InputError where matplotlib is not installed or the file cannot be written.
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
     """
     figure = new_figure((15, 9))
     axes = figure.subplots(2, 3).ravel()
@@ -39,7 +40,7 @@ def _plot_classes(axis: Any, annotations: Annotations) -> None:
     bars = axis.barh(names, counts[order])
     axis.bar_label(bars, padding=2, fontsize=8)
     rest = len(counts) - len(order)
-    axis.set(title="objects by class" + (f" ({rest} rarer ones left out)" if rest else ""))
+    axis.set(title="objects by class" + (f" ({rest} rarer ones not shown)" if rest else ""))
     axis.margins(x=0.12)
     axis.tick_params(axis="y", labelsize=8)
 
@@ -48,7 +49,7 @@ def _plot_counts(axis: Any, annotations: Annotations) -> None:
     counts = np.diff(annotations.offsets)
     width = int(counts.max(initial=0)) // 50 + 1
     axis.hist(counts, bins=np.arange(-0.5, counts.max(initial=0) + width + 0.5, width))
-    axis.set(title="objects in an image", xlabel="objects", ylabel="images")
+    axis.set(title="objects per image", xlabel="objects", ylabel="images")
 
 
 def _plot_image_sizes(axis: Any, annotations: Annotations) -> None:
@@ -87,7 +88,7 @@ def _plot_centers(axis: Any, annotations: Annotations) -> None:
     centers = centers / annotations.sizes[annotations.object_images()][:, ::-1]
     grid, _, _ = np.histogram2d(centers[:, 1], centers[:, 0], bins=_CELLS, range=[[0, 1], [0, 1]])
     axis.imshow(grid, extent=(0, 1, 1, 0), cmap="magma", aspect="auto")
-    axis.set(title="box centers", xlabel="x of the image's width", ylabel="y of its height")
+    axis.set(title="box centers", xlabel="x / image width", ylabel="y / image height")
 
 
 def _label_log_scale(axis: Any, ticks: tuple[float, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset, and what a repair does about it."""
+"""Problems of a dataset, and what a repair does about them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data.errors import InputError
+from scripts.tables import counted
 
 Severity = Literal["error", "warning"]
 Action = Literal[
@@ -19,26 +20,26 @@ Action = Literal[
 
 # What --fix does, by the action.
 REPAIRS: dict[Action, str] = {
-    "drop_object": "leaves the object out",
-    "drop_area": "computes it anew",
-    "drop_iscrowd": "sets it to 0",
-    "drop_difficult": "leaves it out, which means 0",
-    "drop_segmentation": "leaves it out, and keeps the box",
-    "drop_parts": "leaves those parts out",
-    "clip_box": "cuts the box at the image's border",
+    "drop_object": "removes the object",
+    "drop_area": "recomputes the area",
+    "drop_iscrowd": "sets iscrowd to 0",
+    "drop_difficult": "removes difficult, which means 0",
+    "drop_segmentation": "removes the segmentation and keeps the box",
+    "drop_parts": "removes these parts",
+    "clip_box": "clips the box to the image",
     "clear_difficult": "sets difficult to 0",
-    "drop_image": "leaves the image and its objects out",
+    "drop_image": "removes the image and its objects",
     "set_size": "writes the size of the image file",
-    "drop_line": "leaves the line out",
-    "renumber": "gives it a new id",
-    "complete": "fills in what is missing",
-    "allow_link": "copies what it points to, with --follow-links",
+    "drop_line": "removes the line",
+    "renumber": "assigns a new id",
+    "complete": "fills in the missing keys",
+    "allow_link": "copies the link's target, with --follow-links",
     "leave_size": "",
-    "refuse": "",  # nothing of the file
-    "none": "",  # and leaves it for people to decide
+    "refuse": "",  # the file cannot be repaired
+    "none": "",  # left to the user
 }
 
-# The keys of a COCO object that it can do without, and the action that takes them out.
+# Optional keys of a COCO object, and the action that removes each.
 OPTIONAL_KEYS: dict[str, Action] = {
     "area": "drop_area",
     "iscrowd": "drop_iscrowd",
@@ -49,15 +50,15 @@ OPTIONAL_KEYS: dict[str, Action] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """A problem in a dataset.
 
     Attributes:
         file: the annotation file, split or image, relative to the dataset's root.
-        object: the object, image entry or line in it; empty where the whole file is meant.
+        object: the object, image entry or line in it; empty for the whole file.
         problem: what is wrong.
         cure: what to do about it.
-        severity: an error stops training or loses the object; with a warning it trains, but maybe
-            not on what was meant.
+        severity: an error stops training or loses the object; a warning does neither, but training
+            may not use what was meant.
         action: what a repair does.
         row: the position of the object, image entry or line in its file, from 0.
     """
@@ -71,7 +72,7 @@ class Problem:
     row: int = -1
 
     def line(self) -> str:
-        """One line for people."""
+        """Format the problem as one line of text."""
         place = f"{self.file}: {self.object}" if self.object else self.file
         return f"{self.severity}: {place}: {'; '.join(filter(None, (self.problem, self.cure)))}"
 
@@ -89,9 +90,9 @@ class Problem:
 def problem_of(
     error: InputError, place: str, file: str, item: str, action: Action, row: int = -1
 ) -> Problem:
-    """What a reader refused, as an error.
+    """Turn a reader's error into a problem.
 
-    ``place`` is what the reader's message begins with; the last part of it is the cure.
+    ``place`` is the beginning of the reader's message, which ends with the cure.
     """
     text = str(error).removeprefix(place).removeprefix(": ")
     problem, _, cure = text.rpartition("; ")
@@ -99,16 +100,13 @@ def problem_of(
 
 
 def not_by_size(problem: Problem) -> Problem:
-    """What a repair does where boxes may be of another picture than the file's.
-
-    An image whose size would be taken from its file is left out.
-    """
+    """Remove an image instead of setting its size, as its boxes may be of another image."""
     by_size = problem.action in ("set_size", "leave_size")
     return replace(problem, action="drop_image") if by_size else problem
 
 
 def says_no(flag: object) -> bool:
-    """Whether a flag that cannot be read says 0 all the same, in another form.
+    """Return whether a flag that cannot be parsed still means 0, in another form.
 
     >>> says_no("0.0"), says_no("2")
     (True, False)
@@ -122,28 +120,28 @@ def count_by_severity(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def format_problems(problems: Sequence[Problem], most: int) -> str:
-    """The problems, errors first, and how many of them there are.
+    """Format the problems, errors first, and their counts.
 
-    Of warnings in one file that say the same of several objects the first stands for all.
+    If warnings of one file say the same of several objects, only the first is shown.
     """
     alike = Counter(map(_kind_of_warning, problems))
-    told: set[object] = set()
+    shown: set[object] = set()
     lines = []
     for problem in sorted(problems, key=lambda each: each.severity != "error"):
         kind = _kind_of_warning(problem)
-        if kind is None or kind not in told:
+        if kind is None or kind not in shown:
             more = alike[kind] - 1 if kind is not None else 0
             lines.append(f"{problem.line()} (and of {more} more)" if more else problem.line())
-        told.add(kind)
+        shown.add(kind)
     if most and len(lines) > most:
-        lines[most:] = [f"... and {len(lines) - most} more; --most 0 shows all of them"]
+        lines[most:] = [f"... and {len(lines) - most} more; --most 0 shows all"]
     counts = count_by_severity(problems)
-    lines.append(f"{counts['errors']} errors, {counts['warnings']} warnings")
+    lines.append(f"{counted(counts['errors'], 'error')}, {counted(counts['warnings'], 'warning')}")
     return "\n".join(lines)
 
 
 def _kind_of_warning(problem: Problem) -> tuple[str, str] | None:
-    """What warnings share that say the same of several objects of a file; None of an error."""
+    """Return the key that equal warnings of several objects share; None for an error."""
     is_warning = problem.severity == "warning" and problem.object
     return (problem.file, problem.problem) if is_warning else None
 

@@ -1,4 +1,4 @@
-"""Progress bars of the long commands: in terminals alone, after two seconds."""
+"""Progress bars of long commands: only in terminals, after two seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _BAR: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}
 
 
 def progress(items: Iterable[T], description: str) -> Iterable[T]:
-    """The items, with a bar that says how many of them are done."""
+    """Iterate over the items with a progress bar."""
     return tqdm(items, desc=description, **_BAR)
 
 
 def progress_of_bytes(description: str, total: int | None, done: int = 0) -> tqdm[Any]:
-    """A bar to ``update`` with bytes, of which there are ``total`` if that is known."""
+    """Return a progress bar to ``update`` with bytes, of ``total`` if that is known."""
     return tqdm(desc=description, total=total, initial=done, unit="B", unit_scale=True, **_BAR)

@@ -1,4 +1,4 @@
-"""A repaired copy of a dataset, from the problems that were found; the original is only read."""
+"""Repaired copies of datasets; the original is never changed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from scripts.dataset_tools.voc_repair import repair_voc
 def write_repaired(
     layout: Layout, splits: Sequence[str], problems: Sequence[Problem], output: Path, hardlink: bool
 ) -> Kept:
-    """Write the copy, and count what is in it.
+    """Write the repaired copy, and count what it keeps.
 
-    Raises InputError where ``output`` exists, nothing of a split or no object is left, or an image
-    is a link that must not be followed: neither is it copied, nor is there anything wrong with it.
+    Raises:
+        InputError: ``output`` exists, a split or all objects would be lost, or an image is a link
+            that must not be followed.
     """
     links = [problem.file for problem in problems if problem.action == "allow_link"]
     if links:
         raise InputError(
-            f"{layout.root / links[0]}: is a link to outside the root of the data, as "
-            f"{len(links)} images are; say --follow-links if the dataset can be trusted"
+            f"{layout.root / links[0]}: links to outside the data root ({len(links)} such images); "
+            "add --follow-links if you trust the dataset"
         )
     by_file: dict[str, Rows] = defaultdict(lambda: defaultdict(set))
     for problem in problems:
@@ -39,7 +40,7 @@ def write_repaired(
         kept = repair(layout, splits, by_file, folder, hardlink)
         if kept.of_objects and not kept.objects:
             raise InputError(
-                f"{layout.root}: none of its {kept.of_objects} objects could be kept; correct what "
-                "is named by hand"
+                f"{layout.root}: none of its {kept.of_objects} objects could be kept; correct the "
+                "reported problems by hand"
             )
         return kept

@@ -1,18 +1,18 @@
-"""What the name of a split says that it is for."""
+"""The purpose of a split, by its name."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
 
-_TO_TRAIN_ON = ("train", "trainval", "", "val", "test")  # the best first
+_TO_TRAIN_ON = ("train", "trainval", "", "val", "test")  # best first
 _TO_VALIDATE_ON = ("val", "test", "", "train")
 
 
 def role_of(split: str) -> str:
-    """``train``, ``trainval``, ``val`` or ``test``; empty where the name says none of them.
+    """Return ``train``, ``trainval``, ``val`` or ``test``; empty if the name contains none of them.
 
-    In any case, as a part of the name, and without the folder of a VOCdevkit's year before it.
+    Case, the rest of the name and the year folder of a VOCdevkit are ignored.
 
     >>> [role_of(split) for split in ("VOC2007/trainval", "Train", "validation", "fold_0")]
     ['trainval', 'train', 'val', '']
@@ -24,9 +24,9 @@ def role_of(split: str) -> str:
 
 
 def choose_roles(splits: Sequence[str]) -> tuple[str, str]:
-    """The splits to train and to validate on, by their names; there is at least one split.
+    """Choose the splits to train and to validate on by their names, from at least one split.
 
-    A trainval, which may hold what is trained on, is never validated on beside another split.
+    A trainval, which may contain the training images, is used for validation only if it is alone.
     """
     train = min(splits, key=lambda split: _TO_TRAIN_ON.index(role_of(split)))
     others = [split for split in splits if split != train and role_of(split) != "trainval"]
@@ -35,11 +35,11 @@ def choose_roles(splits: Sequence[str]) -> tuple[str, str]:
 
 
 def doubts(train: str, val: str) -> Iterator[str]:
-    """What speaks against two chosen splits, and the cure."""
+    """Yield warnings about the two chosen splits."""
     if "train" not in role_of(train):
-        yield f"no split is named train, so {train!r} is taken; is it the one to train on?"
+        yield f"no split is named train, so {train!r} is used; check that it is the training split"
     if train == val:
         yield (
-            f"{val!r} is trained and validated on, so that its scores say nothing about other "
+            f"{val!r} is used for both training and validation, so scores say nothing about other "
             "images; divide it with datasets.py split"
         )

@@ -1,4 +1,4 @@
-"""Random splits in which every class has its share of images, the same for the same seed."""
+"""Random splits, stratified by class and reproducible by their seed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stratify(
 
     Args:
         counts: ``(I, K)`` objects of each class in each image, or whether there are any.
-        fractions: of each split; they add up to 1.
+        fractions: share of each split; they add up to 1.
         seed: the order in which images are taken.
 
     Returns:
@@ -77,25 +77,25 @@ def split_voc(
     """Add ``ImageSets/Main/<name>.txt`` to a VOC dataset; nothing that exists is overwritten.
 
     Args:
-        layout: of the dataset.
+        layout: layout of the dataset.
         source: the split to divide; None: all annotation files.
-        names: of the new splits.
-        fractions: of each of them.
-        seed: of the order.
+        names: names of the new splits.
+        fractions: share of each new split.
+        seed: seed of the order.
 
     Returns:
-        By split, the number of its images and the images of each class.
+        For each split, the number of its images and of the images with each class.
 
     Raises:
-        InputError: a list exists already, would be empty or cannot be written, the dataset is one
-            of several in a VOCdevkit, or what the readers refuse.
+        InputError: a list already exists, would be empty or cannot be written, the dataset is one
+            of several in a VOCdevkit, or its files cannot be read.
     """
     folder = layout.root / "ImageSets/Main"
     _check_names(names)
     targets = [folder / f"{name}.txt" for name in names]
     for target in targets:
         if os.path.lexists(target):
-            raise InputError(f"{target}: exists already; choose other --names")
+            raise InputError(f"{target}: already exists; choose other --names")
     chosen = layout.splits if source is None else [source]
     if chosen and all("/" in split for split in chosen):
         raise layout.several_datasets_error(chosen, "split")
@@ -112,7 +112,7 @@ def split_voc(
 
 
 def _write_lists(lists: Mapping[Path, Sequence[str]]) -> None:
-    """Write all of them or, where one cannot be written or a signal comes, none."""
+    """Write all lists, or none if one cannot be written or a signal arrives."""
     written: list[Path] = []
     try:
         for path, names in lists.items():
@@ -134,7 +134,7 @@ def _voc_members(layout: Layout, source: str | None) -> list[str]:
         layout.choose([source])
         members = layout.load(source).names.tolist()
     if not members:
-        raise InputError(f"{layout.root}: has no Annotations/*.xml; name the root of a VOC dataset")
+        raise InputError(f"{layout.root}: has no Annotations/*.xml; give the root of a VOC dataset")
     return members
 
 
@@ -147,16 +147,31 @@ def split_coco(
     output: Path,
     hardlink: bool,
 ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-    """Write one split of a COCO dataset, divided, into a new folder; as ``split_voc`` otherwise.
+    """Divide one split of a COCO dataset and write the parts to a new folder.
 
-    Also returns, by split, the number of image files that are missing and were left out.
+    Args:
+        layout: layout of the dataset.
+        source: the split to divide; None: the only one.
+        names: names of the new splits.
+        fractions: share of each new split.
+        seed: seed of the order.
+        output: the new folder.
+        hardlink: hard-link the images instead of copying them.
+
+    Returns:
+        For each split, the number of its images and of the images with each class; and for each
+        split the number of skipped missing image files.
+
+    Raises:
+        InputError: the split is ambiguous or cannot be read, a part would be empty, or the folder
+            cannot be written.
     """
     _check_names(names)
     (split,) = layout.choose([source] if source else None)[:1]
     if source is None and len(layout.splits) > 1:
         raise InputError(
-            f"{layout.root}: has the splits {', '.join(layout.splits)}; say with --source which "
-            "one is divided"
+            f"{layout.root}: has the splits {', '.join(layout.splits)}; choose the one to divide "
+            "with --source"
         )
     check_output(layout.root, output)
     path = layout.root / f"annotations/instances_{split}.json"
@@ -187,22 +202,22 @@ def split_coco(
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Raise InputError for a name that is none of a file: in a folder no split is looked for."""
+    """Raise InputError for a name that cannot be a split: it must be a plain file name."""
     for name in names:
         inner_path(name, "--names")
         if "/" in name or name.startswith(".") or name != name.strip():
             raise InputError(
-                f"--names: {shown(name)} is no name of a split; leave out slashes, a dot at the "
-                "beginning and spaces at the ends"
+                f"--names: {shown(name)} is not a split name; remove slashes, a leading dot and "
+                "spaces at the ends"
             )
 
 
 def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
-    """Raise InputError unless there is one positive fraction a name and they add up to 1."""
+    """Raise InputError unless each name has a positive fraction and they add up to 1."""
     if len(names) != len(fractions) or len(set(names)) != len(names):
         raise InputError(
             f"--names {' '.join(names)} and --fractions {' '.join(map(str, fractions))}: give each "
-            "split a name of its own and a fraction"
+            "split a unique name and a fraction"
         )
     if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # nan is neither
         raise InputError(
@@ -214,19 +229,19 @@ def check_fractions(names: Sequence[str], fractions: Sequence[float]) -> None:
 def _assign(
     classes: Sequence[Sequence[str]], names: Sequence[str], fractions: Sequence[float], seed: int
 ) -> npt.NDArray[np.int64]:
-    """``(I,)`` the split of each image; raises InputError where one gets none."""
+    """Return ``(I,)`` the split of each image; raise InputError if a split gets none."""
     assigned = stratify(_presence(classes)[1], fractions, seed)
     for number, (name, fraction) in enumerate(zip(names, fractions, strict=True)):
         if not (assigned == number).any():
             raise InputError(
-                f"--fractions {' '.join(map(str, fractions))}: of {len(classes)} images the split "
-                f"{shown(name)} gets none; give it more than {fraction:g}, or make fewer splits"
+                f"--fractions {' '.join(map(str, fractions))}: the split {shown(name)} gets none "
+                f"of {len(classes)} images; give it more than {fraction:g}, or make fewer splits"
             )
     return assigned
 
 
 def _presence(classes: Sequence[Sequence[str]]) -> tuple[list[str], npt.NDArray[np.bool_]]:
-    """The names of all classes, sorted, and which image has which: ``(I, K)``."""
+    """Return the sorted names of all classes, and ``(I, K)`` which image has which."""
     names = sorted({name for each in classes for name in each})
     columns = {name: column for column, name in enumerate(names)}
     present = np.zeros((len(classes), len(names)), np.bool_)
@@ -238,7 +253,7 @@ def _presence(classes: Sequence[Sequence[str]]) -> tuple[list[str], npt.NDArray[
 def _report(
     names: Sequence[str], assigned: npt.NDArray[np.int64], classes: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, int]]:
-    """By split: all images, and the images that have each class."""
+    """Count for each split all images, and the images with each class."""
     found, present = _presence(classes)
     report = {}
     for number, split in enumerate(names):

@@ -1,4 +1,4 @@
-"""A config to start training with, from what a dataset holds."""
+"""Starting configs for training on a dataset."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def check_config(path: Path) -> None:
-    """Before long work for it: raise InputError for a config that ``write_config`` would refuse."""
+    """Check before long work that ``write_config`` can write a config.
+
+    Raises:
+        InputError: the file exists or cannot be written.
+    """
     if os.path.lexists(path):
-        raise InputError(f"{path}: exists already; name a new file")
+        raise InputError(f"{path}: already exists; choose a new file")
     check_place(path)
 
 
@@ -39,18 +43,18 @@ def write_config(
 ) -> None:
     """Write a config that train.py accepts.
 
-    Raises InputError where the file exists or cannot be written, and where there is nothing to
-    train on.
-
     ``train`` and ``val`` are the splits, of ``parts``, to train and to validate on; the classes are
     theirs. The detector is the suggested one with ImageNet weights, or with ``from_scratch`` a
-    small one without. ``data.root`` is the path as it was given: relative to where train.py is run.
+    small one without. ``data.root`` is the path as given: relative to where train.py is run.
+
+    Raises:
+        InputError: the file exists or cannot be written, or there is nothing to train on.
     """
     check_config(path)
     if suggestion is None:
         raise InputError(
-            f"--write-config: {layout.root} has no objects to train on, so that anchors cannot be "
-            "suggested; annotate some, or name other --splits"
+            f"--write-config: {layout.root} has no objects to train on, so anchors cannot be "
+            "suggested; annotate some, or choose other --splits"
         )
     images = len(parts[train])
     annotations = layout.join(parts[split] for split in dict.fromkeys([train, val]))
@@ -117,6 +121,6 @@ def _schedule(images: int, from_scratch: bool) -> dict[str, Any]:
 
 
 def _path_from(config: Path, base: Path) -> str:
-    """How ``base:`` names a file: relative within the repository, which may move as a whole."""
+    """Return the path for ``base:``, relative if both files are in the repository."""
     folder = config.resolve().parent
     return os.path.relpath(base, folder) if folder.is_relative_to(CONFIGS.parent) else str(base)

@@ -1,4 +1,4 @@
-"""Numbers about a dataset: how many, how large, how shaped, of which class."""
+"""Statistics of a dataset: counts, sizes, aspect ratios and classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SMALL, _LARGE = 32.0**2, 96.0**2  # square pixels; COCO's bounds of small, medi
 
 
 def describe(annotations: Annotations, splits: Mapping[str, Annotations]) -> dict[str, Any]:
-    """Everything as plain numbers, ready for JSON.
+    """Compute all statistics as plain numbers, ready for JSON.
 
     Args:
         annotations: all images, each once.
-        splits: the same by split.
+        splits: the annotations of each split.
     """
     sides = box_sides(annotations)
     ratios = aspect_ratios(annotations)
@@ -58,7 +58,7 @@ def _describe_split(part: Annotations) -> dict[str, int]:
 
 
 def describe_classes(annotations: Annotations) -> list[dict[str, Any]]:
-    """Objects, images and the median side of each class, in the order of the labels."""
+    """Return objects, images and median side of each class, in the order of the labels."""
     images, sides = annotations.object_images(), box_sides(annotations)
     rows = []
     for label, name in enumerate(annotations.classes):

@@ -1,9 +1,8 @@
-"""From the objects of a dataset to a detector, an image size and anchors.
+"""Suggest a detector, an image size and anchors from the objects of a dataset.
 
-Anchors are chosen by measuring: a box is covered when an anchor of some level, laid over its
-center, overlaps it with an IoU of 0.7 or more; in the grid, where centers do not meet, that leaves
-about the 0.5 that training asks for. Of all pyramids the cheapest is taken whose coverage is within
-one percent of the best.
+A box counts as covered if an anchor of some level, centered on it, overlaps it with an IoU of at
+least 0.7; on the real grid, where centers differ, about the 0.5 that training requires remain. The
+cheapest pyramid whose coverage is within one percent of the best is chosen.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Suggestion:
         sizes: the smallest anchor size of each level, pixels after resizing.
         ratios: height over width of the anchors.
         coverage: the share of boxes that an anchor overlaps with IoU 0.7 or more.
-        default_coverage: the same of the detector's default anchors.
+        default_coverage: coverage of the detector's default anchors.
         median_side: the median box side after resizing.
     """
 
@@ -64,9 +63,9 @@ class Suggestion:
 
 
 def choose_detector(annotations: Annotations) -> str:
-    """Mask R-CNN where nearly all objects that are trained on have masks, else RetinaNet.
+    """Choose Mask R-CNN if nearly all objects to train on have masks, else RetinaNet.
 
-    Mask R-CNN would learn of every object without a mask that it fills its box.
+    Mask R-CNN would learn that an object without a mask fills its box.
     """
     trained = annotations.trained(use_difficult=False)
     if annotations.masks is None or not trained.any():
@@ -105,7 +104,7 @@ def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
 
 
 def suggest_image_size(annotations: Annotations) -> tuple[int, int]:
-    """The median image, enlarged up to twice where a tenth of its objects is smaller than 24 px."""
+    """Return the median image size, enlarged up to twice if a tenth of objects is below 24 px."""
     short = float(np.median(annotations.sizes.min(axis=1)))
     long = float(annotations.sizes.max())
     sides = box_sides(annotations)[annotations.trained(use_difficult=False)]
@@ -130,14 +129,14 @@ def coverage(
     anchor_ratios: Sequence[float],
     scales: Sequence[float],
 ) -> float:
-    """The share of boxes that one of the anchors overlaps with IoU 0.7, centers aligned.
+    """Return the share of boxes that an anchor overlaps with IoU 0.7, centers aligned.
 
     Args:
         sides: ``(N,)`` square roots of the boxes' areas.
         ratios: ``(N,)`` height over width.
         sizes: the smallest anchor size of each level.
         anchor_ratios: height over width of the anchors.
-        scales: what each size is multiplied with.
+        scales: factors on each size.
     """
     best = np.zeros(len(sides))
     heights, widths = sides * np.sqrt(ratios), sides / np.sqrt(ratios)
@@ -151,7 +150,7 @@ def coverage(
 def _choose_anchors(
     sides: Floats, ratios: Floats, last_level: int
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], float]:
-    """Levels, sizes, ratios and coverage of the cheapest pyramid near the best coverage."""
+    """Return levels, sizes, ratios and coverage of the cheapest pyramid near the best coverage."""
     candidates = []
     lasts = range(5, last_level + 1)
     choices = itertools.product((3, 2), lasts, (2.0, 4.0, 6.0, 8.0), _ratio_sets(ratios))

@@ -1,4 +1,4 @@
-"""Statistics and suggestions as text for people."""
+"""Statistics and suggestions as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scripts.tables import format_table
 
 
 def format_statistics(numbers: dict[str, Any]) -> str:
-    """What ``statistics.describe`` found, as four tables."""
+    """Format the result of ``statistics.describe`` as four tables."""
     flags = ("images", "empty", "objects", "difficult", "crowd", "masks", "without_area")
     splits = [[name, *(split[flag] for flag in flags)] for name, split in numbers["splits"].items()]
     classes = [
@@ -21,7 +21,7 @@ def format_statistics(numbers: dict[str, Any]) -> str:
         for key, title in (
             ("image_width", "image width, px"),
             ("image_height", "image height, px"),
-            ("objects_per_image", "objects in an image"),
+            ("objects_per_image", "objects per image"),
             ("box_side", "box side, px"),
             ("box_side_of_image", "box side / image side"),
             ("box_height_over_width", "box height / width"),
@@ -29,19 +29,19 @@ def format_statistics(numbers: dict[str, Any]) -> str:
         if numbers[key] is not None
     ]
     sizes = ", ".join(f"{count} {name}" for name, count in numbers["coco_sizes"].items())
-    spread_header = ["", "least", "5%", "25%", "median", "75%", "95%", "most"]
+    spread_header = ["", "min", "5%", "25%", "median", "75%", "95%", "max"]
     return "\n\n".join(
         [
             format_table(["split", *(flag.replace("_", " ") for flag in flags)], splits),
             format_table(["class", "objects", "images", "median side, px"], classes),
             format_table(spread_header, spread),
-            f"by COCO's sizes: {sizes}",
+            f"by COCO size: {sizes}",
         ]
     )
 
 
 def format_suggestion(suggestion: Suggestion | None) -> str:
-    """What to write into a config, and why."""
+    """Format the suggested settings and their reasons."""
     if suggestion is None:
         return "no objects to train on: no image size and no anchors can be suggested"
     ratios = ", ".join(f"{ratio:g}" for ratio in suggestion.ratios)
@@ -49,9 +49,9 @@ def format_suggestion(suggestion: Suggestion | None) -> str:
     levels = f"{suggestion.levels[0]} to {suggestion.levels[-1]}"
     return (
         f"suggested detector: {suggestion.detector}\n"
-        f"suggested image size: {list(suggestion.image_size)} (short side, longest long side); the "
-        f"median box is {suggestion.median_side:.0f} px then\n"
-        f"suggested anchors: levels {levels}, sizes {sizes}, ratios {ratios}, 3 scales an octave: "
-        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (its default anchors: "
+        f"suggested image size: {list(suggestion.image_size)} (short side, longest long side), "
+        f"which makes the median box {suggestion.median_side:.0f} px\n"
+        f"suggested anchors: levels {levels}, sizes {sizes}, ratios {ratios}, 3 scales per octave: "
+        f"cover {suggestion.coverage:.1%} of the boxes with IoU 0.7 (default anchors: "
         f"{suggestion.default_coverage:.1%})"
     )

@@ -1,4 +1,4 @@
-"""Archives to folders: only plain files, only below the folder, no more than is plausible."""
+"""Unpack archives: only regular files, only below the folder, no implausible sizes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,14 @@ class _Member:
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpack a .tar (also compressed) or .zip; returns the number of its files.
+    """Unpack a .tar (also compressed) or .zip; return the number of files.
 
-    All names are checked before the first file is written. A file that is there with the right
-    size is left alone, so that an interrupted call can be repeated; each file gets its name when it
-    is complete.
+    All names are checked before the first file is written. An existing file of the right size is
+    kept, so that an interrupted call can be repeated; each file is renamed once it is complete.
 
     Raises:
-        InputError: no such archive, a damaged one, or one with links, special files, paths out of
-            the folder or implausibly much content.
+        InputError: the archive is missing or damaged, or has links, special files, paths out of the
+            folder or an implausible size.
     """
     try:
         with _members(archive) as members:
@@ -54,7 +53,7 @@ def unpack(archive: Path, folder: Path) -> int:
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{archive}: is damaged ({reason}); remove it and download it again"
+            f"{archive}: is damaged ({reason}); delete it and download it again"
         ) from None
     except OSError as error:
         raise InputError(
@@ -103,7 +102,7 @@ def _open_entry(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
 
 def _refused(archive: Path, name: str) -> InputError:
     return InputError(
-        f"{archive}: {shown(name)} is a link or a special file, which no dataset needs; get the "
+        f"{archive}: {shown(name)} is a link or special file, which is not allowed; get the "
         "archive from its publisher"
     )
 

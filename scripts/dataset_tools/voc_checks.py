@@ -1,4 +1,4 @@
-"""Every problem of a VOC dataset; what passes here trains."""
+"""Find every problem of a VOC dataset; a dataset that passes can be trained on."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from scripts.dataset_tools.image_checks import ImageChecks, is_size_of, share_by
 from scripts.dataset_tools.layout import Layout, annotation_files, place_of
 from scripts.dataset_tools.problems import Action, Problem, not_by_size, problem_of, says_no
 from scripts.dataset_tools.progress import progress
+from scripts.tables import counted
 
 
 def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Problem]:
-    """Check the splits, their annotation files and images, and what no split lists."""
+    """Check the splits, their annotation files and images, and files that no split lists."""
     problems: list[Problem] = []
     members: dict[str, set[str]] = {}
-    mentioned: set[str] = set()  # annotation files, also by lines that are wrong
+    mentioned: set[str] = set()  # annotation files, also those of faulty lines
     for split in splits:
         members[split], others, found = _check_split(layout.root, split)
         mentioned |= members[split] | others
@@ -47,7 +48,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
     annotations = sorted(set().union(*members.values()))
     owners: dict[str, list[str]] = defaultdict(list)
     classes: dict[str, set[str]] = {}  # by annotation file
-    trainable: dict[str, set[bool]] = {}  # likewise, see _Document
+    trainable: dict[str, set[bool]] = {}  # by annotation file, see _Document
     for annotation in progress(annotations, "validate"):
         folder, _ = place_of(annotation)
         if folder not in listings:
@@ -69,7 +70,7 @@ def check_voc(layout: Layout, splits: Sequence[str], decode: bool) -> list[Probl
 
 
 def _check_split(root: Path, split: str) -> tuple[set[str], set[str], list[Problem]]:
-    """The annotation files of a split, those that its lines may mean, and what is wrong."""
+    """Return the annotation files of a split, those that faulty lines may mean, and problems."""
     folder, file = posixpath.dirname(split), split_file(root, split)
     try:
         lines = read_lines(root / file, root)
@@ -86,7 +87,7 @@ def _check_split(root: Path, split: str) -> tuple[set[str], set[str], list[Probl
                 stem = posixpath.splitext(posixpath.basename(line.strip()))[0]
                 mentioned.add(posixpath.join(folder, "Annotations", f"{stem}.xml"))
     if not (members or mentioned):
-        cure = "write one image name a line"
+        cure = "write one image name per line"
         problems.append(Problem(file, "", "lists no images", cure, "error", "refuse"))
     return members, mentioned, problems
 
@@ -101,7 +102,7 @@ def _check_line(
         return problem_of(error, item, file, item, "drop_line", row)
     annotation = posixpath.join(folder, "Annotations", f"{name}.xml")
     if not os.path.isfile(root / annotation):
-        problem, cure = f"there is no {annotation}", "add it, or take the line out"
+        problem, cure = f"{annotation} not found", "add it, or remove the line"
         return Problem(file, item, problem, cure, "error", "drop_line", row)
     if annotation in members:
         problem = f"{shown(name)} is listed twice"
@@ -111,13 +112,13 @@ def _check_line(
 
 
 def _check_leaks(members: dict[str, set[str]]) -> Iterator[Problem]:
-    """Images in two splits, of which one may be trained on and the other scored on."""
+    """Yield overlaps of splits, as one may be trained on and the other scored on."""
     for one, other in combinations(members, 2):
         both = members[one] & members[other]
         if both and not share_by_design(one, other):
             yield Problem(
-                f"{one} and {other}", "", f"{len(both)} images are in both, the first: "
-                f"{shown(min(both))}", "keep each in one of them", "warning", "none",
+                f"{one} and {other}", "", f"{counted(len(both), 'image')} in both, the first: "
+                f"{shown(min(both))}", "keep each in one split only", "warning", "none",
             )  # fmt: skip
 
 
@@ -130,13 +131,13 @@ def _check_unlisted(layout: Layout, listed: set[str]) -> Iterator[Problem]:
 
 
 def _check_owners(image: str, files: list[str]) -> Iterator[Problem]:
-    """Annotation files of one image: it is that of its own name; without one, of none."""
+    """Yield annotation files that share an image, except the one named like the image."""
     stem = posixpath.splitext(image.replace("JPEGImages/", "Annotations/", 1))[0]
     own = f"{stem}.xml"
     for file in files:
         if len(files) > 1 and file != own:
             other = own if own in files else next(each for each in files if each != file)
-            problem = f"its image {shown(image)} is that of {other}, too"
+            problem = f"has the same image {shown(image)} as {other}"
             cure = "correct <filename> in one of them"
             yield Problem(file, "", problem, cure, "error", "drop_image")
 
@@ -144,7 +145,7 @@ def _check_owners(image: str, files: list[str]) -> Iterator[Problem]:
 def _classes_of(
     annotations: set[str], classes: dict[str, set[str]], trainable: dict[str, set[bool]]
 ) -> SplitClasses:
-    """Those of a split, as the reader finds them: all of VOC's 20 where there are no others."""
+    """Return the classes of a split as the reader finds them: VOC's 20 if it has no others."""
     used: dict[str, str] = {}
     for annotation in sorted(annotations):
         for name in classes[annotation]:
@@ -157,7 +158,7 @@ def _classes_of(
 
 @dataclass(frozen=True)
 class _Object:
-    """An object that can be read: its place in the file, its box as trained on and as written."""
+    """A readable object: its position in the file, its box as trained on and as written."""
 
     row: int
     name: str
@@ -177,8 +178,8 @@ class _Document:
         self._path = layout.root / file
         self._listing = listing
         self._owners = owners
-        self.classes: set[str] = set()  # of the objects that can be read
-        # whether the objects are difficult that are trained on, or may be
+        self.classes: set[str] = set()  # of readable objects
+        # the difficult flags of objects that may be trained on
         self.trainable: set[bool] = set()
 
     def check(self, images: ImageChecks) -> list[Problem]:
@@ -218,7 +219,7 @@ class _Document:
         return sides[0], sides[1]
 
     def _objects(self, annotation: Element, problems: list[Problem]) -> list[_Object]:
-        """The objects that can be read, if need be without their flag."""
+        """Return the readable objects, if necessary without their flag."""
         objects = []
         for row, element in enumerate(annotation.findall("object")):
             name = (element.findtext("name") or "").strip()
@@ -235,7 +236,7 @@ class _Document:
         return objects
 
     def _continuous(self, box: Box) -> Box:
-        """As the loader: a box whose corners share a row or column has no area."""
+        """Convert a box as the loader does: corners that share a row or column have no area."""
         x1, y1, x2, y2 = box
         if self._layout.zero_based or x2 <= x1 or y2 <= y1:
             return box
@@ -247,12 +248,12 @@ class _Document:
         found = find_voc_image(name, filename, self._listing, str(self._path))
         other = other_voc_image(name, filename, self._listing)
         if other:
-            problem = f"its <filename> names the image {shown(other)}, but {shown(found)} is taken"
-            cure = "correct <filename>, or give the image and the annotation one name"
+            problem = f"its <filename> names the image {shown(other)}, but {shown(found)} is used"
+            cure = "correct <filename>, or give the image and the annotation the same name"
             problems.append(Problem(self._file, "", problem, cure, "warning", "none"))
         several = same_stem(name, filename, self._listing)
         if several:
-            problem = f"JPEGImages has {some_of(several)} of its name; {shown(found)} is taken"
+            problem = f"JPEGImages has {some_of(several)} with its name; {shown(found)} is used"
             cure = "name the image in <filename>, or move the others elsewhere"
             problems.append(Problem(self._file, "", problem, cure, "warning", "none"))
         image = posixpath.join(folder, "JPEGImages", found)
@@ -261,7 +262,7 @@ class _Document:
 
 
 def _read_object(element: Element, item: str) -> tuple[VocObject | None, InputError | None]:
-    """An object, and what is wrong with it; with ``<difficult>`` cleared if that says 0."""
+    """Return an object and its error; a malformed ``<difficult>`` that means 0 is cleared."""
     try:
         return read_voc_object(element, item), None
     except InputError as error:
@@ -274,5 +275,5 @@ def _read_object(element: Element, item: str) -> tuple[VocObject | None, InputEr
         flag.text = "0"
     try:
         return read_voc_object(cleared, item), first
-    except InputError as error:  # not, or not only, for the flag
+    except InputError as error:  # the flag is not the only error
         return None, error

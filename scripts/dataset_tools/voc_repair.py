@@ -1,4 +1,4 @@
-"""A repaired copy of a VOC dataset."""
+"""Repaired copies of VOC datasets."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ class _Line:
 def repair_voc(
     layout: Layout, splits: Sequence[str], by_file: dict[str, Rows], folder: Path, hardlink: bool
 ) -> Kept:
-    """Write the chosen splits into ``folder``; for all splits also what none of them lists.
+    """Write the chosen splits into ``folder``; if all are chosen, also files that no split lists.
 
-    ``by_file`` are the actions for each file. Raises InputError where nothing of a split is left.
+    ``by_file`` holds the actions for each file.
+
+    Raises:
+        InputError: nothing of a split is left.
     """
     pairs: list[tuple[Path, Path]] = []
     kept: set[str] = set()
@@ -83,7 +86,7 @@ def repair_voc(
 
 
 def _lists_of(layout: Layout, year: str, splits: Sequence[str]) -> list[Path]:
-    """The lists of the chosen splits and of their single classes; for all splits all that are."""
+    """Return the list files of the chosen splits and their single classes; all for all splits."""
     lists = sorted((layout.root / year / "ImageSets/Main").glob("[!.]*.txt"))
     if set(splits) >= set(layout.splits):
         return lists
@@ -98,7 +101,7 @@ def _lists_of(layout: Layout, year: str, splits: Sequence[str]) -> list[Path]:
 
 
 def _listed_file(root: Path, year: str, line: str) -> str:
-    """The annotation file that a line of a split names, relative to the root; "" for none."""
+    """Return the annotation file of a line of a split, relative to the root; "" for none."""
     folder = posixpath.join(year, "Annotations")
     try:
         file = posixpath.join(folder, f"{listed_name(line, root / folder, '')}.xml")
@@ -108,7 +111,7 @@ def _listed_file(root: Path, year: str, line: str) -> str:
 
 
 def _copy_rest(root: Path, split: str, folder: Path) -> None:
-    """What a dataset that came from COCO keeps of a split's file beside its lists."""
+    """Copy the rest of a split's COCO file, which a dataset converted from COCO keeps."""
     rest = rest_of(split)
     if (root / rest).is_file():
         (folder / rest).parent.mkdir(parents=True, exist_ok=True)
@@ -175,9 +178,9 @@ def _repair_objects(annotation: Element, rows: Rows, zero_based: bool) -> None:
 
 
 def _clip(annotation: Element, element: Element, first: int) -> None:
-    """Cut a box at the border, so that the loader, which cuts it too, reads what it read before.
+    """Clip a box to the image, so that the loader, which clips too, reads the same box as before.
 
-    It reads nothing where the corners meet: a box of which a single pixel is inside stays as it is.
+    A box with a single pixel inside stays as it is: the loader drops a box whose corners meet.
     """
     corners = {corner.tag: corner for corner in element.iterfind("bndbox/*")}
     for axis, side in (("x", "size/width"), ("y", "size/height")):
@@ -192,9 +195,9 @@ def _clip(annotation: Element, element: Element, first: int) -> None:
 def _repair_list(
     file: Path, lines: Sequence[_Line], by_file: dict[str, Rows], kept: set[str], folder: Path
 ) -> int:
-    """Write a split without its faulty lines; returns how many are left.
+    """Write a list file without its faulty lines; return the number of lines left.
 
-    Also for the lists of one class, which have a flag behind each name.
+    It may be the list of one class, which has a flag after each name.
     """
     dropped = by_file.get(file.as_posix(), {}).get("drop_line", set())
     left = [

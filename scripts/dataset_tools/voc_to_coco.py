@@ -1,4 +1,4 @@
-"""A VOC dataset written as a COCO one."""
+"""Conversion of a VOC dataset to COCO."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scripts.dataset_tools.progress import progress
 
 
 class VocToCoco:
-    """Ids are given over all splits, so that an image in two of them is the same in both."""
+    """Converts all splits with common ids, so that an image in two of them has one id."""
 
     def __init__(self, layout: Layout, folder: Path) -> None:
         self._layout = layout
@@ -64,7 +64,7 @@ class VocToCoco:
         }
 
     def _unlisted(self, splits: Sequence[str], names: Sequence[str]) -> int:
-        """The annotation files that no split lists, where all splits are converted."""
+        """Count the annotation files that no split lists, if all splits are converted."""
         if not set(splits) >= set(self._layout.splits):
             return 0
         listed = {f"Annotations/{name}.xml" for name in names}
@@ -92,7 +92,7 @@ class VocToCoco:
         return image, objects
 
     def _give_ids(self, splits: Sequence[Sequence[str]]) -> None:
-        """Those that came from COCO stay, but for what two entries of one split share."""
+        """Assign ids; those from COCO are kept, unless two entries of one split share them."""
         for names in splits:
             _forget_doubles([self._read[name][0] for name in names])
             _forget_doubles([item for name in names for _, item in self._read[name][1]])
@@ -100,7 +100,7 @@ class VocToCoco:
         _fill_ids([item for _, objects in self._read.values() for _, item in objects])
 
     def _check_owners(self, names: Sequence[str]) -> None:
-        """Raise InputError where two annotation files of a split have one picture."""
+        """Raise InputError if two annotation files of a split have the same image."""
         owners: dict[str, str] = {}
         for name in names:
             file = self._read[name][0]["file_name"]
@@ -108,7 +108,7 @@ class VocToCoco:
             if owner != name:
                 folder = self._layout.root / "Annotations"
                 raise InputError(
-                    f"{folder / name}.xml: its image {shown(file)} is that of {owner}.xml, too; "
+                    f"{folder / name}.xml: has the same image {shown(file)} as {owner}.xml; "
                     "correct <filename> in one of them"
                 )
 
@@ -149,7 +149,7 @@ def _listed(root: Path, split: str) -> list[str]:
 
 
 def _forget_doubles(entries: Sequence[dict[str, Any]]) -> None:
-    """Take an id out of all entries but the first that has it."""
+    """Remove duplicate ids from all entries but the first with each."""
     seen: set[object] = set()
     for entry in entries:
         identity = entry.get("id")
@@ -160,7 +160,7 @@ def _forget_doubles(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _fill_ids(entries: Sequence[dict[str, Any]]) -> None:
-    """Numbers from 1 for those without an id, none that is taken; the id stands first."""
+    """Assign unused ids from 1 to entries without one; the id becomes the first key."""
     taken = {entry["id"] for entry in entries if "id" in entry}
     free = (number for number in count(1) if number not in taken)
     for entry in entries:
@@ -171,7 +171,7 @@ def _fill_ids(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def _extended(categories: list[dict[str, Any]], found: set[str]) -> list[dict[str, Any]]:
-    """The categories, and what was found beside them: VOC's 20 in their order, or by name."""
+    """Return the categories with new classes appended: VOC's 20 in their order, or by name."""
     known = {each["name"].strip() for each in categories}
     if not categories and found <= set(VOC_CLASSES):
         new: Sequence[str] = VOC_CLASSES
@@ -182,9 +182,9 @@ def _extended(categories: list[dict[str, Any]], found: set[str]) -> list[dict[st
 
 
 def _read_rest(root: Path, split: str) -> dict[str, Any]:
-    """What the COCO file of a split held beside its lists.
+    """Return the rest of a split's COCO file.
 
-    Of a split that was made since, the categories of the others, where these agree.
+    For a split created since the conversion, the categories of the others, if these agree.
     """
     path = root / rest_of(split)
     if path.is_file():

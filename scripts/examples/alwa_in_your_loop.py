@@ -1,8 +1,8 @@
-"""ALWA in a training loop of your own, around torchvision's RetinaNet and drawn squares.
+"""ALWA in your own training loop, with torchvision's RetinaNet on synthetic squares.
 
     python scripts/examples/alwa_in_your_loop.py
 
-Needs nothing but torch and torchvision beside the package ``losses``; takes seconds on one core.
+Needs only torch and torchvision besides the package ``losses``; takes seconds on one core.
 The lines that ALWA adds to the loop are marked.
 """
 
@@ -47,7 +47,7 @@ def train(iterations: int, interval: int, output: Path | None) -> None:
 
 
 def draw_squares(seed: int, device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Two noisy pictures of 64 x 64 with a bright square each, and the boxes of the squares."""
+    """Return two noisy 64 x 64 images with a bright square each, and the squares' boxes."""
     generator = torch.Generator().manual_seed(seed)
     images, targets = [], []
     for _ in range(2):
@@ -61,7 +61,7 @@ def draw_squares(seed: int, device: torch.device) -> tuple[list[Tensor], list[di
 
 
 def report(iteration: int, alwa: ALWA) -> None:
-    """Once in a window the host may look: statistics of the window, and the new weights."""
+    """Print the statistics of a window and the new weights, synchronizing once per window."""
     statistics = {
         name: f"{mean.item():.3f} ± {std.item():.3f}"
         for name, (mean, std) in alwa.last_window().items()
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--interval", type=int, default=10, help="iterations between updates")
-    parser.add_argument("--output", type=Path, help="where a checkpoint is saved")
+    parser.add_argument("--output", type=Path, help="file for a checkpoint")
     arguments = parser.parse_args()
     train(arguments.iterations, arguments.interval, arguments.output)
 

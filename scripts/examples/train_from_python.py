@@ -1,8 +1,8 @@
-"""Own data and an own loop around the project's detectors: no annotation files, no train.py.
+"""The project's detectors with your own data and loop: no annotation files, no train.py.
 
     python scripts/examples/train_from_python.py
 
-Draws light and dark rectangles, trains a small RetinaNet under ALWA on them and scores it: a minute
+Draws light and dark rectangles, trains a small RetinaNet on them with ALWA and scores it: a minute
 on one core.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=320, help="to train on")
+    parser.add_argument("--pictures", type=int, default=320, help="images to train on")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def draw(root: Path, split: str, count: int) -> Annotations:
-    """Pictures on disk, and what is on them: put yours here."""
+    """Write images to disk and return their annotations: put yours here."""
     rng = np.random.default_rng(len(split))
     files, boxes, labels = [], [], []
     for number in range(count):
@@ -65,7 +65,7 @@ def draw(root: Path, split: str, count: int) -> Annotations:
 
 
 def train(config: Config, training: Annotations, held_out: Annotations) -> float:
-    """A loop of your own; under torchrun every process runs it."""
+    """Train in your own loop; under torchrun every process runs it."""
     with start_ranks(config.train.device) as ranks:
         loader = build_loader(config, training, ranks)
         state = build_state(config, training.classes, len(loader), ranks)

@@ -1,1 +1,1 @@
-"""Trained detectors as files that other programs run."""
+"""Export of trained detectors to files that other programs can run."""

@@ -1,8 +1,8 @@
 """Detectors for one image of any size, in operations that tracing records.
 
-A detector's own forward reads sizes and counts on the host (how many detections each image of the
-batch has), and a trace would keep those of the image it was made with. For one image none of them
-is needed, and what is left depends on tensors alone.
+A detector's own forward reads sizes and counts on the host (such as the number of detections of
+each image), and a trace would keep those of its example image. For one image none of them is
+needed, and the rest depends only on tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
 def for_one_image(detector: Detector) -> nn.Module:
-    """The detector as a module ``(3, H, W) uint8 RGB -> boxes, labels, scores[, masks]``."""
+    """Return the detector as a module ``(3, H, W) uint8 RGB -> boxes, labels, scores[, masks]``."""
     if isinstance(detector, RetinaNet):
         return OneImageRetinaNet(detector).eval()
     return OneImageRCNN(detector).eval()

@@ -1,4 +1,4 @@
-"""Does an exported file find what the detector finds?"""
+"""Compare the detections of an exported file with the detector's."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SCORE_ROUNDING = 1e-5  # scores that differ by less may change places
 class Parity:
     """The largest differences over several images.
 
-    Where as many are found as ``detector.detections_per_image`` allows, those that score as the
-    last of them are left out: rounding decides which of them come in.
+    If an image has as many detections as ``detector.detections_per_image`` allows, those that score
+    like the last are not compared: rounding decides which of them are kept.
 
     Attributes:
-        images: how many.
-        detections: of the detector in all of them, as far as they are compared.
-        unmatched: detections of either side that the other one does not have.
-        box: pixels.
-        score: of the scores.
-        mask: of the mask probabilities, None without masks.
+        images: number of images.
+        detections: number of the detector's compared detections in all images.
+        unmatched: number of detections of either side that the other lacks.
+        box: largest difference of box coordinates, pixels.
+        score: largest difference of scores.
+        mask: largest difference of mask probabilities; None without masks.
     """
 
     images: int
@@ -44,10 +44,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the file was seen to find what the detector finds, and may be used in its place.
-
-        Where nothing is found nothing was compared.
-        """
+        """Whether the file's detections agree with the detector's; False if there are none."""
         largest = max(self.score, self.mask or 0.0)
         same = self.unmatched == 0 and self.box <= BOX_TOLERANCE and largest <= SCORE_TOLERANCE
         return same and self.detections > 0
@@ -85,16 +82,16 @@ def compare(trained: Trained, run: Runner, images: Sequence[Tensor]) -> Parity:
 
 
 def _above_the_last(scores: Tensor, most: int) -> Tensor:
-    """``(D,)``: the detections that score clearly more than the last for which there was room."""
+    """Return ``(D,)`` bool: detections that score clearly more than the last one kept."""
     if len(scores) < most:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores > scores.min() + SCORE_ROUNDING
 
 
 def _pairs(found: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
-    """``(P, 2)``: the detections of the same class and place.
+    """Return ``(P, 2)``: indices of detections of the same class and position.
 
-    By place and not by order: scores that differ in the last bit change places.
+    They are matched by position, not order: scores that differ in the last bit change places.
     """
     boxes, others = found["boxes"].cpu(), other["boxes"].cpu()
     pairs: list[tuple[int, int]] = []

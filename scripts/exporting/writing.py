@@ -1,7 +1,7 @@
-"""The three kinds of files.
+"""Writers of the three export formats.
 
-Each is made in memory and then written at once, so that a full disk leaves no half of one and costs
-no earlier export.
+Each file is built in memory and written atomically, so that a full disk leaves no partial file and
+keeps an earlier export.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Runner = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def facts(trained: Trained) -> dict[str, str]:
-    """What a user of the file must know, as text by name."""
+    """Return the metadata of an exported file, as text by key."""
     return {
         "classes": json.dumps(trained.classes),
         "detector": trained.config.detector.type,
@@ -39,7 +39,7 @@ def facts(trained: Trained) -> dict[str, str]:
 
 
 def has_masks(trained: Trained) -> bool:
-    """Whether the detector gives masks."""
+    """Return whether the detector predicts masks."""
     return trained.config.detector.type == "mask_rcnn"
 
 
@@ -49,7 +49,7 @@ def write_torchscript(trained: Trained, example: Tensor, path: Path) -> Runner:
     Raises:
         InputError: it cannot be written.
     """
-    # Its weights are constants of the file: what it gives needs no gradient to become an array.
+    # The weights are constants of the file: without gradients its outputs convert to arrays.
     model, content = for_one_image(trained.detector).requires_grad_(False), BytesIO()
     with _no_warnings(), torch.no_grad():
         traced = torch.jit.trace(model, example, check_trace=False)
@@ -128,10 +128,10 @@ def write_safetensors(trained: Trained, path: Path) -> Mapping[str, Tensor]:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Warnings are silenced.
+    """Silence warnings.
 
-    Tracing warns of every branch on a number, all of which are constants here, and that TorchScript
-    gives way to torch.export, which refuses these detectors.
+    Tracing warns about every branch on a number, all of which are constants here, and that
+    TorchScript is replaced by torch.export, which cannot trace these detectors.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""COCO results of images that no annotation file lists, or that one does."""
+"""COCO results of images, with new ids or with those of an annotation file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CocoIds:
     Attributes:
         images: ids of the images by the path that they were named with.
         categories: ids of the detector's classes, in their order.
-        sizes_hw: annotated height and width by the id of the image, where the file tells them.
+        sizes_hw: annotated height and width by image id, where the file has them.
     """
 
     images: dict[str, int]
@@ -45,8 +45,8 @@ def write_coco(
 ) -> None:
     """Write COCO results JSON.
 
-    Without ``ids`` images and categories are counted from 1, and ``<stem>_images.json`` beside the
-    results says which is which, in the form of COCO's annotation files.
+    Without ``ids`` images and categories are numbered from 1, and ``<stem>_images.json`` beside the
+    results lists them in the format of COCO annotation files.
 
     Args:
         files: the path of each image as it was named.
@@ -78,11 +78,11 @@ def _index(annotations: Annotations, files: Sequence[str]) -> dict[str, Any]:
 
 
 def read_ids(path: Path, files: Sequence[str], classes: Sequence[str]) -> CocoIds:
-    """The image ids (by file name), their sizes, and category ids (by name) of COCO annotations.
+    """Read image ids (by file name), image sizes and category ids (by name) of COCO annotations.
 
     Raises:
-        InputError: the file cannot be read, does not list an image or a class, or gives an id to
-            two of them.
+        InputError: the file cannot be read, lacks an image or a class, or gives one id to two of
+            them.
     """
     try:
         known = json.loads(path.read_bytes())
@@ -92,11 +92,13 @@ def read_ids(path: Path, files: Sequence[str], classes: Sequence[str]) -> CocoId
     except OSError as error:
         raise unreadable(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path}: is no COCO annotation file with images and categories") from None
+        raise InputError(f"{path}: is not COCO annotations with images and categories") from None
     by_class = _by_name(categories, f"{path}: category")
     missing = [name for name in classes if name not in by_class]
     if missing:
-        raise InputError(f"{path}: has no category {some_of(missing)}; name the data trained on")
+        raise InputError(
+            f"{path}: has no category {some_of(missing)}; use the training data's file"
+        )
     by_file = _by_name(images, f"{path}: image")
     return CocoIds(
         _image_ids(by_file, files, path),
@@ -133,31 +135,31 @@ def _by_name(pairs: Sequence[tuple[Any, Any]], where: str) -> dict[str, int]:
     for given, number in pairs:
         name = str(given)
         if type(number) is not int or abs(number) >= 1 << 63:
-            raise InputError(f"{where} {shown(name)}: its id is {shown(number)}, no whole number")
+            raise InputError(f"{where} {shown(name)}: its id {shown(number)} is not an integer")
         if ids.setdefault(name, number) != number:
-            raise InputError(f"{where} {shown(name)} is listed twice; give each a name of its own")
+            raise InputError(f"{where} {shown(name)} is listed twice; give each a unique name")
         if names.setdefault(number, name) != name:
             raise InputError(
-                f"{where} {shown(name)} has the id {number} of {shown(names[number])}; give each "
-                "its own"
+                f"{where} {shown(name)} has the same id {number} as {shown(names[number])}; give "
+                "each a unique id"
             )
     return ids
 
 
 def _image_ids(by_file: dict[str, int], files: Sequence[str], path: Path) -> dict[str, int]:
-    """Of each image that was named, by its path, or else by its file name alone."""
+    """Return the id of each input image, found by its path or else by its file name."""
     ids: dict[str, int] = {}
     owners: dict[int, str] = {}
     for file in files:
         number = by_file.get(file, by_file.get(Path(file).name))
         if number is None:
             raise InputError(
-                f"{path}: lists no image {shown(file)}; leave it out, or leave --ids out"
+                f"{path}: has no image {shown(file)}; remove that input, or drop --ids"
             )
         if owners.setdefault(number, file) != file:
             raise InputError(
-                f"{path}: {shown(owners[number])} and {shown(file)} would both be its image "
-                f"{number}; look at the one that is meant alone, or leave --ids out"
+                f"{path}: {shown(owners[number])} and {shown(file)} both match its image {number}; "
+                "keep only the intended input, or drop --ids"
             )
         ids[file] = number
     return ids

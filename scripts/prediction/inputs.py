@@ -1,4 +1,4 @@
-"""What a detector is to look at: image files, folders, globs and videos, opened one by one."""
+"""Inputs of a detector: image files, folders, globs and videos, opened one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
         path: the file.
-        inside: its path below the folder that was named; its name where a file was named.
+        inside: its path relative to the given folder; its name where a file was given.
     """
 
     path: Path
@@ -36,19 +36,19 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What comp4 files call the image: its path without the ending."""
+        """The image's name in comp4 files: its path without the extension."""
         return self.inside.with_suffix("").as_posix()
 
 
 def find_sources(inputs: Sequence[str], output: Path | None = None) -> list[Source]:
-    """The files behind names of files, folders (with the folders below them) and globs, in order.
+    """Find the files of file names, folders (searched recursively) and globs, in order.
 
     Args:
-        output: a folder whose files are left out where a folder that leads to it is named: what an
-            earlier run has drawn is no input of the next one.
+        output: a folder whose files are skipped if an input folder contains it: what an earlier run
+            has drawn is not an input of the next one.
 
     Raises:
-        InputError: there is nothing under a name, or one is not UTF-8.
+        InputError: an input is not found, or its name is not UTF-8.
     """
     sources = [source for name in inputs for source in _behind(name, output)]
     for path in [*(source.path for source in sources), *([output] if output else [])]:
@@ -59,7 +59,7 @@ def find_sources(inputs: Sequence[str], output: Path | None = None) -> list[Sour
 
 
 def _check_name(path: Path) -> None:
-    """Refuse what no result file could hold, and what OpenCV's videos crash on."""
+    """Refuse names that no result file can hold and that crash OpenCV's video reader."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -81,8 +81,8 @@ def _behind(name: str, output: Path | None) -> list[Source]:
             found.append(Source(match, Path(match.name)))
     if not found:
         raise InputError(
-            f"{name}: there is no such file or folder, and as a pattern it matches no image or "
-            "video"
+            f"{name}: file or folder not found, and as a pattern it matches no image or video; "
+            "check the path"
         )
     return found
 
@@ -92,13 +92,13 @@ def _in_folder(path: Path, output: Path | None, required: bool) -> list[Source]:
     drawn = _drawn_below(path, output)
     kept = [file for file in inside if drawn not in (path / file).resolve().parents]
     if required and not kept:
-        beside = f" beside those of --output {output}" if inside else ""
-        raise InputError(f"{path}: the folder holds no images or videos ({_endings()}){beside}")
+        beside = f" other than those in --output {output}" if inside else ""
+        raise InputError(f"{path}: the folder has no images or videos ({_endings()}){beside}")
     return [Source(path / file, file) for file in kept]
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """All files, also behind links to folders, but each folder once and nothing that is hidden."""
+    """Yield all files, following links to folders; each folder once, hidden names skipped."""
     entered, waiting = set(), [str(folder)]
     while waiting:  # the links last: a folder has its own name, not that of a link to it
         for place, folders, files in os.walk(waiting.pop(0)):
@@ -114,12 +114,12 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _drawn_below(folder: Path, output: Path | None) -> Path | None:
-    """The output, links resolved; None where it is the folder itself or around it."""
+    """Return the output, links resolved; None if it is the folder itself or contains it."""
     return None if output is None or _is_around(output, folder) else output.resolve()
 
 
 def _is_around(output: Path | None, folder: Path) -> bool:
-    """Whether an output is a folder itself, or one that it lies in; links are resolved."""
+    """Return whether the output is the folder or contains it, with links resolved."""
     if output is None:
         return False
     return output.resolve() in (folder.resolve(), *folder.resolve().parents)
@@ -138,10 +138,10 @@ class Video:
     """An opened video.
 
     Attributes:
-        frames: how many its header promises, 0 where it does not say. A header may count frames
-            that are not shown (of a video that was trimmed without being encoded again), or
-            estimate; fewer are a sign of damage, no proof.
-        rate: frames a second.
+        frames: the number in its header, 0 if absent. A header may count frames that are not shown
+            (in a video trimmed without re-encoding), or estimate; fewer frames are a sign of
+            damage, not proof.
+        rate: frames per second.
     """
 
     path: Path
@@ -159,7 +159,7 @@ class Video:
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
 
     def lacks(self, decoded: int) -> bool:
-        """Whether so many decoded frames are clearly fewer than its header promises."""
+        """Return whether ``decoded`` is clearly fewer frames than its header says."""
         return self.frames - decoded > max(2, self.frames // 50)
 
 
@@ -167,7 +167,7 @@ def open_video(path: Path) -> Video:
     """Open a video.
 
     Raises:
-        DamagedImageError: it cannot be decoded here.
+        DamagedImageError: it cannot be decoded.
     """
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
@@ -177,5 +177,5 @@ def open_video(path: Path) -> Video:
 
 
 def damaged_video(path: Path, complaint: str) -> DamagedImageError:
-    """What to raise for a video that cannot be decoded."""
+    """Return the error to raise for a video that cannot be decoded."""
     return damaged(path, complaint, "convert it to H.264 in .mp4")

@@ -1,4 +1,4 @@
-"""Where drawn pictures and videos go, and that no file is lost by it."""
+"""Output paths of drawn images and videos, and checks that no file is overwritten."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ from scripts.prediction.pictures import picture_path
 
 
 def target_of(source: Source, output: Path) -> Path:
-    """The file that a source is drawn into, below ``output``: a .jpg, .jpeg, .png or .mp4."""
+    """Return the file that a source is drawn to, below ``output``: .jpg, .jpeg, .png or .mp4."""
     path = output / source.inside
     return path.with_suffix(".mp4") if source.is_video else picture_path(path)
 
 
 def check_targets(sources: Sequence[Source], output: Path | None, comp4: bool) -> None:
-    """See that what is written replaces no input, and that results do not replace each other.
+    """Check that outputs overwrite neither an input nor each other.
 
     Args:
-        output: the folder of pictures; None where none are drawn.
-        comp4: whether comp4 files are written, which name images without their endings.
+        output: the folder of drawn images; None if nothing is drawn.
+        comp4: whether comp4 files are written, which name images without their extensions.
 
     Raises:
-        InputError: a source would be written over, or two would be one file or one name.
+        InputError: a source would be overwritten, or two would share a file or a name.
     """
     _refuse_equal(
         sources,
         lambda source: source.inside.as_posix(),
-        "are both {} in the results; name the folder above both, or look at them one after the "
-        "other, each with results of its own",
+        "are both {} in the results; give their common parent folder, or run them separately with "
+        "separate results",
     )
     if output is not None:
         _refuse_sources(sources, output)
         _refuse_equal(
             sources,
             lambda source: str(target_of(source, output)),
-            "would both be written to {}; look at them one after the other, each with another "
-            "--output",
+            "would both be written to {}; run them separately, each with its own --output",
         )
     if comp4:
         _refuse_equal(
             [source for source in sources if not source.is_video],
             lambda source: source.name,
-            "are both {} in comp4 files, which leave endings out; rename one of them, or leave "
-            "--comp4 out",
+            "are both {} in comp4 files, which omit extensions; rename one, or drop --comp4",
         )
 
 
@@ -55,8 +53,8 @@ def _refuse_sources(sources: Sequence[Source], output: Path) -> None:
         target = target_of(source, output)
         if target.resolve() in originals:
             raise InputError(
-                f"{source.path}: would be drawn into {target}, which is itself an input and would "
-                "be lost; name another --output"
+                f"{source.path}: would overwrite {target}, which is itself an input; choose "
+                "another --output"
             )
 
 

@@ -1,4 +1,4 @@
-"""Pictures and videos, written."""
+"""Writers of images and videos."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ JPEG_QUALITY = 92
 
 
 def picture_path(path: Path) -> Path:
-    """A path that ends as a JPEG or PNG; other endings get .png behind them."""
+    """Return a path with a JPEG or PNG extension; .png is appended to others."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
         return path
     return path.with_name(f"{path.name}.png")
 
 
 def write_picture(path: Path, picture: Pixels) -> None:
-    """Write an ``(H, W, 3)`` RGB picture as JPEG or PNG, as its ``picture_path`` ends.
+    """Write an ``(H, W, 3)`` RGB image as JPEG or PNG, by the extension of its ``picture_path``.
 
     Raises:
         InputError: it cannot be written.
@@ -35,20 +35,20 @@ def write_picture(path: Path, picture: Pixels) -> None:
     if not done:
         height, width = picture.shape[:2]
         raise InputError(
-            f"{path}: a picture of {width}x{height} is too large for its format; convert it to PNG"
+            f"{path}: an image of {width}x{height} is too large for its format; convert it to PNG"
         )
     write_atomically(path, encoded.tobytes())
 
 
 class VideoWriter:
-    """Writes frames into an .mp4, which is there when all of them are.
+    """Write frames into an .mp4, which appears once all of them are written.
 
-    Leaving the block raises InputError where frames are missing in the file, as on a full disk: the
-    encoder itself tells nobody. Of an odd width or height it leaves out the last column or row.
+    Leaving the block raises InputError if frames are missing in the file, as on a full disk, which
+    the encoder itself does not report. It crops the last column or row of an odd width or height.
 
     Args:
         path: the file; None writes nothing.
-        rate: frames a second.
+        rate: frames per second.
     """
 
     def __init__(self, path: Path | None, rate: float) -> None:
@@ -78,7 +78,7 @@ class VideoWriter:
         code = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(self.part), code, self.rate, size)
         if not writer.isOpened():
-            raise InputError(f"{self.path}: cannot be written as a video; name another --output")
+            raise InputError(f"{self.path}: cannot be written as a video; choose another --output")
         return writer
 
     def __enter__(self) -> VideoWriter:
@@ -106,10 +106,10 @@ class VideoWriter:
 
 
 def _check_frames(part: Path, path: Path, frames: int) -> None:
-    """See by its index, which is written last, that a video is whole."""
+    """Check by its index, which is written last, that a video is complete."""
     written = int(cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT))
     if written < frames:
         raise InputError(
-            f"{path}: cannot be written: {max(0, written)} of {frames} frames are in the file; "
-            "make room, or choose another output"
+            f"{path}: cannot be written: only {max(0, written)} of {frames} frames are in the "
+            "file; free disk space, or choose another --output"
         )

@@ -1,4 +1,4 @@
-"""What a training took: every attempt whose work is in it, and no other."""
+"""The cost of a training run: of every attempt that contributed to it, and no other."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ THEN = "; then "  # between the machines that a training moved from and to
 
 
 def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]:
-    """Note that an attempt begins; the record that :func:`end` completes.
+    """Record the start of an attempt; return the record that :func:`end` completes.
 
-    An attempt that left no checkpoint is no cost of the training that begins anew. One that was
-    killed before it could end counts until its last checkpoint; its CPU time is not known, and
-    with it that of the whole training.
+    An attempt that left no checkpoint does not count when training restarts. One that was killed
+    counts up to its last checkpoint; its CPU time is unknown, and so is that of the whole training.
 
     Args:
-        machine: in words; those of earlier attempts are kept.
+        machine: its description; those of earlier attempts are kept.
         code: the version of the code; those of earlier attempts are kept.
-        facts: whatever else is to be noted.
+        facts: other values to record.
     """
     before = read_record(folder)
     if not has_checkpoint(folder):
@@ -52,7 +51,7 @@ def begin(folder: Path, machine: str, code: str, **facts: Any) -> dict[str, Any]
 def end(
     folder: Path, record: dict[str, Any], seconds: float, cpu_seconds: float, error: str | None
 ) -> None:
-    """Note what an attempt took, and what went wrong."""
+    """Record the cost of an attempt, and its error."""
     lost = record.get("cpu_time_lost")
     done = {
         "error": error,
@@ -64,7 +63,7 @@ def end(
 
 
 def note_kill(folder: Path, record: dict[str, Any], error: str) -> None:
-    """Note what killed the attempt under way: its cost is told when the next one begins."""
+    """Record what killed the current attempt; its cost is recorded when the next one begins."""
     write_record(folder, {**record, "error": error})
 
 

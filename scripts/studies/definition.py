@@ -1,4 +1,4 @@
-"""A study: a grid of training runs that is written in YAML, with the paper's numbers beside it."""
+"""A study: a grid of training runs, defined in YAML together with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Axis(BaseModel, extra="forbid", frozen=True):
 
     name: str = Field(description="heading of the axis in the table")
     key: str | None = Field(
-        default=None, description="config key that the values are for; null: they name their keys"
+        default=None, description="config key that the values set; null: the values name their keys"
     )
     values: dict[str, Any] = Field(
         min_length=1,
-        description="what each label sets: a value for the key, or a mapping of keys; a list of "
-        "plain values labels each by itself",
+        description="value for the key, or mapping of config keys, by label; in a list of plain "
+        "values each is its own label",
     )
 
     @model_validator(mode="before")
@@ -44,11 +44,11 @@ class Axis(BaseModel, extra="forbid", frozen=True):
         if self.key is None:
             for label, value in self.values.items():
                 if not isinstance(value, Mapping):
-                    raise ValueError(f"{label}: without key a mapping of config keys is needed")
+                    raise ValueError(f"{label}: without key, a mapping of config keys is required")
         return self
 
     def overrides(self, label: str) -> dict[str, Any]:
-        """Dotted config keys -> values that a label stands for."""
+        """Return the values that a label stands for, by dotted config key."""
         value = self.values[label]
         if not isinstance(value, Mapping):
             return {str(self.key): value}
@@ -56,14 +56,14 @@ class Axis(BaseModel, extra="forbid", frozen=True):
         return {prefix + key: below for key, below in value.items()}
 
     def varied_keys(self) -> set[str]:
-        """The dotted config keys that its labels set."""
+        """Return the dotted config keys that the labels set."""
         return {key for label in self.values for key in self.overrides(label)}
 
 
 def flatten_cells(
     cells: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], list[float]]]:
-    """Nested labels -> each path of labels with its numbers."""
+    """Yield each path of nested labels with its numbers."""
     for label, below in cells.items():
         if isinstance(below, Mapping):
             yield from flatten_cells(below, (*path, label))
@@ -76,9 +76,11 @@ class Score(BaseModel, extra="forbid", frozen=True):
 
     split: str = Field(default="val", description="train, val, or the name of a split of the data")
     metrics: dict[str, str] = Field(
-        min_length=1, description="heading -> dotted path in metrics.json"
+        min_length=1, description="dotted path in metrics.json by table heading"
     )
-    digits: int = Field(default=4, ge=3, le=6, description="decimals; changes show two fewer")
+    digits: int = Field(
+        default=4, ge=3, le=6, description="decimals of scores; changes show two fewer"
+    )
 
 
 class Paper(BaseModel, extra="forbid", frozen=True):
@@ -86,76 +88,82 @@ class Paper(BaseModel, extra="forbid", frozen=True):
 
     printed: Literal["values", "changes"] = Field(
         default="values",
-        description="changes: all rows but the baseline are printed as changes in points",
+        description="changes: all rows except the baseline are printed as changes in points",
     )
     like: tuple[str, ...] = Field(
         default=(), description="labels of the paper's table that this study's axes lack"
     )
     cells: dict[str, Any] = Field(
         default_factory=dict,
-        description="labels, nested in any order -> number, or one a metric, "
-        "null where it has none",
+        description="number, or one per metric, by labels nested in any order; null if there is "
+        "none",
     )
 
     @model_validator(mode="after")
     def _cells_are_numbers(self) -> Paper:
         for path, values in flatten_cells(self.cells):
             if not all(value is None or type(value) in (int, float) for value in values):
-                raise ValueError(f"cells: {', '.join(path)}: {shown(values)} is no number")
+                raise ValueError(f"cells: {', '.join(path)}: {shown(values)} is not a number")
         return self
 
 
 class Figure(BaseModel, extra="forbid", frozen=True):
-    """A figure of runs of this study: the paper's, or (weights) scores over weights."""
+    """A figure of runs of this study: one of the paper's, or (weights) scores over weights."""
 
     kind: Literal["losses", "shift", "windows", "detections", "weights"] = Field(
-        description="what is drawn"
+        description="kind of figure"
     )
     cells: tuple[dict[str, str], ...] = Field(
         default=(),
-        description="labels of each run that is shown; those not named: the first (weights: all)",
+        description="labels of each run shown; by default the first of each axis (weights: all)",
     )
-    caption: str = Field(default="", description="heading of the picture")
+    caption: str = Field(default="", description="heading of the figure")
 
 
 class Study(BaseModel, extra="forbid", frozen=True):
     """The content of a study's file, with a preset applied."""
 
-    title: str = Field(description="what is compared, on what data")
+    title: str = Field(description="table heading: what is compared, on which data")
     base: str = Field(description="config of every run, relative to the study's file")
-    axes: tuple[Axis, ...] = Field(min_length=1, description="what varies, in the table's order")
+    axes: tuple[Axis, ...] = Field(
+        min_length=1, description="varied settings, in the table's order"
+    )
     set: dict[str, Any] = Field(
-        default_factory=dict, description="config keys of every run, dotted"
+        default_factory=dict, description="config overrides of every run, by dotted key"
     )
     skip: tuple[dict[str, str], ...] = Field(
-        default=(), description="labels of cells that the table does not have"
+        default=(), description="labels of cells to leave out of the table"
     )
     columns: str | None = Field(
-        default=None, description="axis whose values stand side by side; null: the metrics alone"
+        default=None, description="axis whose values form columns; null: only the metrics do"
     )
     against: dict[str, str] = Field(description="labels of the baseline, such as {weights: fixed}")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one run a cell each")
+    seeds: tuple[int, ...] = Field(
+        default=(0,), min_length=1, description="seeds; one run per cell and seed"
+    )
     processes: int = Field(default=1, ge=1, description="processes that share the total batch")
     score: Score = Field(description="how runs are scored")
     paper: Paper = Field(default=Paper(), description="the paper's numbers")
     figures: dict[str, Figure] = Field(default_factory=dict, description="figures by name")
-    note: str = Field(default="", description="a line under the table")
-    name: str = Field(description="the file's name, and the preset's")
+    note: str = Field(default="", description="line under the table")
+    name: str = Field(description="name of the file and of the preset")
     folder: Path = Field(description="folder of the file, which base is relative to")
 
     @model_validator(mode="after")
     def _labels_exist(self) -> Study:
         values = {axis.name: axis.values for axis in self.axes}
         if len(values) < len(self.axes):
-            raise ValueError(f"axes: two have one name, among {', '.join(values)}")
+            raise ValueError(f"axes: two have the same name, among {', '.join(values)}")
         named = [self.against, *self.skip, *(c for f in self.figures.values() for c in f.cells)]
         if self.columns is not None and self.columns not in values:
-            raise ValueError(f"columns: {self.columns!r} is no axis; choose {', '.join(values)}")
+            raise ValueError(
+                f"columns: {self.columns!r} is not an axis; choose {', '.join(values)}"
+            )
         for labels in named:
             for axis, label in labels.items():
                 if label not in values.get(axis, ()):
                     choices = ", ".join(values.get(axis, values))
-                    raise ValueError(f"{axis}: {label}: there is no such label; choose {choices}")
+                    raise ValueError(f"{axis}: {label}: unknown label; choose {choices}")
         return self
 
     @property
@@ -172,18 +180,18 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 yield labels
 
     def run(self, labels: Labels, seed: int, extra: Mapping[str, Any]) -> Run:
-        """The run of a cell and seed; ``extra`` are the user's own overrides."""
+        """Return the run of a cell and seed; ``extra`` are the user's overrides."""
         overrides = dict(self.set)
         for axis in self.axes:
             overrides |= axis.overrides(labels[axis.name])
         return Run(self.base_path, {**overrides, **extra, "train.seed": seed}, self.processes)
 
     def baseline(self, labels: Labels) -> dict[str, str]:
-        """The cell that a cell is compared with."""
+        """Return the labels of a cell's baseline."""
         return {**labels, **self.against}
 
     def published(self, labels: Labels) -> list[float] | None:
-        """The paper's number for each metric, as printed, or None where it has none."""
+        """Return the paper's number for each metric as printed, or None if it has none."""
         wanted = frozenset(labels.values()) | set(self.paper.like)
         for path, values in flatten_cells(self.paper.cells):
             if frozenset(path) == wanted:
@@ -192,12 +200,12 @@ class Study(BaseModel, extra="forbid", frozen=True):
 
 
 def narrowed(study: Study, words: Sequence[str]) -> Study:
-    """``["weights=fixed,alwa_1", "seed=0"]``: a study of these labels and seeds alone.
+    """Restrict a study to labels and seeds such as ``["weights=fixed,alwa_1", "seed=0"]``.
 
-    Several words of one axis add up. Figures are left with the cells that it still has.
+    Several words of one axis add up. Figures keep only the remaining cells.
 
     Raises:
-        InputError: a word names no axis or no label of the study.
+        InputError: a word names an unknown axis or label.
     """
     axes = {axis.name: axis for axis in study.axes}
     known = {name: [*axis.values] for name, axis in axes.items()}
@@ -223,13 +231,15 @@ def narrowed(study: Study, words: Sequence[str]) -> Study:
 
 
 def _labels(text: str, known: Sequence[str], word: str) -> Iterator[str]:
-    """Labels with commas between them, which may have commas in them: the longest that fit."""
+    """Split comma-separated labels, which may contain commas; the longest match is taken."""
     parts = text.split(",")
     while parts:
         lengths = range(len(parts), 0, -1)
         fitting = next((n for n in lengths if ",".join(parts[:n]) in known), None)
         if fitting is None:
-            raise InputError(f"--only {word}: no {parts[0]!r}; choose {', '.join(known)}")
+            raise InputError(
+                f"--only {word}: unknown label {parts[0]!r}; choose {', '.join(known)}"
+            )
         yield ",".join(parts[:fitting])
         parts = parts[fitting:]
 
@@ -241,14 +251,14 @@ def _still_there(cells: Sequence[Labels], axes: Mapping[str, Axis]) -> Iterator[
 
 
 def with_preset(values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's keys under a preset, whose keys replace them.
+    """Return a study's keys with those of a preset replacing them.
 
     Three are special: ``paper`` is merged, ``without`` names axes to leave out, and ``narrow``
     names for some axes the labels that are kept.
 
     Raises:
-        InputError: ``without`` or ``narrow`` names an axis or a label that is not there.
-        ValidationError: a key has a value of another kind.
+        InputError: ``without`` or ``narrow`` names an unknown axis or label.
+        ValidationError: a key has a value of the wrong type.
     """
     special = _Special.model_validate(preset)
     merged = {**values, **preset, "paper": {**(values.get("paper") or {}), **special.paper}}
@@ -259,7 +269,7 @@ def with_preset(values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[st
     axes = {axis.name: axis for axis in map(Axis.model_validate, merged.get("axes") or ())}
     for name in (*special.without, *special.narrow):
         if name not in axes:
-            raise InputError(f"{name}: no such axis to narrow or leave out; choose {_names(axes)}")
+            raise InputError(f"{name}: unknown axis in narrow or without; choose {_names(axes)}")
     for name, labels in special.narrow.items():
         axes[name] = _narrowed(axes[name], labels)
     merged["axes"] = [axis for name, axis in axes.items() if name not in special.without]
@@ -277,7 +287,7 @@ class _Special(BaseModel, extra="ignore", frozen=True):
 def _narrowed(axis: Axis, labels: Sequence[str]) -> Axis:
     for label in labels:
         if label not in axis.values:
-            raise InputError(f"{axis.name}: {label}: no such label; choose {_names(axis.values)}")
+            raise InputError(f"{axis.name}: {label}: unknown label; choose {_names(axis.values)}")
     return axis.model_copy(update={"values": {label: axis.values[label] for label in labels}})
 
 
@@ -289,25 +299,25 @@ def load_study(name: str, preset: str | None = None) -> Study:
     """Read a study by its name in ``configs/studies`` or by the path of its file.
 
     Raises:
-        InputError: there is no such study or preset, or a key or value is wrong.
+        InputError: the study or preset is unknown, or a key or value is wrong.
     """
     path = STUDIES / f"{name}.yaml"
     if name.endswith(".yaml"):
         path = Path(name)
     elif not path.is_file():
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
-        raise InputError(f"{name}: there is no such study; choose {known}, or name a .yaml file")
+        raise InputError(f"{name}: study not found; choose {known}, or give a .yaml file")
     values = read_yaml(path)
     presets = values.pop("presets", None) or {}
     if not isinstance(presets, Mapping):
-        raise InputError(f"{path}: presets: {shown(presets)} is no mapping of presets by name")
+        raise InputError(f"{path}: presets: {shown(presets)} is not a mapping of presets by name")
     whole = dict(values)
     if preset is not None:
         if preset not in presets:
             known = ", ".join(presets) or "none"
-            raise InputError(f"{path}: has no preset {preset!r}; it has: {known}")
+            raise InputError(f"{path}: has no preset {preset!r}; choose from: {known}")
         if not isinstance(presets[preset], Mapping):
-            raise InputError(f"{path}: presets.{preset}: keys of a study are needed")
+            raise InputError(f"{path}: presets.{preset}: must be a mapping of study keys")
         try:
             values = with_preset(values, presets[preset])
         except InputError as error:
@@ -330,7 +340,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _check_paper(path: Path, study: Study, whole: Mapping[str, Any]) -> None:
-    """Raise InputError for a number of the paper that no cell would show, as of a misspelt label.
+    """Raise InputError for a number of the paper that no cell shows, as for a misspelt label.
 
     ``whole`` is the file without a preset, which may leave out axes and labels.
     """
@@ -341,11 +351,11 @@ def _check_paper(path: Path, study: Study, whole: Mapping[str, Any]) -> None:
         unknown = [label for label in labels if label not in known]
         if unknown:
             raise InputError(
-                f"{path}: paper.cells: {shown(unknown[0])} is no label of an axis, nor in "
+                f"{path}: paper.cells: {shown(unknown[0])} is neither a label of an axis nor in "
                 "paper.like; correct it"
             )
         if len(values) > len(study.score.metrics):
             raise InputError(
                 f"{path}: paper.cells: {', '.join(labels)} has {len(values)} numbers for "
-                f"{len(study.score.metrics)} metrics; leave out the others, or name their metrics"
+                f"{len(study.score.metrics)} metrics; remove the others, or add their metrics"
             )

@@ -33,14 +33,14 @@ WINDOW_ROWS = {
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run in a figure: what it is called there, and its folder."""
+    """A run in a figure: its title and its folder."""
 
     title: str
     folder: Path
 
 
 def draw_losses(runs: Sequence[ShownRun], heading: str) -> Figure:
-    """Figure 1: both losses of each run over training, and what they are at the beginning.
+    """Draw figure 1: both losses of each run over training, and their means at the start.
 
     Raises:
         InputError: a run has no curves.
@@ -69,9 +69,9 @@ def draw_losses(runs: Sequence[ShownRun], heading: str) -> Figure:
 
 
 def draw_windows(runs: Sequence[ShownRun], heading: str) -> Figure:
-    """Figures 3 and 6: mean and deviation of the weighted losses in each window, and λ.
+    """Draw figures 3 and 6: mean and deviation of the weighted losses in each window, and λ.
 
-    A column for each run; the panels of a row share their scale.
+    Each run has a column; the panels of a row share their scale.
 
     Raises:
         InputError: a run has no curves, or has not completed a window.
@@ -101,7 +101,7 @@ def draw_windows(runs: Sequence[ShownRun], heading: str) -> Figure:
 
 
 def label_panel(panel: Axes, title: str, below: str) -> None:
-    """Title, axis and grid of a panel."""
+    """Set title, axis and grid of a panel."""
     panel.set_title(literal(title), fontsize=9)
     panel.set_xlabel(below)
     panel.tick_params(which="both", labelsize=8)
@@ -109,18 +109,18 @@ def label_panel(panel: Axes, title: str, below: str) -> None:
 
 
 def finished(figure: Figure, heading: str) -> Figure:
-    """A figure with its heading, laid out."""
+    """Return the figure with its heading, laid out."""
     figure.suptitle(literal(heading), fontsize=10)
     figure.tight_layout()
     return figure
 
 
 def write_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write ``<path>.png`` and ``<path>.svg``; raises InputError where they cannot be written."""
+    """Write ``<path>.png`` and ``<path>.svg``; raise InputError if they cannot be written."""
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     options: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
     for file in files:
-        # without a date, and with ids that follow from the name, the same figure is the same file
+        # without a date, and with ids derived from the name, equal figures are equal files
         metadata = {"Date": None} if file.suffix == ".svg" else None
         picture = BytesIO()
         kind = file.suffix.removeprefix(".")

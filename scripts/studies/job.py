@@ -1,4 +1,4 @@
-"""A run that a study needs, and where it is or will be."""
+"""A run that a study needs, and its location."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from scripts.studies.run import Run, Stage, read_scores, scores_file, stage
 
 @dataclass(frozen=True)
 class Job:
-    """A run that a study needs, its place, and the split that its last checkpoint is scored on.
+    """A run that a study needs, its location, and the split to score its last checkpoint on.
 
     Attributes:
         runs: the folder of all runs.
-        ledger: where finished runs of other days and machines are looked up; None: nowhere.
+        ledger: folder with kept runs of other days and machines; None: no ledger.
     """
 
     run: Run
@@ -25,25 +25,25 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where it is trained."""
+        """The folder in which it is trained."""
         return self.run.folder(self.runs)
 
     @property
     def results(self) -> Path:
-        """Where its results are, or will be."""
+        """The folder of its results, present or future."""
         return results_folder(self.run, self.split, self.runs, self.ledger)
 
     @property
     def key(self) -> tuple[Path, str]:
-        """What no second job needs to do."""
+        """The key that jobs doing the same work share."""
         return self.folder, self.split
 
     @property
     def stage(self) -> Stage:
-        """How far it has come.
+        """The progress of the run.
 
         Raises:
-            InputError: its place holds a run under another config, or scores that are damaged.
+            InputError: its folder holds a run with another config, or damaged scores.
         """
         reached = stage(self.run, self.results, self.split)
         if reached == "scored":
@@ -51,16 +51,16 @@ class Job:
         return reached
 
     def keep(self) -> bool:
-        """Note its results in the ledger if it was scored here; whether that changed it.
+        """Write its results to the ledger if it was scored here; return whether that changed it.
 
         Raises:
-            InputError: its place holds a run under another config, or it cannot be read or written.
+            InputError: its folder holds a run with another config, or cannot be read or written.
         """
         is_scored = (
-            scores_file(self.folder, self.split).is_file()  # else a beginning may lie in its place
+            scores_file(self.folder, self.split).is_file()  # an unfinished run may be in its folder
             and stage(self.run, self.folder, self.split) == "scored"
         )
         if self.ledger is None or not is_scored:
             return False
-        read_scores(self.folder, self.split)  # what cannot be read is nothing to keep
+        read_scores(self.folder, self.split)  # unreadable scores cannot be kept
         return keep(self.folder, self.split, self.run.folder(self.ledger))

@@ -1,9 +1,9 @@
-"""The ledger: finished runs in small, in folders that are committed while ``runs/`` is not.
+"""The ledger: condensed finished runs, under version control, unlike ``runs/``.
 
-``<ledger>/<base config>/<run>/`` holds what tables and curves need of a run, under the names that
-its own folder has them under, so that both are read alike: ``config.yaml`` (which tells whether the
-study still wants this run), ``study.json``, ``scores-<split>.json``, and the curves of the losses
-in ``curves.csv``. A checkpoint is not kept.
+``<ledger>/<base config>/<run>/`` holds what tables and curves need of a run, under the same file
+names as in its own folder, so that both are read alike: ``config.yaml`` (which shows whether the
+study still needs this run), ``study.json``, ``scores-<split>.json``, and the loss curves in
+``curves.csv``. Checkpoints are not kept.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from scripts.studies.run import RECORD, Run, dump_record, read_record, scores_fi
 
 LEDGER = Path(__file__).resolve().parents[2] / "docs/study"
 GROUPS = ("loss/", "loss_weight/", "loss_mean/", "loss_std/")
-MOST_BYTES = 60_000  # of a run's curves
-# Of the machine that the run ran on; a path may say more of it than others should read.
+MOST_BYTES = 60_000  # maximum size of a run's curves
+# Specific to the machine; a path may reveal more about it than others should read.
 UNKEPT = {"data": ("root",), "train": ("name", "output")}
 
 
 def results_folder(run: Run, split: str, runs: Path, ledger: Path | None) -> Path:
-    """Where a run's scores are: its own folder, or that in the ledger if only it has them."""
+    """Return the folder of a run's scores: its own, or that in the ledger if only it has them."""
     own = run.folder(runs)
     if ledger is None or scores_file(own, split).is_file():
         return own
@@ -38,16 +38,16 @@ def results_folder(run: Run, split: str, runs: Path, ledger: Path | None) -> Pat
 
 
 def keep(folder: Path, split: str, place: Path) -> bool:
-    """Write a scored run's results in small; whether that changed anything.
+    """Write a scored run's condensed results; return whether that changed anything.
 
-    The scores come last: with them the record counts.
+    The scores are written last: they make the record count.
 
     Args:
         folder: the run's own folder.
         place: its folder in the ledger.
 
     Raises:
-        InputError: the run's files cannot be read, or the ledger's not be written.
+        InputError: the run's files cannot be read, or the ledger's cannot be written.
     """
     curves, every = thinned(read_curves(folder))
     record = {**read_record(folder), "iterations": iterations_of(folder)}
@@ -64,13 +64,13 @@ def keep(folder: Path, split: str, place: Path) -> bool:
 
 
 def iterations_of(folder: Path) -> int | None:
-    """Iterations of a run, from the last whole line of its log."""
+    """Return the iterations of a run, from the last complete line of its log."""
     steps = [int(record["step"]) for record in read_records(folder)]
     return steps[-1] if steps else None
 
 
 def thinned(curves: Mapping[str, Curve], most: int = MOST_BYTES) -> tuple[str, int]:
-    """The curves of the losses as a table, and of how many points one is left so that it fits."""
+    """Return the loss curves as a table, and the stride of its points that makes it fit."""
     kept = {tag: curve for tag, curve in curves.items() if tag.startswith(GROUPS)}
     every = 1
     while len(text := _as_table(kept, every)) > most and every < max(map(len, kept.values())):
@@ -79,7 +79,7 @@ def thinned(curves: Mapping[str, Curve], most: int = MOST_BYTES) -> tuple[str, i
 
 
 def _as_table(curves: Mapping[str, Curve], every: int) -> str:
-    """A row for each iteration, a column for each curve, five digits; the last points stay."""
+    """Format a row per iteration, a column per curve, five digits; the last points are kept."""
     points = {
         tag: dict(zip(c.steps[::-every].tolist(), c.values[::-every].tolist(), strict=True))
         for tag, c in curves.items()
@@ -94,7 +94,7 @@ def _as_table(curves: Mapping[str, Curve], every: int) -> str:
 
 
 def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what belongs to the machine."""
+    """Return a config without machine-specific keys."""
     return {
         room: {key: value for key, value in keys.items() if key not in UNKEPT.get(room, ())}
         for room, keys in config.items()
@@ -102,7 +102,7 @@ def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replace(path: Path, text: str) -> bool:
-    """Write a file unless it says so already."""
+    """Write a file unless it already has this text; return whether it was written."""
     content = text.encode()
     if path.is_file() and path.read_bytes() == content:
         return False

@@ -1,4 +1,4 @@
-"""Which machine a run ran on, and how its processors are shared out."""
+"""The machine of a run, and the allocation of its processors and GPUs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CODE = ("train.py", "evaluate.py", "data", "detector", "engine", "losses")
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run at a time runs.
+    """The resources of one run at a time.
 
     Attributes:
-        gpus: their numbers among those that are visible here; empty for CPU.
-        threads: of each process.
-        processes: that every run is shared by; None leaves it to the run's study.
+        gpus: indices among the visible GPUs; empty for CPU.
+        threads: threads of each process.
+        processes: processes of every run; None leaves it to the run's study.
     """
 
     gpus: tuple[int, ...] = ()
@@ -33,14 +33,14 @@ class Place:
     processes: int | None = None
 
     def processes_of(self, wanted: int) -> int:
-        """How many share a run whose study wants so many, or fewer where there are fewer GPUs.
+        """Return the processes of a run whose study wants ``wanted``; fewer if GPUs are fewer.
 
-        Never more of itself: batch norm and the normalizer are each process's own.
+        Never more unless requested: batch norm and the normalizer are per process.
         """
         return self.processes or min(wanted, len(self.gpus) or wanted)
 
     def environment(self) -> dict[str, str]:
-        """The environment of the processes of a run."""
+        """Return the environment variables of a run's processes."""
         environment = {**os.environ}
         environment["OMP_NUM_THREADS"] = str(self.threads)
         if self.gpus:
@@ -53,17 +53,17 @@ class Place:
 def share_out(
     jobs: int, gpus: Sequence[int] | None, processes: int | None, at_most: int
 ) -> list[Place]:
-    """A place for each of the runs that run side by side.
+    """Allocate a place for each of the parallel runs.
 
     Args:
-        jobs: runs side by side.
-        gpus: those to use; None takes all there are, an empty sequence none.
-        processes: of each run; None: one for each of its GPUs, or as many as the study wants on
-            a CPU.
-        at_most: processes that a run can use.
+        jobs: number of parallel runs.
+        gpus: GPUs to use; None takes all, an empty sequence none.
+        processes: processes of each run; None: one for each of its GPUs, or on a CPU as many as
+            the study wants.
+        at_most: maximum number of processes of a run.
 
     Raises:
-        InputError: there are fewer GPUs than runs side by side, or than processes.
+        InputError: there are fewer GPUs than parallel runs or processes.
     """
     if gpus is None:
         gpus = range(torch.cuda.device_count())
@@ -73,33 +73,33 @@ def share_out(
     each = min(len(gpus) // jobs, processes or at_most)
     if each < max(1, processes or 1):
         raise InputError(
-            f"--jobs {jobs}: {len(gpus)} GPUs are not enough for {jobs} runs side by side with "
+            f"--jobs {jobs}: {len(gpus)} GPUs are not enough for {jobs} parallel runs with "
             f"{processes or 1} processes each; lower --jobs{' or --processes' if processes else ''}"
         )
     threads = _threads(jobs * each)
     shares = [tuple(gpus[job * each : (job + 1) * each]) for job in range(jobs)]
     if any(len(set(share)) < each for share in shares):
         raise InputError(
-            f"--gpus {','.join(map(str, gpus))}: two processes of a run would be on one GPU; name "
-            "it for several runs side by side alone, with --processes 1"
+            f"--gpus {','.join(map(str, gpus))}: two processes of a run would share a GPU; list a "
+            "GPU repeatedly only for parallel runs, with --processes 1"
         )
     return [Place(share, threads, processes) for share in shares]
 
 
 def check_gpus(gpus: Sequence[int]) -> None:
-    """Raise InputError for numbers that no GPU has."""
+    """Raise InputError for GPU indices that do not exist."""
     count = torch.cuda.device_count()
     if gpus and not count:
-        raise InputError("--gpus: PyTorch finds no GPU here; leave it out")
+        raise InputError("--gpus: PyTorch finds no GPU; drop it")
     if any(gpu >= count for gpu in gpus):
         raise InputError(
-            f"--gpus {','.join(map(str, gpus))}: there are {count} GPUs, numbered from 0; name "
-            "those, or leave it out to use them all"
+            f"--gpus {','.join(map(str, gpus))}: there are {count} GPUs, numbered from 0; choose "
+            "from these, or drop it to use all"
         )
 
 
 def describe_machine(place: Place) -> str:
-    """The processors that a run used, in words."""
+    """Describe the processors that a run used."""
     if place.gpus:
         name = torch.cuda.get_device_name(place.gpus[0])
         return f"{len(place.gpus)} x {name}"
@@ -108,9 +108,9 @@ def describe_machine(place: Place) -> str:
 
 
 def code_version(root: Path = ROOT) -> str | None:
-    """The last commit that changed what trains and scores; None without git.
+    """Return the last commit that changed training or scoring code; None without git.
 
-    ``-dirty`` where the files differ from it. Commits of results and pages change no version.
+    ``-dirty`` is appended if files differ from it. Commits of results and docs do not count.
     """
     commit = _git(root, "log", "-1", "--format=%h", "--", *CODE)
     changes = _git(root, "status", "--porcelain", "--", *CODE)
@@ -118,7 +118,7 @@ def code_version(root: Path = ROOT) -> str | None:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What git says; None without git, outside a repository, or if it says nothing."""
+    """Return git's output; None without git, outside a repository, or if it is empty."""
     command = ["git", "-C", str(root), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -128,7 +128,7 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def _threads(processes: int) -> int:
-    """Threads of each of so many processes, unless the user's environment says it."""
+    """Return the threads of each process, unless the user's environment sets them."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() else max(1, (os.cpu_count() or 1) // processes)
 

@@ -1,4 +1,4 @@
-"""Which runs a figure shows, and the drawing that fits its kind."""
+"""The runs of a figure, and the drawing function for its kind."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def shown_runs(
     show: Sequence[str] | None,
     ledger: Path | None = None,
 ) -> list[ShownRun]:
-    """The runs that a figure shows: of each of its cells the first seed that was begun.
+    """Return the runs that a figure shows: for each of its cells the first seed that has begun.
 
-    Of scores over weights it is every run of the study that is scored.
+    A figure of scores over weights shows every scored run of the study.
 
     Args:
-        show: ``TITLE=FOLDER`` words, any runs instead of the study's; for curves also
+        show: ``TITLE=FOLDER`` words: runs to show instead of the study's; for curves also
             ``TITLE=FILE``, a ``metrics.jsonl`` or an event file.
-        ledger: has curves of runs that are not here; for detections a checkpoint is needed.
+        ledger: has curves of runs that are not here; detections need a checkpoint.
 
     Raises:
-        InputError: a run has not begun or none is scored, one was made under another config, or a
-            word is not of that form.
+        InputError: a run has not begun or none is scored, one has another config, or a word is not
+            of that form.
     """
     if show is not None:
         of_files = figure.kind in ("losses", "windows")
@@ -47,17 +47,17 @@ def shown_runs(
         return _scored_runs(study, runs, extra, ledger)
     cells = [first_cell(study, labels) for labels in figure.cells]
     if not cells and figure.kind != "shift":
-        raise InputError("--only leaves none of its runs; leave it out, or name others")
+        raise InputError("--only selects none of its runs; drop it, or choose others")
     needs_checkpoint = figure.kind == "detections"
     kept = None if needs_checkpoint else ledger
     return [_begun_run(study, labels, runs, extra, kept, needs_checkpoint) for labels in cells]
 
 
 def first_cell(study: Study, wanted: Labels) -> Labels:
-    """The first cell of the table that has all the labels.
+    """Return the first cell of the table that has all the labels.
 
     Raises:
-        InputError: the table leaves all of them out.
+        InputError: the table has no such cell.
     """
     for cell in study.cells():
         if wanted.items() <= cell.items():
@@ -75,7 +75,7 @@ def draw(
     """Draw a figure.
 
     Raises:
-        InputError: a run has not come far enough, or its data are not there.
+        InputError: a run has not progressed far enough, or its data are missing.
     """
     heading = f"Figure {number}: {figure.caption or study.title}"
     if figure.kind == "shift":
@@ -121,7 +121,7 @@ def _begun_run(
         folder = results_folder(run, study.score.split, runs, ledger)
         if (folder / "config.yaml").is_file():
             check_config(run, folder)
-            # What stands beside it is of the first seed, as a rule.
+            # The runs beside it are usually of the first seed.
             others = [] if seed == study.seeds[0] else [f"seed {seed}"]
             if stage(run, folder, study.score.split) not in ("trained", "scored"):
                 others.append("not finished")
@@ -136,5 +136,5 @@ def _named_run(word: str, of_files: bool) -> ShownRun:
     path = Path(text)
     if not equals or not (path.is_dir() or (of_files and path.is_file())):
         files = ", its metrics.jsonl or an event file" if of_files else ""
-        raise InputError(f"--show {word}: write TITLE=FOLDER with the folder of a run{files}")
+        raise InputError(f"--show {word}: must be TITLE=FOLDER with the folder of a run{files}")
     return ShownRun(title, path)

@@ -1,4 +1,4 @@
-"""One line about a whole study: what is done, what is under way, how long it will take."""
+"""Progress line of a study: finished and running runs, and the remaining time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from engine.tracking.tracker import clock
 from scripts.studies.job import Job
 from scripts.studies.run import read_record, scores_file
 
-QUIET_SECONDS = 60.0  # between lines where the output is no terminal
-LEAST_SHARE = 0.01  # of a run, from which on it tells how long it will take
+QUIET_SECONDS = 60.0  # between lines if the output is not a terminal
+LEAST_SHARE = 0.01  # of a run, required to estimate its time
 _printing = threading.Lock()
 
 
 def say(message: str) -> None:
-    """Print a message on a line of its own, over the progress line."""
+    """Print a message on its own line, above the progress line."""
     clear = "\r\033[K" if is_watched() else ""
     with _printing:
         tell(f"{clear}{message}\n")
 
 
 class ProgressLine:
-    """The line, rewritten on a terminal every second, printed when a run is done elsewhere.
+    """The progress line: updated every second on a terminal, elsewhere printed after each run.
 
-    Where runs take long it is printed once a minute.
+    During long runs it is printed there once a minute.
     """
 
     def __init__(self) -> None:
@@ -80,20 +80,20 @@ def describe(
     places: int,
     failed: Collection[Path] = frozenset(),
 ) -> str:
-    """``12 of 45 runs done, 2 under way (38%, 12%), 1:32:10 left``.
+    """Format the progress, as ``12 of 45 runs done, 2 running (38%, 12%), 1:32:10 left``.
 
     Args:
         jobs: all runs of the studies, each once.
-        under_way: seconds since this call began with each run under way.
-        places: runs side by side.
-        failed: folders of runs that will not be done by this call.
+        under_way: seconds since this call started each current run.
+        places: number of parallel runs.
+        failed: folders of runs that this call will not finish.
     """
     missing = [job for job in jobs if not is_done(job)]
     shares = {job.folder: share_done(job) for job in missing if job.folder in under_way}
     text = f"{len(jobs) - len(missing)} of {len(jobs)} runs done"
     if shares:
         percent = ", ".join(f"{share:.0%}" for share in shares.values())
-        text += f", {len(shares)} under way ({percent})"
+        text += f", {len(shares)} running ({percent})"
     paces = seconds_an_epoch(jobs, under_way, shares)
     if not paces:
         return text
@@ -107,22 +107,22 @@ def describe(
 
 
 def count_done(jobs: Sequence[Job]) -> int:
-    """How many runs are scored."""
+    """Count the scored runs."""
     return sum(map(is_done, jobs))
 
 
 def is_done(job: Job) -> bool:
-    """Whether a run is scored."""
+    """Return whether a run is scored."""
     return scores_file(job.results, job.split).is_file()
 
 
 def seconds_an_epoch(
     jobs: Sequence[Job], under_way: Mapping[Path, float], shares: Mapping[Path, float]
 ) -> dict[Path, float]:
-    """Base config -> what an epoch of its runs takes, the mean of the best witnesses there are.
+    """Return the mean seconds per epoch by base config, from the best available runs.
 
-    Those are finished runs on the machine of the runs under way, then the runs under way
-    themselves, then runs that were finished elsewhere.
+    These are finished runs on the machine of the current runs, or else the current runs themselves,
+    or else runs finished elsewhere.
     """
     here = {read_record(folder).get("machine") for folder in under_way}
     witnesses: dict[Path, list[tuple[int, float]]] = defaultdict(list)
@@ -146,10 +146,10 @@ def _epochs(job: Job) -> int:
 
 
 def share_done(job: Job) -> float:
-    """The part of a run's training that is behind it, from its ``metrics.jsonl``.
+    """Return the finished fraction of a run's training, from its ``metrics.jsonl``.
 
-    An evaluation tells exactly how many iterations an epoch has. Before the first one they are
-    guessed from the last log line of each epoch; within the first epoch nothing is known.
+    An evaluation gives the exact number of iterations per epoch. Before the first one it is
+    estimated from the last log line of each epoch; within the first epoch it is unknown.
     """
     path = job.folder / METRICS
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a study's runs gave: the scores of each cell, beside the paper's."""
+"""Results of a study: the scores of each cell, with the paper's."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        scores: for each metric the scores by seed, of the seeds that were run.
-        published: the paper's number for each metric as a value, None where it has none.
-        published_change: its change in points against its baseline.
-        cost: what was noted about each run: seconds, processor seconds, machine, iterations.
-        trouble: for seeds that ended with an error or under another config, what was wrong.
+        scores: scores by seed, for each metric.
+        published: the paper's value for each metric, None if it has none.
+        published_change: the paper's change in points against its baseline, for each metric.
+        cost: record of each run: seconds, CPU seconds, machine, iterations.
+        trouble: error by seed, of runs that failed or have another config.
     """
 
     labels: Labels
@@ -37,7 +37,7 @@ class Cell:
     trouble: dict[int, str] = field(default_factory=dict)
 
     def summary(self, metric: str) -> Summary | None:
-        """Mean and deviation over seeds."""
+        """Compute mean and standard deviation over seeds."""
         return summarize(list(self.scores[metric].values()))
 
 
@@ -49,11 +49,11 @@ class Results:
     cells: list[Cell]
 
     def at(self, labels: Labels) -> Cell | None:
-        """The cell with just these labels."""
+        """Return the cell with exactly these labels."""
         return next((cell for cell in self.cells if cell.labels == labels), None)
 
     def change(self, cell: Cell, metric: str) -> Paired | None:
-        """A cell against its baseline, in points, paired over seeds; None for a baseline."""
+        """Compare a cell with its baseline, in points, paired over seeds; None for a baseline."""
         baseline = self.at(self.study.baseline(cell.labels))
         if cell.is_baseline or baseline is None:
             return None
@@ -67,7 +67,7 @@ class Results:
 def collect(
     study: Study, runs: Path, extra: Mapping[str, Any], ledger: Path | None = None
 ) -> Results:
-    """Read what there is of a study's runs, here or in the ledger; the rest stays empty."""
+    """Read the available results of a study, here or in the ledger; the rest stays empty."""
     return Results(study, [_cell(study, labels, runs, extra, ledger) for labels in study.cells()])
 
 
@@ -99,7 +99,9 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         cell.trouble[seed] = record["error"]
     if reached != "scored":
         if not record and file.is_file():
-            cell.trouble[seed] = f"{file}: is not counted, as no study.json beside it says whose"
+            cell.trouble[seed] = (
+                f"{file}: is not counted: no study.json beside it identifies its run"
+            )
         return
     try:
         scores = read_scores(folder, study.score.split)
@@ -114,7 +116,7 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
         if isinstance(value, int | float) and math.isfinite(value):
             cell.scores[metric][seed] = value
         elif value is not None:
-            cell.trouble[seed] = f"{file}: {path} is {shown(value)}, no score; score it again"
+            cell.trouble[seed] = f"{file}: {path} is {shown(value)}, not a score; score it again"
     interval = run.config.loss.weighting.interval
     iterations = record.get("iterations") or iterations_of(folder)
     cell.cost.append({**record, "interval": interval, "iterations": iterations})
@@ -123,7 +125,7 @@ def _add(cell: Cell, run: Run, folder: Path, study: Study, seed: int) -> None:
 def _published(
     study: Study, labels: Labels
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """The paper's values and changes of a cell, the one made from the other."""
+    """Return the paper's values and changes of a cell, one computed from the other."""
     nothing: list[float | None] = [None] * len(study.score.metrics)
     own = study.published(labels) or nothing
     base = study.published(study.baseline(labels)) or nothing
@@ -141,24 +143,25 @@ def _published(
 
 
 def score_at(scores: Mapping[str, Any], path: str) -> float | None:
-    """The number at a dotted path of ``metrics.json``, None where it has null.
+    """Return the number at a dotted path of ``metrics.json``, None for null.
 
-    Raises InputError where the path leads to no number.
+    Raises:
+        InputError: the path does not lead to a number.
     """
     value: Any = scores
     for name in path.split("."):
         if not isinstance(value, Mapping) or name not in value:
             raise InputError(
-                f"score.metrics: {shown(path)} leads to no score: {shown(name)} is not among "
+                f"score.metrics: {shown(path)} is not a score: {shown(name)} is not among "
                 f"{some_of(list(value)) if isinstance(value, Mapping) else 'a number'}; correct it"
             )
         value = value[name]
     if isinstance(value, Mapping):
         inside = some_of(list(value))
-        raise InputError(f"score.metrics: {shown(path)} holds {inside}; name one of them")
+        raise InputError(f"score.metrics: {shown(path)} holds {inside}; choose one of them")
     return value
 
 
 def median(values: list[float]) -> float | None:
-    """The median, None without values."""
+    """Return the median, None without values."""
     return statistics.median(values) if values else None

@@ -1,4 +1,4 @@
-"""One training run of a study: its folder, and how far it has come."""
+"""One training run of a study: its folder and its progress."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from engine.process.atomic_file import write_atomically
 from engine.resume import NEUTRAL_KEYS
 from engine.strict_yaml import read_yaml
 
-# Keys that do not decide what a run computes. The batch of a process follows from the total batch,
-# which is the study's, and the number of processes; the table tells where these differ.
+# Keys that do not affect what a run computes. The batch per process follows from the study's total
+# batch and the number of processes; the table reports where these differ.
 PLACE_KEYS = NEUTRAL_KEYS | {"data.batch_size", "data.root", "train.name"}
-# Neither do these, as a study scores the last checkpoint; but with train.patience scores decide
+# Nor do these, as a study scores the last checkpoint; but with train.patience scores decide
 # which that is.
 EVALUATION_KEYS = frozenset({"evaluate.every"})
-LONGEST_NAME = 235  # letters, of what a folder's name says of the overrides
+LONGEST_NAME = 235  # characters of a folder name about the overrides
 RECORD, LOCK, LOG = "study.json", "study.lock", "study.log"
 
 Stage = Literal["not run", "cut off", "trained", "scored", "failed"]
@@ -37,7 +37,7 @@ Stage = Literal["not run", "cut off", "trained", "scored", "failed"]
 
 @dataclass(frozen=True)
 class Run:
-    """A config file with overrides, run by ``processes`` processes unless it is said otherwise.
+    """A config file with overrides, run by ``processes`` processes by default.
 
     Runs that compute the same share one folder, whichever study they belong to.
     """
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config, with the batch size that ``processes`` processes have each.
+        """The resolved config, with the batch size of each of ``processes`` processes.
 
         Raises:
             InputError: an override names a wrong key or value.
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """The overrides as words of the command line."""
+        """The overrides as command-line arguments."""
         return as_words(self.overrides)
 
     @property
@@ -67,7 +67,7 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """What sets the run apart from its base config, as the name of a folder."""
+        """The run's differences from its base config, as a folder name."""
         base, own = _decisive(load_config(self.base)), _decisive(self.config)
         changed = {
             key: own[key]
@@ -85,31 +85,31 @@ class Run:
         return f"{text}_{seed}" if text else seed
 
     def folder(self, runs: Path) -> Path:
-        """The folder of the run: ``<runs>/<base config>/<name>``.
+        """Return the folder of the run: ``<runs>/<base config>/<name>``.
 
-        A base config goes by its own name if it lies in a folder ``base``, else also by its
-        folder's: ``voc_faster_rcnn_r50`` is not ``coco_faster_rcnn_r50``.
+        The name of a base config outside a folder ``base`` includes its folder's name, as in
+        ``voc_faster_rcnn_r50`` and ``coco_faster_rcnn_r50``.
         """
         room = self.base.parent.name
         return runs / (self.base.stem if room == "base" else f"{room}_{self.base.stem}") / self.name
 
     def computes_like(self, other: Run) -> bool:
-        """Whether the results of one run are those of the other, wherever they run."""
+        """Return whether two runs compute the same results, on any machine."""
         return self.total_batch == other.total_batch and (
             _decisive(self.config) == _decisive(other.config)
         )
 
 
 def as_words(overrides: Mapping[str, Any]) -> list[str]:
-    """Values by dotted key as words of the command line, which are read as YAML: ``a='b #1'``."""
+    """Format values by dotted key as command-line arguments, parsed as YAML: ``a='b #1'``."""
     return [f"{key}={_as_yaml(value)}" for key, value in overrides.items()]
 
 
 def stage(run: Run, folder: Path, split: str) -> Stage:
-    """How far a run has come.
+    """Return the progress of a run.
 
     Raises:
-        InputError: the folder holds a run under another config.
+        InputError: the folder holds a run with another config.
     """
     if (folder / "config.yaml").is_file():
         check_config(run, folder)
@@ -122,12 +122,12 @@ def stage(run: Run, folder: Path, split: str) -> Stage:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether training can go on there instead of beginning."""
+    """Return whether training can be resumed there."""
     return any((folder / name).is_file() for name in RESUMED)
 
 
 def check_config(run: Run, folder: Path) -> None:
-    """Raise InputError if the folder's run was made under another config than the study's now."""
+    """Raise InputError if the folder's run has another config than the study's current one."""
     path = folder / "config.yaml"
     before, now = _decisive(parse_config(read_yaml(path), str(path))), _decisive(run.config)
     changed = [f"{key} {before.get(key)!r}" for key in sorted(now) if before.get(key) != now[key]]
@@ -135,62 +135,60 @@ def check_config(run: Run, folder: Path) -> None:
     changed += [f"a total batch of {batch}"] if batch != run.total_batch else []
     if changed:
         raise InputError(
-            f"{folder}: was made under another config ({', '.join(changed[:4])}); move the folder "
-            "away to run it anew"
+            f"{folder}: was run with another config ({', '.join(changed[:4])}); move the folder "
+            "away to rerun it"
         )
 
 
 def scores_file(folder: Path, split: str) -> Path:
-    """Where the scores of the last checkpoint on a split are."""
+    """Return the file of the last checkpoint's scores on a split."""
     return folder / f"scores-{split.replace('/', '-')}.json"
 
 
 def read_scores(folder: Path, split: str) -> dict[str, Any]:
-    """The scores of a scored run, in the form of ``metrics.json``.
+    """Read the scores of a scored run, in the format of ``metrics.json``.
 
     Raises:
         InputError: the file is damaged.
     """
-    return _read_json(scores_file(folder, split), "delete it, and `run` scores the run anew")
+    return _read_json(scores_file(folder, split), "delete it, and `run` scores it again")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a study has noted about a run: ``trained``, ``seconds``, ``machine``, ``error``, …
+    """Read a study's record of a run: ``trained``, ``seconds``, ``machine``, ``error``, …
 
     Raises:
         InputError: the file is damaged.
     """
     path = folder / RECORD
-    cure = "restore it, or delete its folder to run the training anew"
+    cure = "restore it, or delete its folder to rerun the training"
     record = _read_json(path, cure) if path.is_file() else {}
     for key in ("seconds", "cpu_seconds", "iterations"):
         value = record.get(key)
         if not (value is None or type(value) in (int, float)):
-            raise InputError(
-                f"{path}: its {key} is {shown(value)}, no number; correct or delete it"
-            )
+            raise InputError(f"{path}: {key} is {shown(value)}, not a number; correct or delete it")
     code = record.get("code", [])
     if not (isinstance(code, list) and all(isinstance(version, str) for version in code)):
-        raise InputError(f"{path}: its code is {shown(code)}, no list of versions; delete it")
+        raise InputError(f"{path}: code is {shown(code)}, not a list of versions; delete it")
     return record
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Replace what a study has noted about a run."""
+    """Replace a study's record of a run."""
     write_atomically(folder / RECORD, dump_record(record).encode())
 
 
 def dump_record(record: Mapping[str, Any]) -> str:
-    """The text of what a study has noted."""
+    """Format a study's record of a run as JSON."""
     return json.dumps({k: v for k, v in record.items() if v is not None}, indent=2) + "\n"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """Hold a run's folder against other shells; None if another one holds it.
+    """Lock a run's folder against other shells; yield None if another one holds it.
 
-    The file descriptor that is handed out goes to the training process too: the lock then lasts as
-    long as one of them lives, so that nobody starts a second training beside an orphan.
+    The yielded file descriptor is passed to the training process too: the lock then lasts until
+    both have ended, so that no second training starts beside an orphan.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -206,7 +204,7 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether somebody works on a run right now."""
+    """Return whether a run is in progress."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY)  # also where others may write alone
     except FileNotFoundError:
@@ -226,21 +224,21 @@ def _read_json(path: Path, cure: str) -> dict[str, Any]:
     except OSError as error:
         raise unreadable(path, error) from None
     except ValueError:
-        raise InputError(f"{path}: is no JSON; {cure}") from None
+        raise InputError(f"{path}: is not JSON; {cure}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: is no mapping; {cure}")
+        raise InputError(f"{path}: is not a mapping; {cure}")
     return values
 
 
 def differing_keys(one: Run, other: Run) -> list[str]:
-    """The dotted keys that decide what runs compute and that two runs have otherwise."""
+    """Return the dotted result-affecting keys in which two runs differ."""
     values, others = _decisive(one.config), _decisive(other.config)
     keys = sorted(values.keys() | others.keys())
     return [key for key in keys if values.get(key) != others.get(key)]
 
 
 def _decisive(config: Config) -> dict[str, Any]:
-    """The keys that decide what a run computes, dotted."""
+    """Return the result-affecting keys of a config, dotted."""
     ignored = PLACE_KEYS if config.train.patience else PLACE_KEYS | EVALUATION_KEYS
     return {key: value for key, value in config.flat().items() if key not in ignored}
 

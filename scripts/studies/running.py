@@ -1,4 +1,4 @@
-"""Train and score the runs of a study: side by side, from several shells, as often as it takes."""
+"""Train and score the runs of a study, in parallel, from several shells, resumably."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from scripts.studies.run import (
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_LINES = 3
-PATIENCE = 1.0  # seconds between looks at the runs of other shells
+PATIENCE = 1.0  # seconds between checks of the runs of other shells
 
 
 class StoppedError(Exception):
-    """A signal came; the runs under way are saved."""
+    """A signal arrived; the current runs are saved."""
 
 
 class FailedError(Exception):
@@ -45,22 +45,22 @@ class FailedError(Exception):
 
 
 class KilledError(FailedError):
-    """A signal ended a run's program: it had no time to save."""
+    """A signal killed a run's program before it could save."""
 
 
 @dataclass
 class RunQueue:
-    """The jobs of a call and what becomes of them.
+    """The jobs of a call and their states.
 
     Attributes:
-        jobs: in the order in which they are taken. One that another shell works on is waited for,
-            and taken over should that shell leave it undone.
-        whole: all jobs of the studies, done ones too, which the progress line is about.
-        failed: what went wrong, by the folder of the run.
-        elsewhere: jobs that another shell worked on when they were last looked at.
-        under_way: when this call began with each run that it works on.
-        cpu: processor seconds of the last program of each run.
-        keep: whether scored runs go into the ledger.
+        jobs: jobs to do, in order. A job in progress in another shell is waited for, and taken over
+            if that shell leaves it unfinished.
+        whole: all jobs of the studies, including finished ones, for the progress line.
+        failed: error by the folder of the run.
+        elsewhere: jobs that were in progress in another shell when last checked.
+        under_way: start time of each current run of this call.
+        cpu: CPU seconds of the last program of each run.
+        keep: whether scored runs are written to the ledger.
     """
 
     jobs: Sequence[Job]
@@ -79,12 +79,12 @@ class RunQueue:
         self._fresh = deque(self.jobs)
 
     def work(self, places: Sequence[Place]) -> None:
-        """Run what is missing, a run at a time on each place; returns when nothing is left.
+        """Do the missing runs, one at a time on each place; return when none is left.
 
-        Nothing is left when each job is scored, here or by another shell, or has failed here.
+        None is left when each job is scored, here or by another shell, or has failed here.
 
         Raises:
-            StoppedError: SIGTERM or SIGINT came.
+            StoppedError: SIGTERM or SIGINT arrived.
         """
         whole = list({job.key: job for job in self.whole}.values())
         threads = [threading.Thread(target=self._work_at, args=(place,)) for place in places]
@@ -93,7 +93,7 @@ class RunQueue:
                 thread.start()
             with ProgressLine() as line:
                 while any(thread.is_alive() for thread in threads):
-                    with suppress(InputError, OSError):  # of a file that tells how far a run is
+                    with suppress(InputError, OSError):  # of a file with the progress of a run
                         line.show(whole, self.under_way, len(places), self.failed)
                     time.sleep(0.2)
         if self.signal_number is not None:
@@ -105,7 +105,7 @@ class RunQueue:
                 self._do(job, place)
             except StoppedError:
                 return
-            except Exception as error:  # whatever it is, the other runs go on
+            except Exception as error:  # the other runs continue in any case
                 self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
@@ -113,7 +113,7 @@ class RunQueue:
         say(f"failed: {job.folder}\n  {error}")
 
     def _next(self) -> Job | None:
-        """A job that nobody has begun; then, as they become free, those of other shells."""
+        """Return a job that nobody works on, or else, once free, one of another shell."""
         while True:
             with self.guard:
                 if self.signal_number is not None:
@@ -137,7 +137,7 @@ class RunQueue:
         with locked(job.folder) as lock:
             if lock is None:
                 if job.folder not in self.under_way:  # this call may score it on another split
-                    say(f"another shell works on {job.folder}")
+                    say(f"in progress in another shell: {job.folder}")
                 with self.guard:
                     self.elsewhere.append(job)
                 return
@@ -155,7 +155,7 @@ class RunQueue:
 
     def _train(self, job: Job, place: Place, lock: int) -> None:
         resumed = has_checkpoint(job.folder)
-        say(f"{'going on with' if resumed else 'training'} {job.folder}")
+        say(f"{'resuming' if resumed else 'training'} {job.folder}")
         config = job.run.config
         processes = place.processes_of(job.run.processes)
         batch, rest = divmod(job.run.total_batch, processes * config.train.accumulate)
@@ -201,12 +201,12 @@ class RunQueue:
         end(None)
 
     def _score(self, job: Job, place: Place, lock: int) -> None:
-        """Score the last checkpoint; the scores come into place whole."""
+        """Score the last checkpoint; the scores are written atomically."""
         output, checkpoint = scores_file(job.folder, job.split), job.folder / "last.pt"
         if not checkpoint.is_file():
             raise InputError(
-                f"{checkpoint}: the run is trained, and its checkpoint is not there to be scored; "
-                f"restore it, or delete {job.folder} to run it anew"
+                f"{checkpoint}: the run is trained, but its checkpoint to be scored is missing; "
+                f"restore it, or delete {job.folder} to rerun it"
             )
         words = [str(checkpoint), "--split", job.split, "--output", str(output)]
         config = job.run.config
@@ -221,10 +221,10 @@ class RunQueue:
         say(f"scored {job.folder}")
 
     def _call(self, program: str, words: Sequence[str], job: Job, place: Place, lock: int) -> None:
-        """Run a program of the root, under torchrun where several processes share it.
+        """Run a program of the root, under torchrun for several processes.
 
-        It gets the lock, so that it stays locked while it lives, and a session of its own: Ctrl-C
-        reaches it through this process alone, once.
+        It inherits the lock, which is held while it lives, and gets its own session: Ctrl-C reaches
+        it only through this process, once.
         """
         processes = place.processes_of(job.run.processes)
         launcher = ["-m", "torch.distributed.run", "--standalone"]
@@ -257,14 +257,14 @@ class RunQueue:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT are handed on to the programs under way, which save and leave."""
+        """Forward SIGTERM and SIGINT to the running programs, which save and exit."""
 
         def hand_on(number: int, _frame: FrameType | None) -> None:
             self.signal_number = number
             with self.guard:
                 for process in self.processes:
                     with suppress(ProcessLookupError):
-                        # send_signal would look after the process first, which its thread does
+                        # send_signal would poll the process first, which its thread does
                         os.kill(process.pid, signal.SIGTERM)
 
         before = {n: signal.signal(n, hand_on) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -276,7 +276,7 @@ class RunQueue:
 
 
 def plan(jobs: Sequence[Job]) -> tuple[list[Job], dict[Path, str]]:
-    """The jobs that are left, and by folder what is wrong with those that cannot be done."""
+    """Return the remaining jobs, and by folder the errors of jobs that cannot be done."""
     left: dict[tuple[Path, str], Job] = {}
     wrong: dict[Path, str] = {}
     owners: dict[Path, Job] = {}
@@ -296,22 +296,22 @@ def _two_owners(one: Job, other: Job) -> str:
     if one.run.base == other.run.base:
         keys = ", ".join(differing_keys(one.run, other.run)) or "the total batch"
         return (
-            f"two different runs would be there, whose values of {keys} differ in signs that its "
-            "name leaves out; write one of them otherwise"
+            f"two different runs would share this folder, as their values of {keys} differ only in "
+            "characters that its name omits; write one of them differently"
         )
     return (
-        f"two different runs would be there, of {one.run.base} and of {other.run.base}; run the "
-        "studies one by one with a --runs and a --ledger each, or rename one of these files"
+        f"two different runs would share this folder, of {one.run.base} and of {other.run.base}; "
+        "run the studies separately, each with its own --runs and --ledger, or rename a file"
     )
 
 
 def reason_of(program: str, code: int, log: Path, begin: int) -> str:
-    """Why a program failed: its error line if there is one, else its last words.
+    """Return why a program failed: its error line if there is one, else its last output.
 
-    Under torchrun the program's own error comes first, then the tracebacks of the launcher.
+    Under torchrun the program's own error comes first, then the launcher's tracebacks.
 
     Args:
-        begin: where the words of this attempt begin in the log, in bytes.
+        begin: offset of this attempt's output in the log, in bytes.
     """
     lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
     own = [line for line in lines if line.startswith("error:")]
@@ -321,5 +321,5 @@ def reason_of(program: str, code: int, log: Path, begin: int) -> str:
     said = own[:1] or others[-1:] or lines[-LAST_LINES:]
     names = {each.value: each.name for each in signal.Signals}
     ended = names.get(-code, f"signal {-code}")
-    how = f"was ended by {ended}" if code < 0 else f"ended with {code}"
-    return f"{program} {how}: {' | '.join(said)} (all of it: {log})"
+    how = f"was killed by {ended}" if code < 0 else f"exited with {code}"
+    return f"{program} {how}: {' | '.join(said)} (full log: {log})"

@@ -1,4 +1,4 @@
-"""Figure 2: what every loss says while a box slides across an object."""
+"""Figure 2: the value of every loss as a box slides across an object."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FOREGROUND, BACKGROUND = 0.5, 0.4  # RetinaNet's thresholds of IoU
 STEPS = 601
 FURTHEST = 1.25  # shift, by the object's width
 SHOWN = (0.1, 0.35, 0.9)  # shifts of the boxes in the picture, by the object's width
-SCORE = 0.7  # what the classifier says of the sliding box, wherever it is
+SCORE = 0.7  # of the sliding box, at every position
 
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Slide:
-    """Losses of a box by its shift, all ``(S,)``; NaN where an anchor of that IoU is ignored."""
+    """Losses of a box by its shift, all ``(S,)``; NaN if an anchor of that IoU is ignored."""
 
     shifts: Numbers
     iou: Numbers
@@ -42,9 +42,9 @@ class Slide:
 def slide(score: float = SCORE) -> Slide:
     """Shift a box that starts on its object to the right, by up to ``FURTHEST`` of its widths.
 
-    The box is an anchor that predicts no offsets. Its classification target is 1 from IoU 0.5 on
-    and 0 below 0.4; in between no loss counts it. Box losses count for positives only, but are
-    drawn further, as in the paper.
+    The box is an anchor that predicts no offsets. Its classification target is 1 for IoU >= 0.5 and
+    0 for IoU < 0.4; in between it is ignored. Box losses count only for positives, but are drawn
+    for all shifts, as in the paper.
     """
     shifts = torch.linspace(0, FURTHEST, STEPS)
     truth = torch.tensor([[0.0, 0.0, SIDE, SIDE]])
@@ -59,7 +59,7 @@ def slide(score: float = SCORE) -> Slide:
 
 
 def draw_shift(heading: str) -> Figure:
-    """The boxes, their IoU, the classification losses and all box losses against the shift."""
+    """Draw the boxes, their IoU, the classification losses and all box losses by shift."""
     data = slide()
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.2))
     _draw_boxes(axes[0, 0])
@@ -96,7 +96,7 @@ def _where_counted(losses: Tensor, iou: Tensor) -> Numbers:
 
 
 def _box_losses(moved: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Each box loss, summed over coordinates, ``(S,)``."""
+    """Compute each box loss, summed over coordinates, ``(S,)``."""
     targets = BoxCoder().encode(truth.expand_as(moved), moved)
     losses = {}
     for name, loss in BOX_LOSSES.items():

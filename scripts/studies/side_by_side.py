@@ -1,4 +1,4 @@
-"""Figures 5 and 7: what several runs detect in the same images, the ground truth beside it."""
+"""Figures 5 and 7: detections of several runs in the same images, beside the ground truth."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ DETECTIONS = "detections-{split}.json"
 def draw_detections(
     runs: Sequence[ShownRun], heading: str, split: str, data_root: Path | None, count: int = 3
 ) -> Figure:
-    """A row for each image: the ground truth, then the detections of each run's last checkpoint.
+    """Draw a row per image: the ground truth, then the detections of each run's last checkpoint.
 
     Args:
         split: train, val, or the name of a split.
-        data_root: where the images are, if not where the runs had them.
-        count: images, spread over the split.
+        data_root: folder of the images, if not that of the runs' configs.
+        count: number of images, spread over the split.
 
     Raises:
-        InputError: a run has no checkpoint yet, or its data are not there.
+        InputError: a run has no checkpoint yet, or its data are missing.
     """
     config = run_config(runs[0].folder, data_root)
     name = config.data.split(split)
@@ -63,7 +63,7 @@ def draw_detections(
 def panels_of(
     row: int, annotations: Annotations, found: Sequence[Detections], config: Config
 ) -> list[Pixels]:
-    """One image with its ground truth, and with the detections of each run, (H, W, 3) each."""
+    """Draw one image with its ground truth and with each run's detections, ``(H, W, 3)`` each."""
     image = open_images(config.data, annotations, in_memory=False).read(row)
     pairs = [draw_pair(image, row, annotations, detections) for detections in found]
     middle = (pairs[0].shape[1] - GAP) // 2  # a pair is two pictures of one width, GAP apart
@@ -73,10 +73,10 @@ def panels_of(
 def detections_of(
     folder: Path, annotations: Annotations, split: str, data_root: Path
 ) -> Detections:
-    """What the last checkpoint of a run detects, computed once and kept beside it."""
+    """Return the detections of a run's last checkpoint, computed once and cached beside it."""
     checkpoint, kept = folder / "last.pt", folder / DETECTIONS.format(split=split.replace("/", "-"))
     if not checkpoint.is_file():
-        raise InputError(f"{folder}: has no checkpoint yet; the first comes after an epoch")
+        raise InputError(f"{folder}: has no checkpoint yet; the first is written after an epoch")
     if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
         words = [str(checkpoint), "--split", split, "--coco-results", str(kept)]
         words += ["--output", str(folder / ".scores-of-a-figure.json")]
@@ -94,7 +94,7 @@ def detections_of(
 
 
 def run_config(folder: Path, data_root: Path | None) -> Config:
-    """The config that a run was made under, with its data where they are now."""
+    """Return the config of a run, with the current folder of its data."""
     values = read_yaml(folder / "config.yaml")
     if data_root is not None:
         values["data"]["root"] = str(data_root)

@@ -23,10 +23,10 @@ class Paired:
     """Differences between two cells, seed by seed.
 
     Attributes:
-        difference: of the seeds that both have, summed up.
-        t_test: two-sided p of Student's paired t-test, which takes differences for normal.
-        sign_flip: two-sided p of the exact sign-flip permutation test, which takes them for
-            symmetric about 0 only; with n seeds it cannot be below 2 / 2^n.
+        difference: summary of the differences over the seeds that both have.
+        t_test: two-sided p of Student's paired t-test, which assumes normal differences.
+        sign_flip: two-sided p of the exact sign-flip permutation test, which only assumes
+            differences symmetric about 0; with n seeds it cannot be below 2 / 2^n.
     """
 
     difference: Summary
@@ -35,7 +35,7 @@ class Paired:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """Mean and sample standard deviation; None without values."""
+    """Compute mean and sample standard deviation; None without values."""
     if not values:
         return None
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -43,7 +43,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def compare(values: dict[int, float], baseline: dict[int, float]) -> Paired | None:
-    """Compare two cells over the seeds that both have; None where there are none."""
+    """Compare two cells over the seeds that both have; None if there are none."""
     differences = [values[seed] - baseline[seed] for seed in sorted(values) if seed in baseline]
     difference = summarize(differences)
     if difference is None:
@@ -54,7 +54,7 @@ def compare(values: dict[int, float], baseline: dict[int, float]) -> Paired | No
 
 
 def paired_t_test(differences: Sequence[float]) -> float:
-    """Two-sided p of a mean of 0, for at least two differences.
+    """Compute the two-sided p of a mean of 0, for at least two differences.
 
     Differences that are all the same and not 0 give p = 0, all 0 gives 1.
     """
@@ -64,7 +64,7 @@ def paired_t_test(differences: Sequence[float]) -> float:
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
-    """Two-sided p: the share of all 2^n choices of signs whose sum is at least as far from 0."""
+    """Compute the two-sided p: the share of all 2^n sign choices whose sum is as far from 0."""
     magnitudes = np.abs(differences)
     observed = abs(float(np.sum(differences)))
     sums = np.zeros(1)
@@ -74,9 +74,9 @@ def sign_flip_test(differences: Sequence[float]) -> float:
 
 
 def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float | None:
-    """Spearman's correlation; equal values share their mean rank.
+    """Compute Spearman's rank correlation; equal values share their mean rank.
 
-    None where all values of one kind are equal, so that nothing is correlated.
+    It is None if all values of either sequence are equal.
     """
     if min(len(set(values)), len(set(others))) < 2:
         return None

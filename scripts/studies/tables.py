@@ -20,7 +20,7 @@ Grid = list[list[str]]
 
 
 def markdown(results: Results) -> str:
-    """The table, the paired changes, what the runs cost, and what went wrong."""
+    """Format the table, the paired changes, the cost of the runs, and errors."""
     study = results.study
     scored = f"`{study.score.split}`" if study.score.split != "val" else "the validation split"
     seeds = _seeds(len(study.seeds))
@@ -42,7 +42,7 @@ def markdown(results: Results) -> str:
 
 
 def latex(results: Results) -> str:
-    """The comparison and the paired changes as LaTeX tables (booktabs), under what they are."""
+    """Format the comparison and the paired changes as LaTeX tables (booktabs) with comments."""
     changes = paired_changes(results)
     grids = [comparison(results), *([changes] if len(changes) > 1 else [])]
     words = [results.study.title, *_about_the_paper(results)]
@@ -51,7 +51,7 @@ def latex(results: Results) -> str:
 
 
 def _about_the_paper(results: Results) -> Iterator[str]:
-    """What a reader must know of the numbers that stand beside ours."""
+    """Yield notes on the paper's numbers that stand beside ours."""
     study = results.study
     if study.paper.printed == "changes" and study.paper.cells:
         yield "The paper prints changes; its other values here are baseline + change."
@@ -74,7 +74,7 @@ def _tabular(grid: Grid) -> str:
 
 
 def comma_separated(results: Results) -> str:
-    """Everything in a row for each cell and metric; what was not run is empty."""
+    """Format everything as CSV, a row for each cell and metric; cells not run are empty."""
     names = [axis.name for axis in results.study.axes]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -89,7 +89,7 @@ def comma_separated(results: Results) -> str:
 
 
 def _printed(results: Results, cell: Cell) -> str:
-    """Whether the paper prints a cell's value, or its change, from which the value is computed."""
+    """Return whether the paper prints a cell's value, or a change to compute it from."""
     as_changes = results.study.paper.printed == "changes" and not cell.is_baseline
     return "change" if as_changes else "value"
 
@@ -109,7 +109,7 @@ CSV_COLUMNS = (
 
 
 def comparison(results: Results) -> Grid:
-    """The paper's table, each number with ours beside it; the first row is the heading."""
+    """Build the paper's table with our numbers beside; the first row is the heading."""
     study = results.study
     row_axes = [axis.name for axis in study.axes if axis.name != study.columns]
     across = [axis.values for axis in study.axes if axis.name == study.columns]
@@ -133,7 +133,7 @@ def comparison(results: Results) -> Grid:
 
 
 def paired_changes(results: Results) -> Grid:
-    """Each cell against its baseline with both tests; cells that were not run are left out."""
+    """Compare each cell with its baseline by both tests; cells that were not run are omitted."""
     study = results.study
     rows = [[*(axis.name for axis in study.axes), "metric", "change", "seeds", *P_COLUMNS]]
     for cell in results.cells:
@@ -151,7 +151,7 @@ P_COLUMNS = ("p, paired t-test", "p, exact sign flips")
 
 
 def cost(results: Results) -> Grid:
-    """What the runs of each cell took on each machine, and how often λ was updated."""
+    """Build the cost of the runs of each cell on each machine, and the number of λ updates."""
     names = [axis.name for axis in results.study.axes]
     rows = [
         [*names, "runs", "training, median", "CPU time", "iterations", "C", "windows", "machine"]
@@ -176,7 +176,7 @@ def _by_machine(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[M
 
 
 def troubles(results: Results) -> Iterator[str]:
-    """Runs that ended with an error, whose folder holds something else, or of other versions."""
+    """Yield runs that failed, whose folder holds something else, or of other code versions."""
     processes = {
         run["processes"] for cell in results.cells for run in cell.cost if "processes" in run
     }
@@ -195,7 +195,7 @@ def troubles(results: Results) -> Iterator[str]:
 
 
 def _numbers(cell: Cell, metric: str, change: Paired | None) -> list[float | None]:
-    """A cell's numbers in the order of ``CSV_COLUMNS``."""
+    """Return a cell's numbers in the order of ``CSV_COLUMNS``."""
     own = cell.summary(metric)
     numbers: list[float | None] = [cell.published[metric], cell.published_change[metric]]
     numbers += [own.mean, own.deviation, own.count] if own else [None, None, 0]
@@ -206,7 +206,7 @@ def _numbers(cell: Cell, metric: str, change: Paired | None) -> list[float | Non
 
 
 def _rows(results: Results, axes: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Cell]]]:
-    """Cells that stand in one row, in the order of the first of each."""
+    """Yield the cells of each row, in the order of the first of each."""
     rows: dict[tuple[str, ...], list[Cell]] = {}
     for cell in results.cells:
         rows.setdefault(tuple(cell.labels[axis] for axis in axes), []).append(cell)
@@ -240,7 +240,7 @@ def _ours(results: Results, cell: Cell | None, metric: str) -> str:
 
 
 def _in_brackets(change: float | None, digits: int, pairs: int | None = None) -> str:
-    """A change in points; ``pairs`` says of how many seeds, where the mean beside it has others."""
+    """Format a change in points; ``pairs`` is its number of seeds if the mean's differs."""
     if change is None:
         return ""
     seeds = f" over {_seeds(pairs)}" if pairs else ""
@@ -274,7 +274,7 @@ def _pipes(grid: Grid) -> str:
 
 def _ampersands(row: Sequence[str]) -> str:
     text = " & ".join(map(_escaped, row))
-    # What ends the line before would take these for its own.
+    # The end of the previous line would take these as its arguments.
     return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
 
 
@@ -291,7 +291,7 @@ _LATEX = {
 
 
 def _escaped(cell: str) -> str:
-    """A cell for LaTeX: a minus is a minus there, a lone hyphen a dash, and < no Spanish mark."""
+    """Escape a cell for LaTeX: minus signs, dashes for lone hyphens, and <."""
     cell = " ".join(cell.split())
     text = re.sub(r"[_%&#{}$\\~^±λ→<>]", lambda found: _LATEX.get(found[0], rf"\{found[0]}"), cell)
     return "--" if text == "-" else re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)

@@ -1,4 +1,4 @@
-"""What a study's runs score, over the weight that their classification loss had."""
+"""Scores of a study's runs over the weight of their classification loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scripts.studies.results import score_at
 from scripts.studies.run import read_scores
 from scripts.studies.statistics import rank_correlation
 
-# By the type of the weighting; a rule without a color of its own shares the last.
+# By the type of the weighting; rules without their own color share the last.
 COLORS = {"fixed": "tab:gray", "alwa": "tab:red"}
 OTHER = "tab:blue"
 # Of a number, in points from its own one.
@@ -32,13 +32,13 @@ PLACES = [(4, 3), (4, -9), (-10, 3), (-10, -9), (4, 12), (-10, 12), (4, -18), (-
 
 @dataclass(frozen=True)
 class WeighedRun:
-    """What one run adds to the figure.
+    """The data of one run in the figure.
 
     Attributes:
-        title: of its cell; runs of one title are one point.
+        title: title of its cell; runs with the same title form one point.
         rule: type of its weighting.
-        weight: of the classification loss, mean of the second half of the log lines.
-        score: of the study's first metric.
+        weight: weight of the classification loss, mean over the second half of the log lines.
+        score: value of the study's first metric.
     """
 
     title: str
@@ -48,7 +48,7 @@ class WeighedRun:
 
 
 def draw_weights(runs: Sequence[ShownRun], heading: str, scored: Score) -> Figure:
-    """A point for each title, its mean score over its mean weight, with a ray to each run.
+    """Draw a point for each title, its mean score over its mean weight, with a ray to each run.
 
     Raises:
         InputError: a run has no curves or no scores.
@@ -87,13 +87,13 @@ def weigh(run: ShownRun, split: str, path: str) -> WeighedRun:
     weights = curves[tag].values
     score = score_at(read_scores(run.folder, split), path)
     if score is None:
-        raise InputError(f"{run.folder}: was not scored by {path}")
+        raise InputError(f"{run.folder}: has no score {path}")
     rule = parse_config(read_yaml(run.folder / "config.yaml"), str(run.folder)).loss.weighting.type
     return WeighedRun(run.title, rule, float(weights[len(weights) // 2 :].mean()), score)
 
 
 def _draw_point(axes: Axes, number: int, runs: Sequence[WeighedRun]) -> None:
-    """The mean of one title, numbered as in the legend, with a ray to each of its runs."""
+    """Draw the mean of one title, numbered as in the legend, with a ray to each of its runs."""
     color = COLORS.get(runs[0].rule, OTHER)
     mean = (float(np.mean([r.weight for r in runs])), float(np.mean([r.score for r in runs])))
     for run in runs if len(runs) > 1 else ():
@@ -105,7 +105,7 @@ def _draw_point(axes: Axes, number: int, runs: Sequence[WeighedRun]) -> None:
 
 
 def part_numbers(axes: Axes) -> None:
-    """Move each number to the first place beside its point where no other one and no point is."""
+    """Move each number to the first free place beside its point."""
     numbers = [text for text in axes.texts if isinstance(text, Annotation)]
     points = [axes.transData.transform(number.xy) for number in numbers]
     taken: list[Bbox] = []

@@ -1,1 +1,1 @@
-"""What to set a config to, measured."""
+"""Measurements for choosing config values."""

@@ -1,9 +1,9 @@
-"""The largest batch that fits into memory, tried out.
+"""Search for the largest batch that fits into memory, by trials.
 
-A batch of pictures of the largest size, each with as many objects as the fullest training image,
-goes through an iteration with the optimizer's state in place. On a GPU a batch that does not fit
-ends in an error that can be caught; on the CPU each batch is tried in a process of its own, whose
-memory is measured, and sizes beyond the limit are not tried but extrapolated.
+A batch of images of the largest size, each with as many objects as the fullest training image, goes
+through an iteration with the optimizer's state in place. On a GPU a batch that does not fit raises
+an error that can be caught; on the CPU each batch is tried in its own process, whose memory is
+measured, and sizes beyond the limit are extrapolated, not tried.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from engine.process.distributed import Ranks
 from engine.train_step import TrainStep
 
 GIB = 2**30
-REPEATS = 2  # timed iterations, after those that warm up
-LONG_EPOCH = 10**6  # batches: nothing is to be said of trials that end before a warm-up does
+REPEATS = 2  # timed iterations, after the warm-up
+LONG_EPOCH = 10**6  # batches: no warning that a trial ends before its warm-up
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Trial:
 
     Attributes:
         batch: images.
-        gib: the most memory, in GiB: of the GPU, or of the process; None where it did not fit.
-        images_per_second: in training; None where it did not fit.
+        gib: peak memory in GiB of the GPU or the process; None if it did not fit.
+        images_per_second: training speed; None if it did not fit.
     """
 
     batch: int
@@ -58,8 +58,8 @@ def largest_batch(
 ) -> list[Trial]:
     """Double the batch until it does not fit, then halve the gap, down to a sixteenth.
 
-    The trials in their order. A batch that by a line through the last two would need more than the
-    limit is not tried.
+    Returns the trials in order. A batch is not tried if by linear extrapolation from the last two
+    it would exceed the limit.
     """
     trials: list[Trial] = []
     fits, too_large, batch = 0, None, 1
@@ -79,7 +79,7 @@ def largest_batch(
 
 
 def _expected(trials: list[Trial], batch: int) -> float:
-    """The memory of a batch by a line through the two largest trials that fitted."""
+    """Extrapolate the memory of a batch linearly from the two largest trials that fitted."""
     known = sorted((trial.batch, trial.gib) for trial in trials if trial.gib is not None)[-2:]
     if len(known) < 2:
         return 0.0
@@ -88,9 +88,9 @@ def _expected(trials: list[Trial], batch: int) -> float:
 
 
 def full_batch(config: Config, annotations: Annotations, size: int) -> Batch:
-    """Noise of the largest size in training, with the most objects of an image.
+    """Return a batch of noise images of the largest training size, with the most objects per image.
 
-    All pictures lie: a training batch holds one aspect group, so that it is padded to no square.
+    All images are landscape: a training batch holds one aspect group, so none is padded to square.
     """
     generator = torch.Generator().manual_seed(0)
     height, width = config.data.image_size
@@ -113,11 +113,11 @@ def full_batch(config: Config, annotations: Annotations, size: int) -> Batch:
 
 
 def train_on(config: Config, batch: Batch, classes: tuple[str, ...], device: torch.device) -> float:
-    """Some iterations on a batch, as training makes them; images a second."""
+    """Run some training iterations on a batch; return images per second."""
     config = _for_trial(config)
     ranks = Ranks(rank=0, world_size=1, device=device)
     state = build_state(config, classes, LONG_EPOCH, ranks, pretrained=False)
-    files = np.array(["a picture of noise"] * len(batch))
+    files = np.array(["a noise image"] * len(batch))
     train_step = TrainStep(state, state.detector, config.train, ranks, files)
     start, before = 0.0, warm_ups(device)
     for iteration in range(before + REPEATS):
@@ -130,19 +130,19 @@ def train_on(config: Config, batch: Batch, classes: tuple[str, ...], device: tor
 
 
 def _for_trial(config: Config) -> Config:
-    """The same, learning nothing from noise and by all that may ever learn."""
+    """Return the config with a negligible learning rate and no frozen parameters."""
     return config.model_copy(
         update={"train": config.train.model_copy(update={"lr": 1e-8, "freeze": {}})}
     )
 
 
 def warm_ups(device: torch.device) -> int:
-    """Iterations that are not timed: on a GPU the last of them records the passes."""
+    """Return the number of untimed iterations: on a GPU the last of them records the passes."""
     return FIRST_RECORDED if device.type == "cuda" else 1
 
 
 def release_memory() -> None:
-    """Give back what earlier trials held: recorded passes may hold their detectors in cycles."""
+    """Free the memory of earlier trials: recorded passes may hold detectors in cycles."""
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -155,7 +155,7 @@ def _wait(device: torch.device) -> None:
 def attempt_on_gpu(
     config: Config, annotations: Annotations, device: torch.device
 ) -> Callable[[int], Trial]:
-    """Try a batch on the GPU; its memory is what the allocator reserved at most."""
+    """Return a trial of a batch on the GPU; its memory is the allocator's peak reserved memory."""
 
     def attempt(size: int) -> Trial:
         release_memory()
@@ -173,7 +173,7 @@ def attempt_on_gpu(
 
 
 def attempt_on_cpu(config: Config, annotations: Annotations) -> Callable[[int], Trial]:
-    """Try a batch in a process of its own; its memory is what that held at most."""
+    """Return a trial of a batch in its own process; its memory is the peak of that process."""
     context = multiprocessing.get_context("spawn")
 
     def attempt(size: int) -> Trial:
@@ -183,7 +183,7 @@ def attempt_on_cpu(config: Config, annotations: Annotations) -> Callable[[int], 
         sender.close()
         try:
             answer = results.recv()
-        except EOFError:  # the system ended it for want of memory
+        except EOFError:  # killed by the system: out of memory
             answer = None
         process.join()
         if isinstance(answer, str):
@@ -194,7 +194,7 @@ def attempt_on_cpu(config: Config, annotations: Annotations) -> Callable[[int], 
 
 
 def _child(sender: Any, config: Config, annotations: Annotations, size: int) -> None:
-    """Send the memory and the speed, None where memory is short, else what went wrong."""
+    """Send memory and speed, None if out of memory, or else the error message."""
     try:
         batch = full_batch(config, annotations, size)
         speed = train_on(config, batch, annotations.classes, torch.device("cpu"))
@@ -204,25 +204,33 @@ def _child(sender: Any, config: Config, annotations: Annotations, size: int) -> 
 
 
 def available_gib(device: torch.device) -> float:
-    """Memory that can be had now: of the GPU, or of the system."""
+    """Return the available memory of the GPU, or of the system.
+
+    Raises:
+        InputError: the system's available memory cannot be determined.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GIB
     available = _gib_of("/proc/meminfo", "MemAvailable")
     if available is None:
-        raise InputError("--memory: how much is available cannot be found out; name it in GiB")
+        raise InputError("--memory: available memory cannot be determined; set it in GiB")
     return available
 
 
 def peak_gib() -> float:
-    """The most memory that this process held; Linux's ``ru_maxrss`` is that of its parent too."""
+    """Return the peak memory of this process; Linux's ``ru_maxrss`` includes its parent's.
+
+    Raises:
+        InputError: the peak cannot be determined.
+    """
     peak = _gib_of("/proc/self/status", "VmHWM")
     if peak is None:
-        raise InputError("how much memory a batch takes cannot be found out; tune on Linux")
+        raise InputError("memory use of a batch cannot be measured on this system; tune on Linux")
     return peak
 
 
 def _gib_of(file: str, key: str) -> float | None:
-    """A line ``key: <number> kB`` of one of Linux's files; None where it is not there."""
+    """Read a line ``key: <number> kB`` of a Linux file in GiB; None if it is missing."""
     try:
         lines = Path(file).read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """The learning-rate range test.
 
 Smith, *Cyclical Learning Rates for Training Neural Networks*, https://arxiv.org/abs/1506.01186: the
-rate grows from iteration to iteration; where the loss falls fastest it is good, where the loss
-climbs it is too large.
+rate grows from iteration to iteration; it is good where the loss falls fastest, and too large where
+the loss rises.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from engine.process.distributed import Ranks
 from engine.train_step import TrainStep
 from scripts.figures import new_figure
 
-SMOOTHING = 0.9  # of the running mean of losses, which tells when they diverge
-SPREAD = 0.8  # of the mean over both sides, which is as calm as the running mean
+SMOOTHING = 0.9  # of the running mean of losses, which detects divergence
+SPREAD = 0.8  # of the two-sided mean, which is as smooth as the running mean
 DIVERGED = 3.0  # times the lowest loss
-FEWEST = 10  # iterations before anything can be said
+FEWEST = 10  # iterations before the test can be judged
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test saw.
+    """The result of a range test.
 
     Attributes:
         rates: learning rates as ``train.lr`` counts them, one for each iteration.
-        losses: the total weighted loss of each.
-        smoothed: its mean with those before and after it.
+        losses: total weighted loss of each iteration.
+        smoothed: mean of each loss with those before and after it.
         diverged: whether it ended because the loss grew.
         suggested: ``train.lr``: where the smoothed loss falls fastest.
-        largest: the rate from which on the loss grows, or the last one.
+        largest: the rate above which the loss grows, or the last one.
     """
 
     rates: list[float]
@@ -74,8 +74,8 @@ def range_test(
 
     Args:
         lowest: ``train.lr`` of the first iteration.
-        highest: that of the last one.
-        show: a progress bar.
+        highest: ``train.lr`` of the last iteration.
+        show: whether to show a progress bar.
 
     Raises:
         InputError: the losses are not finite from the start, too few iterations were possible, or
@@ -94,7 +94,7 @@ def range_test(
     if len(losses) < FEWEST:
         raise InputError(
             f"the loss diverged within {len(losses)} iterations at train.lr="
-            f"{rates[len(losses)]:.2g}; begin lower, with --lowest"
+            f"{rates[len(losses)]:.2g}; start lower with --lowest"
         )
     smoothed = centered_mean(losses)
     return RangeTest(rates[: len(losses)], losses, smoothed, diverged, *choose(rates, smoothed))
@@ -103,7 +103,7 @@ def range_test(
 def _train(
     train_step: TrainStep, loader: TrainLoader, rates: Any, config: Config, ranks: Ranks
 ) -> tuple[list[float], bool]:
-    """The losses, and whether the last of them had grown."""
+    """Return the losses, and whether they diverged."""
     batches = _endless(loader)
     total_batch = config.global_batch(ranks.world_size) * config.train.accumulate
     losses: list[float] = []
@@ -128,7 +128,7 @@ def _endless(loader: TrainLoader) -> Iterator[Batch]:
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:
-    """An exponential mean without the pull towards 0 of its first values.
+    """Return the bias-corrected exponential moving average.
 
     >>> running_mean([2.0, 2.0])
     [2.0, 2.0]
@@ -141,10 +141,10 @@ def running_mean(losses: Sequence[float]) -> list[float]:
 
 
 def centered_mean(losses: Sequence[float]) -> list[float]:
-    """An exponential mean over both sides of each loss: a running mean lags behind the rates.
+    """Return the exponential mean over both sides of each loss: a running mean lags behind.
 
-    Those up to where the running mean is lowest and those after it have means of their own: losses
-    that climb, often a hundredfold, would hide how low it was before.
+    The losses up to the minimum of the running mean and those after it are averaged separately:
+    rising losses, often a hundredfold, would hide how low the minimum was.
 
     >>> centered_mean([2.0, 2.0, 900.0])
     [2.0, 2.0, 900.0]
@@ -164,7 +164,7 @@ def _mean_of_both_sides(losses: Sequence[float]) -> list[float]:
 
 
 def _decaying(values: Sequence[float]) -> list[float]:
-    """Each value with those before it, which count less the further back they are."""
+    """Return exponentially decaying sums of each value and those before it."""
     total, sums = 0.0, []
     for value in values:
         total = SPREAD * total + value
@@ -173,7 +173,7 @@ def _decaying(values: Sequence[float]) -> list[float]:
 
 
 def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
-    """The suggested and the largest useful rate.
+    """Return the suggested and the largest useful rate.
 
     The largest is where the smoothed loss is lowest. Suggested is the rate before it at which the
     smoothed loss falls fastest, measured over a third of a decade on either side.
@@ -184,7 +184,7 @@ def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, fl
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     if lowest == 0:
         raise InputError(
-            f"the loss only grew from train.lr={rates[0]:.2g} on; begin lower, with --lowest"
+            f"the loss only rose from train.lr={rates[0]:.2g}; start lower with --lowest"
         )
     width = max(1, round(1 / 3 / math.log10(rates[1] / rates[0])))
     slopes = {
@@ -196,7 +196,7 @@ def choose(rates: Sequence[float], smoothed: Sequence[float]) -> tuple[float, fl
 
 
 def draw(test: RangeTest) -> Any:
-    """The losses over the learning rate."""
+    """Plot the losses over the learning rate."""
     figure = new_figure((7.5, 4.2))
     axis = figure.subplots()
     axis.plot(test.rates, test.losses, color="#cbd5e1", linewidth=1, label="each iteration")
