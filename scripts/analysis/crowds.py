@@ -1,8 +1,8 @@
 """Matching of detections that ignores crowds, as in COCO's own scores.
 
-VOC's rule has no crowds: ``engine.evaluation.voc_map`` treats them as difficult boxes, which a
-detection must overlap by an IoU of a half. A crowd is larger than each of its members, so a
-detection of one member counts as wrong.
+VOC's rule has no crowds: ``engine.evaluation.voc_map`` treats them as difficult boxes, so that a
+detection is ignored only if its IoU with the crowd reaches the threshold. A crowd is larger than
+each of its members, so a detection of one member counts as wrong.
 """
 
 from __future__ import annotations

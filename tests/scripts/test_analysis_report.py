@@ -49,19 +49,19 @@ def many_classes(pairs: int, missed: int, background: int) -> dict[str, Any]:
 
 def test_many_classes_are_cut_where_the_page_says_so() -> None:
     text = words(confusion_section(many_classes(41, 30, 12)))
-    assert f"25 of 41 pairs of classes, {41 * 42 // 2} times in all" in text
-    assert f"25 of 30 classes with missed objects, {30 * 31 // 2} missed in all" in text
-    assert f" 12 classes detected on background, {12 * 13 // 2} times in all" in text
+    assert f"25 of 41 pairs of classes, {41 * 42 // 2} detections in total" in text
+    assert f"25 of 30 classes with missed objects, {30 * 31 // 2} missed in total" in text
+    assert f" 12 classes detected on background, {12 * 13 // 2} detections in total" in text
     assert "c40 c0 41 c39 c40 40" in text  # the most confused first
     assert "class missed objects c29 30 1,060 c28 29 1,058" in text  # of 1000, pairs and missed
-    assert "class times c11 12 c10 11" in text
+    assert "class detections c11 12 c10 11" in text
     assert "c15 c16 16" not in text  # the 26th pair
-    assert "Rows: what is there" not in text
+    assert "Rows: ground truth" not in text
 
 
 def test_many_classes_without_confusion_have_no_tables() -> None:
     section = confusion_section(many_classes(0, 0, 0))
-    assert "0 pairs of classes, 0 times in all" in words(section)
+    assert "0 pairs of classes, 0 detections in total" in words(section)
     assert "<table" not in section
 
 
@@ -69,7 +69,7 @@ def test_many_classes_without_confusion_have_no_tables() -> None:
 def test_a_matrix_that_is_printed_whole_is_not_cut(classes: int) -> None:
     section = confusion_section(confused(np.ones((classes + 1, classes + 1), dtype=int)))
     assert section.count("<td") == (classes + 1) ** 2
-    assert "Rows: what is there; columns: what was said." in section
+    assert "Rows: ground truth; columns: predictions." in section
 
 
 def test_long_names_are_broken_behind_underscores_and_headers_have_a_width() -> None:
@@ -115,8 +115,8 @@ def attributes(page: str, pattern: str, name: str) -> list[str]:
 def test_every_chart_has_a_name_that_says_what_it_shows(page: str) -> None:
     names = attributes(page, "<svg[^>]*>", "aria-label")
     assert len(names) == len(set(names)) == 4
-    assert 'Precision over recall of ox, "bad" and good: AP 0.0 / 100.0' in names
-    assert names[-1].startswith("Share of detections that is right over score, calibration error")
+    assert 'Precision-recall curve of ox, "bad" and good: AP 0.0 / 100.0' in names
+    assert names[-1].startswith("Share of correct detections over score, calibration error")
 
 
 def test_every_picture_says_its_image_its_run_and_its_counts(page: str) -> None:
@@ -163,4 +163,4 @@ def test_a_difference_that_is_not_that_of_the_table_says_that_crowds_are_why(
     text = words(report(tmp_path, data, {"first": [inside, right], "second": [right]}))
     assert "mAP at IoU 0.5: " + ("+0.0 points" if crowd else "+25.0 points") in text
     assert ("VOC mAP 50.0 100.0 +50.0" in text) == crowd
-    assert ("Crowds are left out here, but are difficult boxes to the VOC mAP" in text) == crowd
+    assert ("Crowds are ignored here, but are difficult boxes in the VOC mAP" in text) == crowd

@@ -417,10 +417,12 @@ def test_files_of_detections_are_analyzed_without_images(
     assert main(["--config", str(config), str(found), "--output", str(page)]) == 0
     told = capsys.readouterr()
     assert "TIDE: AP lost" in told.out
-    assert "the worst images are left out" in told.err
+    assert "worst images skipped" in told.err
     assert "Worst images" not in page.read_text()
     assert main([str(found)]) == 2
-    assert "--config: name the YAML file" in capsys.readouterr().err
+    assert (
+        "--config: required for files of detections; give the YAML file" in capsys.readouterr().err
+    )
 
 
 def test_a_report_that_cannot_be_written_costs_no_numbers(

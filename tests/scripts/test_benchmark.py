@@ -161,7 +161,7 @@ def test_difficult_objects_are_loaded_by_both_sides(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (r"<name>.*?</name>", "<name>WBC</name>", "knows VOC's 20 classes alone, not WBC"),
+        (r"<name>.*?</name>", "<name>WBC</name>", "knows only VOC's 20 classes, not WBC"),
         (r"<object>.*</object>", "", "has no object, which torchvision's pipeline needs"),
     ],
 )

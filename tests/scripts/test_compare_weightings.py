@@ -68,7 +68,7 @@ def test_a_run_under_another_rule_and_one_without_a_window_are_warned_of(
     words = [str(folder), "--output", str(tmp_path / "picture.png")]
     assert compare.main([*words, "--interval", "6"]) == 0
     said = capsys.readouterr().err
-    assert "was trained with loss.weighting.type: alwa, and its losses so" in said
+    assert "was trained with loss.weighting.type: alwa, which has shaped its losses" in said
     assert "has 5 iterations, fewer than a window of --interval 6" in said
     (folder / "config.yaml").write_text("loss: {of_another_version: 1}\n")
     assert compare.main([*words, "--interval", "5"]) == 0
@@ -90,15 +90,15 @@ def test_a_scale_that_is_none_is_refused(
     scale: str, compare: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare.main([f"--scale={scale}"]) == 2
-    assert "a number above 0 is needed" in capsys.readouterr().err
+    assert "must be above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("missing.json", None, "no such file"),
-        ("broken.json", "{", "is no json file"),
-        ("odd.json", '{"cls": [1.0, 2.0], "box": [1.0]}', "of one length"),
+        ("broken.json", "{", "is not a json file"),
+        ("odd.json", '{"cls": [1.0, 2.0], "box": [1.0]}', "of equal length"),
         ("half.json", '{"cls": [1.0, 2.0]}', "cls and box"),
         ("words.json", '{"cls": ["a"], "box": ["b"]}', "finite numbers"),
         ("nan.json", '{"cls": [NaN], "box": [1.0]}', "finite numbers"),
@@ -161,7 +161,7 @@ def test_no_weight_is_outside_its_panel(compare: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("x.xyz", ".xyz is no ending of a picture"), ("file/x.png", "cannot be written")],
+    [("x.xyz", ".xyz is not an image format"), ("file/x.png", "cannot be written")],
 )
 def test_a_picture_that_cannot_be_written_is_named(
     output: str,
@@ -188,5 +188,5 @@ def test_without_matplotlib_it_says_so() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "the picture needs matplotlib" in done.stderr
+    assert "figures need matplotlib" in done.stderr
     assert "Traceback" not in done.stderr

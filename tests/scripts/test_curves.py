@@ -70,7 +70,7 @@ def test_the_pair_of_a_run_is_the_one_that_is_weighed(tmp_path: Path) -> None:
     assert pair_of(curves, tmp_path) == ("loss_objectness", "loss_rpn_box_reg")
     curves |= {f"loss_weight/{name}": curve for name in second_stage}
     assert pair_of(curves, tmp_path) == second_stage
-    with pytest.raises(InputError, match="none of the pairs"):
+    with pytest.raises(InputError, match="none of the loss pairs"):
         pair_of({"lr": curve}, tmp_path)
 
 
@@ -94,10 +94,10 @@ def test_of_a_step_written_twice_the_later_value_counts(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "metrics.jsonl"),
-        ("", "holds no curves"),
-        ("{}\n", "line 1 is no log line"),
-        ("[1]\nx", "line 1 is no log line"),
-        ('{"kind": "evaluation", "step": 3, "scores": 7}\n', "line 1 is no log line"),
+        ("", "has no curves"),
+        ("{}\n", "line 1 is not a log line"),
+        ("[1]\nx", "line 1 is not a log line"),
+        ('{"kind": "evaluation", "step": 3, "scores": 7}\n', "line 1 is not a log line"),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, message: str) -> None:
@@ -109,7 +109,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, message: s
 
 
 def test_a_folder_without_curves_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds neither metrics\.jsonl nor events"):
+    with pytest.raises(InputError, match=r"has neither metrics\.jsonl nor events"):
         read_curves(tmp_path)
     with pytest.raises(InputError, match="nowhere"):
         read_curves(tmp_path / "nowhere")

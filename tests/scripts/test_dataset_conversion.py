@@ -251,7 +251,7 @@ def test_an_output_that_exists_is_refused_and_a_failure_leaves_nothing(
 ) -> None:
     root = write_coco(tmp_path / "coco", [coco_object(1, 99, [5, 5, 20, 20])])
     assert main(["convert", str(root), str(root)]) == 2
-    assert "exists already; name a new folder" in capsys.readouterr().err
+    assert "already exists; choose a new folder" in capsys.readouterr().err
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
     assert "image_id 99 is not among the file's images" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
@@ -277,7 +277,7 @@ def test_nothing_is_written_into_the_dataset_that_is_read(
     Path("link").symlink_to("coco")
     before = fingerprint(root)
     assert main(command) == 2
-    assert "lies in the dataset coco; name a folder outside of it" in capsys.readouterr().err
+    assert "is inside the dataset coco; choose a folder outside" in capsys.readouterr().err
     assert fingerprint(root) == before
 
 
@@ -353,7 +353,7 @@ def test_two_empty_images_of_one_name_are_one_only_if_they_are_one_picture(
     one, other = root / "train/train_1.png", root / "val/train_1.png"
     (root / "val/val_1.png").rename(other)
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
-    assert "another image is called 'train_1', too (in " in capsys.readouterr().err
+    assert "another image has the same name 'train_1' (in " in capsys.readouterr().err
     other.write_bytes(one.read_bytes())
     assert main(["convert", str(root), str(tmp_path / "new")]) == 0
     assert len(list((tmp_path / "new/JPEGImages").iterdir())) == 1
@@ -370,7 +370,7 @@ def test_two_annotation_files_of_one_picture_are_refused_as_training_refuses_the
         path.write_text(path.read_text().replace(f"{name}.png", "picture.png"))
     command = ["convert", str(root), str(tmp_path / "new")]
     assert main(command) == 2
-    assert "b.xml: its image 'picture.png' is that of a.xml, too" in capsys.readouterr().err
+    assert "b.xml: has the same image 'picture.png' as a.xml" in capsys.readouterr().err
     assert main([*command, "--splits", "val"]) == 0
 
 
@@ -402,7 +402,7 @@ def test_pictures_that_no_reader_of_voc_would_find_are_refused(
         return
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert f"image 2: readers of VOC would take '{name}.jpg' for its picture '{name}'" in error
+    assert f"image 2: VOC readers would use '{name}.jpg' instead of its image '{name}'" in error
 
 
 def test_a_picture_that_voc_would_take_from_another_annotation_is_refused(
@@ -416,7 +416,7 @@ def test_a_picture_that_voc_would_take_from_another_annotation_is_refused(
     path.write_text(json.dumps(document))
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
     error = capsys.readouterr().err
-    assert "would take 'train_2.png' for its picture 'train_1.png'" in error
+    assert "would use 'train_2.png' instead of its image 'train_1.png'" in error
 
 
 @pytest.mark.parametrize("command", ["convert", "split"])
@@ -445,7 +445,7 @@ def test_the_folder_that_the_user_is_in_is_not_replaced(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert main(["convert", str(root), "."]) == 2
-    assert ".: exists already; name a new folder" in capsys.readouterr().err
+    assert ".: already exists; choose a new folder" in capsys.readouterr().err
     assert main(["convert", str(root), "../empty/new"]) == 0
 
 

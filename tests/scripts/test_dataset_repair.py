@@ -95,9 +95,9 @@ def test_a_copy_that_cannot_be_is_refused_before_anything_is_checked(
 ) -> None:
     root = write_voc(tmp_path / "voc", {"a": [voc_object("x", (7, 7, 7, 9))]}, {"train": ["a"]})
     for options, message in (
-        (["--fix", str(root)], "exists already"),
-        (["--fix", str(root / "inside")], "lies in the dataset"),
-        (["--hardlink"], "say --fix, too"),
+        (["--fix", str(root)], "already exists"),
+        (["--fix", str(root / "inside")], "is inside the dataset"),
+        (["--hardlink"], "add --fix"),
     ):
         assert main(["validate", str(root), *options]) == 2
         captured = capsys.readouterr()

@@ -100,7 +100,7 @@ def test_what_the_readers_of_the_other_format_would_refuse_is_refused(
         return capsys.readouterr().err
 
     empty = write_coco(tmp_path / "empty", [], images=0)
-    assert "has no images, and VOC no empty splits" in refused(empty)
+    assert "has no images, but VOC splits cannot be empty" in refused(empty)
     root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])])
     change(root, "categories", 0, name="c\ufffet")
     assert "image 1: its file or the class of an object holds " in refused(root)
@@ -117,7 +117,7 @@ def test_splits_that_annotate_a_picture_otherwise_are_told_from_two_pictures(
     (root / "val/train_1.png").write_bytes((root / "train/train_1.png").read_bytes())
     change(root, "images", 0, "val", file_name="train_1.png", id=7)
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
-    assert "the image 'train_1' is annotated otherwise in " in capsys.readouterr().err
+    assert "the image 'train_1' has other annotations in " in capsys.readouterr().err
 
 
 def test_what_no_split_lists_is_said_to_be_left_out(
@@ -125,7 +125,7 @@ def test_what_no_split_lists_is_said_to_be_left_out(
 ) -> None:
     root = write_voc(tmp_path / "voc", {"a": [], "b": []}, {"train": ["a"]})
     assert main(["convert", str(root), str(tmp_path / "new")]) == 0
-    assert "1 annotation files that no split lists were left out" in capsys.readouterr().out
+    assert "skipped 1 annotation file that no split lists" in capsys.readouterr().out
     command = ["convert", str(root), str(tmp_path / "one"), "--splits", "train", "train", "--json"]
     (root / "ImageSets/Main/val.txt").write_text("b\n")
     assert main(command) == 0
@@ -140,7 +140,7 @@ def test_the_file_of_a_split_is_read_where_it_lies_or_not_at_all(tmp_path: Path)
     (root / "annotations_v2").mkdir()
     other = root / "annotations_v2/instances_train.json"
     other.write_text(file.read_text())
-    with pytest.raises(InputError, match=r"is no annotations/instances_<split>\.json"):
+    with pytest.raises(InputError, match=r"is not annotations/instances_<split>\.json"):
         recognize(other)
 
 
@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     (tmp_path / "file").touch()
     assert main([command[0], str(root), command[1], str(tmp_path / "file/x/new.yaml")]) == 2
     told = capsys.readouterr()
-    assert f"cannot be written ({tmp_path / 'file'} is no folder); name another" in told.err
+    assert f"cannot be written ({tmp_path / 'file'} is not a folder); choose another" in told.err
     assert told.out == ""
 
 

@@ -59,7 +59,7 @@ def test_voc_gets_new_lists_that_share_out_all_images(
     assert sorted([*train.names, *val.names]) == sorted(images)
     assert before.items() <= fingerprint(root).items()
     assert main(command) == 2
-    assert "exists already; choose other --names" in capsys.readouterr().err
+    assert "already exists; choose other --names" in capsys.readouterr().err
 
 
 def test_one_split_of_voc_is_divided(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_coco_is_divided_into_a_new_folder(
     assert all((output / file).is_file() for file in [*train.files, *val.files])
     assert fingerprint(root) == before
     assert main(["split", str(root)]) == 2
-    assert "--output: COCO's splits are folders" in capsys.readouterr().err
+    assert "--output: required for COCO" in capsys.readouterr().err
 
 
 def test_a_split_of_coco_in_a_folder_is_refused_by_its_name(
@@ -95,7 +95,7 @@ def test_a_split_of_coco_in_a_folder_is_refused_by_its_name(
     root = write_coco(tmp_path / "coco", [])
     command = ["split", str(root), "--fractions", "0.5", "0.5", "--output", str(tmp_path / "new")]
     assert main([*command, "--names", "x/a", "b"]) == 2
-    assert "--names: 'x/a' is no name of a split; leave out slashes" in capsys.readouterr().err
+    assert "--names: 'x/a' is not a split name; remove slashes" in capsys.readouterr().err
 
 
 def test_images_that_a_division_of_coco_misses_are_counted(
@@ -105,13 +105,13 @@ def test_images_that_a_division_of_coco_misses_are_counted(
     (root / "train/train_2.png").unlink()
     command = ["split", str(root), "--fractions", "0.5", "0.5", "--output"]
     assert main([*command, str(tmp_path / "text")]) == 0
-    assert "1 image files are missing and were left out" in capsys.readouterr().out
+    assert "skipped 1 missing image file" in capsys.readouterr().out
     assert main([*command, str(tmp_path / "json"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert sum(each["missing_images"] for each in report.values()) == 1
     few = ["split", str(root), "--fractions", "0.9", "0.1", "--output", str(tmp_path / "few")]
     assert main(few) == 2
-    assert "of 4 images the split 'val' gets none" in capsys.readouterr().err
+    assert "the split 'val' gets none of 4 images" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
 
 
@@ -121,21 +121,21 @@ def test_images_that_a_division_of_coco_misses_are_counted(
         (["--fractions", "nan", "nan"], "add up to 1, not to nan"),
         (["--fractions", "0.5", "0.6"], "add up to 1, not to 1.1"),
         (["--fractions", "1.5", "-0.5"], "must be positive"),
-        (["--fractions", "1"], "give each split a name of its own and a fraction"),
-        (["--names", "a", "a"], "give each split a name of its own"),
+        (["--fractions", "1"], "give each split a unique name and a fraction"),
+        (["--names", "a", "a"], "give each split a unique name"),
         (["--names", "../a", "b"], "may leave the root"),
-        (["--names", "a/b", "c"], "'a/b' is no name of a split; leave out slashes"),
-        (["--names", ".a", "c"], "'.a' is no name of a split"),
-        (["--names", "a ", "c"], "'a ' is no name of a split"),
-        (["--hardlink"], "no image is copied"),
+        (["--names", "a/b", "c"], "'a/b' is not a split name; remove slashes"),
+        (["--names", ".a", "c"], "'.a' is not a split name"),
+        (["--names", "a ", "c"], "'a ' is not a split name"),
+        (["--hardlink"], "copies no images"),
         (
             ["--source", "nothing", "--names", "x", "y"],
             "has no split 'nothing'; it has train, trainval",
         ),
-        (["--output", "somewhere"], "leave it out"),
+        (["--output", "somewhere"], "drop it"),
         (
             ["--names", "x", "y", "--fractions", "0.9", "0.1"],
-            "--fractions 0.9 0.1: of 3 images the split 'y' gets none; give it more than 0.1",
+            "--fractions 0.9 0.1: the split 'y' gets none of 3 images; give it more than 0.1",
         ),
     ],
 )

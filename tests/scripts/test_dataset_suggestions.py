@@ -186,8 +186,12 @@ def test_the_config_is_of_the_chosen_splits(tmp_path: Path) -> None:
         (["Test", "Train", "Val"], ("Train", "Val"), []),
         (["TRAINVAL", "TEST"], ("TRAINVAL", "TEST"), []),
         (["check", "fit", "test"], ("check", "test"), ["no split is named train, so 'check'"]),
-        (["train", "TrainVal"], ("train", "train"), ["'train' is trained and validated on"]),
-        (["all"], ("all", "all"), ["no split is named train, so 'all'", "'all' is trained and"]),
+        (
+            ["train", "TrainVal"],
+            ("train", "train"),
+            ["'train' is used for both training and validation"],
+        ),
+        (["all"], ("all", "all"), ["no split is named train, so 'all'", "'all' is used for both"]),
     ],
 )
 def test_splits_are_chosen_by_names_in_any_case_and_what_was_guessed_is_said(

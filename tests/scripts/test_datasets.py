@@ -40,9 +40,9 @@ def test_formats_are_recognized_by_what_lies_there(
     monkeypatch.chdir(coco / "annotations")
     assert recognize(Path("instances_train.json")).root == Path("..")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is no dataset: there are neither"):
+    with pytest.raises(InputError, match="is not a dataset: it has neither"):
         recognize(tmp_path / "empty")
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="folder not found"):
         recognize(tmp_path / "nothing")
 
 
@@ -236,7 +236,7 @@ def test_a_dataset_without_splits_or_objects_says_what_to_do(
 ) -> None:
     root = write_voc(tmp_path / "voc", {"a": []}, {})
     assert main(["inspect", str(root)]) == 2
-    assert "and so no splits; make them: datasets.py split" in capsys.readouterr().err
+    assert "so no splits; create them: datasets.py split" in capsys.readouterr().err
     crowd = coco_object(1, 1, [5, 5, 20, 20], iscrowd=1)
     for name, objects in (("empty", []), ("crowd", [crowd])):
         untrained = write_coco(tmp_path / name, objects)
@@ -261,9 +261,7 @@ def test_help_and_errors_of_the_program_itself(tmp_path: Path) -> None:
         assert command in general.stdout
     failed = run("inspect", "nowhere")
     assert failed.returncode == 2
-    assert failed.stderr == (
-        "datasets.py: nowhere: there is no such folder; name the root of a dataset\n"
-    )
+    assert failed.stderr == ("datasets.py: nowhere: folder not found; give the root of a dataset\n")
 
 
 def test_the_real_data_is_inspected(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ def test_a_damaged_picture_is_left_out_where_that_is_asked_for(
     capsys.readouterr()
     assert main([*command, "--json", "data.on_damaged=skip"]) == 0
     told = capsys.readouterr()
-    assert f"export.py: left out: {images[0]}: " in told.err
+    assert f"export.py: skipped: {images[0]}: " in told.err
     assert [each["images"] for each in json.loads(told.out)["files"].values()] == [3]
 
 
@@ -127,7 +127,7 @@ def test_noise_that_stands_for_the_images_is_told(
 ) -> None:
     command = [str(write_checkpoint(tmp_path)), "--formats", "torchscript"]
     assert main(command) == 0
-    reason = f"compared on noise: the validation images are not here (there is no folder {tmp_path}"
+    reason = f"compared on noise: validation images not available ({tmp_path}"
     assert reason in capsys.readouterr().err
     for image in (write_data(tmp_path) / "JPEGImages").iterdir():
         image.unlink()

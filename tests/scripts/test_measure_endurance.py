@@ -18,8 +18,8 @@ def test_its_run_is_one_that_can_be_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--iterations", "30"], "'30' is no whole number of at least 40"),
-        (["--parts", "0"], "'0' is no whole number of at least 1"),
+        (["--iterations", "30"], "'30' is not a whole number of at least 40"),
+        (["--parts", "0"], "'0' is not a whole number of at least 1"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(

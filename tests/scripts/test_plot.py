@@ -81,7 +81,7 @@ def test_panels_without_curves_are_left_out(tmp_path: Path) -> None:
     one = {"run": {"lr": runs["run"]["lr"]}}
     assert [title for title, _, _ in panels_of(one, None)] == ["learning rate"]
     foreign = {"run": {"theirs/loss": runs["run"]["lr"]}}
-    with pytest.raises(InputError, match=r"none of a trainer's curves.* theirs/loss"):
+    with pytest.raises(InputError, match=r"none of the default curves.* theirs/loss"):
         panels_of(foreign, None)
 
 
@@ -103,12 +103,12 @@ def test_of_several_runs_those_without_curves_are_left_out(
     assert main(["mlruns", "run", "young", "--json"]) == 0
     told = capsys.readouterr()
     assert list(json.loads(told.out)) == ["run"]
-    assert "left out: mlruns: holds neither" in told.err
-    assert "left out: young: holds no curves" in told.err
+    assert "skipped: mlruns: has neither" in told.err
+    assert "skipped: young: has no curves" in told.err
     assert main(["mlruns", "young"]) == 2
     assert "none of the 2 runs has curves" in capsys.readouterr().err
     assert main(["mlruns"]) == 2
-    assert "mlruns: holds neither" in capsys.readouterr().err
+    assert "mlruns: has neither" in capsys.readouterr().err
     assert main(["run", "misspelt"]) == 2  # a name that is none is no run without curves
     assert "misspelt: cannot be read" in capsys.readouterr().err
 
@@ -126,7 +126,7 @@ def test_other_files_beside_runs_are_left_out_and_damaged_runs_are_not(
     told = capsys.readouterr()
     assert list(json.loads(told.out)) == ["run"]
     for file in others:
-        assert f"left out: {file}: line 1 is no log line" in told.err
+        assert f"skipped: {file}: line 1 is not a log line" in told.err
         assert main([file]) == 2
     assert main(["curves.png", "run", "--json"]) == 0
     lines = damaged.read_text().splitlines(keepends=True)
@@ -142,10 +142,10 @@ def test_runs_of_the_same_name_are_told_apart(
     assert shortest_names([Path("/a/x"), Path("/b/x")]) == ["a/x", "b/x"]
     run = write_run(tmp_path / "run")
     assert main([str(run), str(run)]) == 2
-    assert "named twice" in capsys.readouterr().err
+    assert "given twice" in capsys.readouterr().err
     assert main([str(run), "--tags", "nothing/*"]) == 2
     assert (
-        "no curve is called 'nothing/*'; there are loss/classification" in capsys.readouterr().err
+        "no curve matches 'nothing/*'; choose from loss/classification" in capsys.readouterr().err
     )
 
 

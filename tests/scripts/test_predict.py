@@ -93,7 +93,7 @@ def test_an_input_is_never_written_over(
     command = [str(write_checkpoint(tmp_path)), "data.image_size=[48,64]"]
     command += [str(photos / name) for name in named]
     assert main([*command, "--output", str(photos / output)]) == 2
-    assert "name another --output" in capsys.readouterr().err
+    assert "choose another --output" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in photos.rglob("*.*")} == before
 
 
@@ -111,7 +111,7 @@ def test_a_second_run_over_a_folder_does_not_find_what_the_first_has_drawn(
     assert (tmp_path / "predictions/a.png").is_file()
     (tmp_path / "a.png").unlink()
     assert main([str(checkpoint), "."]) == 2
-    assert "beside those of --output predictions" in capsys.readouterr().err
+    assert "other than those in --output predictions" in capsys.readouterr().err
     assert main([str(checkpoint), "predictions", "--no-pictures"]) == 0  # asked for by name
 
 
@@ -156,7 +156,7 @@ def test_two_inputs_that_would_be_one_are_refused_with_a_cure_that_works(
     out = ["--output", str(tmp_path / "out"), "data.image_size=[48,64]"]
     images = [str(tmp_path / "photos" / folder) for folder in ("one", "two")]
     assert main([checkpoint, *images, "--no-pictures"]) == 2
-    assert "are both 'a.png' in the results; name the folder above" in capsys.readouterr().err
+    assert "are both 'a.png' in the results; give their common parent" in capsys.readouterr().err
     assert main([checkpoint, str(tmp_path / "photos"), *out]) == 0
     clips = [str(tmp_path / "clip.mp4"), str(tmp_path / "clip.m4v")]
     assert main([checkpoint, *clips, *out]) == 2
@@ -218,15 +218,18 @@ I0 = {"id": 7, "file_name": "i0.png"}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [I0, {"id": 7, "file_name": "i1.png"}]}, "has the id 7 of 'i0.png'"),
+        ({"images": [I0, {"id": 7, "file_name": "i1.png"}]}, "has the same id 7 as 'i0.png'"),
         ({"images": [I0, {"id": 8, "file_name": "i0.png"}]}, "image 'i0.png' is listed twice"),
-        ({"images": [I0]}, "'deep/i0.png' and 'i0.png' would both be its image 7"),
-        ({"images": [{**I0, "id": 2**70}]}, "no whole number"),
-        ({"images": [{**I0, "id": "7"}]}, "no whole number"),
-        ({"images": [I0], "categories": [*KINDS[:2], {"id": 1, "name": "ox"}]}, "the id 1 of 'cat"),
+        ({"images": [I0]}, "'deep/i0.png' and 'i0.png' both match its image 7"),
+        ({"images": [{**I0, "id": 2**70}]}, "is not an integer"),
+        ({"images": [{**I0, "id": "7"}]}, "is not an integer"),
+        (
+            {"images": [I0], "categories": [*KINDS[:2], {"id": 1, "name": "ox"}]},
+            "the same id 1 as 'cat",
+        ),
         ({"images": [I0], "categories": KINDS[:2]}, "has no category ox"),
-        ("[" * 100_000, "is no COCO annotation file"),
-        ([], "is no COCO annotation file"),
+        ("[" * 100_000, "is not COCO annotations"),
+        ([], "is not COCO annotations"),
     ],
 )
 def test_ids_that_cannot_be_used_are_said_before_anything_is_looked_at(
@@ -295,7 +298,7 @@ def test_ids_are_for_coco_results_and_are_not_written_over(
     (tmp_path / "ids.json").write_text("{}")
     command = ["last.pt", str(tmp_path / "a.png"), "--ids", str(tmp_path / "ids.json")]
     assert main(command) == 2
-    assert "name a --coco FILE as well" in capsys.readouterr().err
+    assert "add --coco FILE" in capsys.readouterr().err
     assert main([*command, "--coco", str(tmp_path / "ids.json")]) == 2
     assert (
         "ids.json: is an input and would be overwritten; choose another" in capsys.readouterr().err
@@ -365,7 +368,7 @@ def test_a_video_that_ends_too_early_is_named(
     assert (videos[str(whole)]["frames"], videos[str(whole)]["promised"]) == (8, 8)
     frames = videos[str(cut)]["frames"]
     assert 0 < frames < videos[str(cut)]["promised"] == 8
-    assert told.err.count(" of the 8 frames that its header promises") == 1
+    assert told.err.count(" of the 8 frames in its header") == 1
     assert f"predict.py: {cut}: ends after {frames} of" in told.err
 
 
@@ -402,7 +405,7 @@ def test_damaged_files_are_left_out_where_that_is_asked_for(
     assert list(json.loads(told.out)["images"]) == ["a.png", "c.png"]
     damaged = [str(photos / "b.png"), str(photos / "broken.mp4")]
     assert json.loads(told.out)["left_out"] == damaged
-    assert all(f"predict.py: left out: {file}: " in told.err for file in damaged)
+    assert all(f"predict.py: skipped: {file}: " in told.err for file in damaged)
     assert {each["image_id"] for each in json.loads(results.read_text())} == {1, 2}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
     results.unlink()
@@ -448,9 +451,9 @@ def test_masks_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing.jpg"], "there is no such file or folder"),
+        (["nothing.jpg"], "file or folder not found"),
         ([], "name a checkpoint, then images"),
-        (["empty"], "the folder holds no images or videos"),
+        (["empty"], "the folder has no images or videos"),
         (["broken.mp4"], "cannot be read as a video"),
         (["broken.png"], "is no JPEG, PNG"),
     ],

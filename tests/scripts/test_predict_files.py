@@ -119,10 +119,10 @@ def test_what_is_left_out_is_not_told_to_be_left_out(
     words = [*command, str(tmp_path / "broken.png"), "data.on_damaged=skip", "--no-pictures"]
     assert main(words) == 0
     said = capsys.readouterr().err
-    assert "left out: " in said
+    assert "skipped: " in said
     assert "on_damaged" not in said
 
 
 def test_a_picture_too_large_for_its_format_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a picture of 70000x1 is too large for its format"):
+    with pytest.raises(InputError, match="an image of 70000x1 is too large for its format"):
         write_picture(tmp_path / "a.jpg", np.zeros((1, 70_000, 3), np.uint8))

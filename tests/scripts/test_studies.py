@@ -164,11 +164,11 @@ def test_progress_judges_the_time_left_by_what_finished_runs_took(
     lines = [{"kind": "train", "epoch": 0, "step": 8}, {"kind": "train", "epoch": 1, "step": 12}]
     (jobs[1].folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = describe(jobs, {jobs[1].folder: 10.0}, places=1)
-    assert text == "1 of 3 runs done, 1 under way (75%), 0:01:15 left"
+    assert text == "1 of 3 runs done, 1 running (75%), 0:01:15 left"
     just_scored = {jobs[0].folder: 60.0, jobs[1].folder: 10.0}
     assert describe(jobs, just_scored, places=1) == text, "a scored run is not under way"
     text = describe(jobs, {jobs[1].folder: 10.0}, places=1, failed={jobs[2].folder})
-    assert text == "1 of 3 runs done, 1 under way (75%), 0:00:15 left"
+    assert text == "1 of 3 runs done, 1 running (75%), 0:00:15 left"
 
 
 def test_progress_believes_runs_of_this_machine_and_counts_epochs(
@@ -186,16 +186,16 @@ def test_progress_believes_runs_of_this_machine_and_counts_epochs(
     metrics.write_text("".join(json.dumps(x) + "\n" for x in lines[:1]))
     under_way = {short[1].folder: 200.0}
     text = describe(jobs, under_way, places=1)
-    assert text == "1 of 4 runs done, 1 under way (0%), 0:05:00 left", "too early to tell"
+    assert text == "1 of 4 runs done, 1 running (0%), 0:05:00 left", "too early to tell"
     metrics.write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = describe(jobs, under_way, places=1)
-    assert text == "1 of 4 runs done, 1 under way (100%), 0:13:20 left"
+    assert text == "1 of 4 runs done, 1 running (100%), 0:13:20 left"
     write_record(short[1].folder, {"trained": True, "machine": "a slower one", "seconds": 240.0})
     scores_file(short[1].folder, "val").write_text("{}")
     under_way = {short[2].folder: 1.0}
     write_record(short[2].folder, {"machine": "a slower one"})
     text = describe(jobs, under_way, places=2)
-    assert text == "2 of 4 runs done, 1 under way (0%), 0:08:00 left"
+    assert text == "2 of 4 runs done, 1 running (0%), 0:08:00 left"
 
 
 def test_an_evaluation_tells_how_many_iterations_an_epoch_has(tiny: Study, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_gpus_and_cores_are_shared_out_among_jobs(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match="not enough"):
         share_out(2, [0], None, at_most=1)
     assert [place.gpus for place in share_out(3, [0, 0, 1], 1, at_most=2)] == [(0,), (0,), (1,)]
-    with pytest.raises(InputError, match="two processes of a run would be on one GPU"):
+    with pytest.raises(InputError, match="two processes of a run would share a GPU"):
         share_out(1, [0, 0], 2, at_most=2)
     assert {place.threads for place in share_out(1000, [], None, at_most=1)} == {1}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -242,12 +242,12 @@ def test_gpus_are_numbered_among_those_that_are_visible(monkeypatch: pytest.Monk
 def test_the_command_refuses_what_the_study_decides(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("train.seed=3", "data={batch_size: 8}"):
         assert main(["list", "table1", word]) == 2
-        assert "the study decides it" in capsys.readouterr().err
+        assert "the study sets this key" in capsys.readouterr().err
     # whole blocks, and parts of what a label sets; also of labels that --only leaves out
     varied = ("loss.weighting.type=gls", "loss={weighting: {type: gls}}", "loss.box.type.x=1")
     for word in varied:
         assert main(["list", "table2", "--only", "box loss=giou", "weights=fixed", word]) == 2
-        assert "the study varies it" in capsys.readouterr().err
+        assert "the study varies this key" in capsys.readouterr().err
     assert main(["list", "table2", "loss.box.beta=0.5", "train.amp=auto"]) == 0
     assert main(["run"]) == 2
     assert main(["table", "nothing"]) == 2
@@ -282,12 +282,12 @@ def test_tables_and_the_list_of_runs_are_printed_and_written(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seeds", "a,b"], "'a,b' is no list of whole numbers; write them as 0,1,2"),
-        (["--gpus", "0;1"], "'0;1' is no list of whole numbers"),
-        (["--gpus=-1"], "'-1' is no list of whole numbers"),
-        (["--gpus", ","], "',' is no list of whole numbers"),
-        (["--jobs", "two"], "'two' is no whole number of at least 1"),
-        (["--processes", "0"], "'0' is no whole number of at least 1"),
+        (["--seeds", "a,b"], "'a,b' is not a list of whole numbers; write them as 0,1,2"),
+        (["--gpus", "0;1"], "'0;1' is not a list of whole numbers"),
+        (["--gpus=-1"], "'-1' is not a list of whole numbers"),
+        (["--gpus", ","], "',' is not a list of whole numbers"),
+        (["--jobs", "two"], "'two' is not a whole number of at least 1"),
+        (["--processes", "0"], "'0' is not a whole number of at least 1"),
     ],
 )
 def test_numbers_that_are_none_are_named(

@@ -107,20 +107,20 @@ def test_labels_with_commas_can_be_chosen_together(tiny: Study) -> None:
     assert chosen("x=a, b,c") == ["a, b", "c"]
     assert chosen("x=a,b") == ["a", "b"]
     assert chosen("x=c", "x=a") == ["a", "c"]
-    with pytest.raises(InputError, match="no ' c'; choose a, a, b, b, c"):
+    with pytest.raises(InputError, match="unknown label ' c'; choose a, a, b, b, c"):
         chosen("x=a, c")
 
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("against: {weights: fixed}", "against: {weights: none}", "no such label"),
-        ("columns: box loss", "columns: boxes", "is no axis"),
+        ("against: {weights: fixed}", "against: {weights: none}", "unknown label"),
+        ("columns: box loss", "columns: boxes", "is not an axis"),
         ("key: loss.weighting", "keys: loss.weighting", "axes.0.keys"),
         ("seeds: [0, 1, 2]", "seeds: []", "seeds"),
-        ("alwa_2: {l1: 0.7575}", "alwa2: {l1: 0.7575}", "'alwa2' is no label of an axis"),
+        ("alwa_2: {l1: 0.7575}", "alwa2: {l1: 0.7575}", "'alwa2' is neither a label of an axis"),
         ("alwa_2: {l1: 0.7575}", "alwa_2: {l1: [0.7, 0.8]}", "has 2 numbers for 1 metrics"),
-        ("alwa_2: {l1: 0.7575}", "alwa_2: {l1: abc}", r"paper.*'abc'\] is no number"),
+        ("alwa_2: {l1: 0.7575}", "alwa_2: {l1: abc}", r"paper.*'abc'\] is not a number"),
     ],
 )
 def test_a_wrong_study_is_refused_with_its_key(
@@ -135,7 +135,7 @@ def test_a_wrong_study_is_refused_with_its_key(
 def test_an_unknown_study_preset_or_label_names_the_choices(tiny: Study) -> None:
     with pytest.raises(InputError, match=r"choose .*table1"):
         load_study("table9")
-    with pytest.raises(InputError, match="it has: small"):
+    with pytest.raises(InputError, match="choose from: small"):
         load_study("table1", "huge")
     with pytest.raises(InputError, match="choose fixed, alwa_2"):
         narrowed(tiny, ["weights=alwa"])
@@ -144,15 +144,18 @@ def test_an_unknown_study_preset_or_label_names_the_choices(tiny: Study) -> None
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("{narrow: {weights: [fixed, alwa2]}}", "alwa2: no such label; choose fixed, alwa_2"),
-        ("{narrow: {wieghts: [fixed]}}", "wieghts: no such axis .* choose weights, box loss"),
-        ("{without: [nonsense]}", "nonsense: no such axis"),
+        ("{narrow: {weights: [fixed, alwa2]}}", "alwa2: unknown label; choose fixed, alwa_2"),
+        ("{narrow: {wieghts: [fixed]}}", "wieghts: unknown axis .* choose weights, box loss"),
+        ("{without: [nonsense]}", "nonsense: unknown axis"),
         ("{paper: null}", "presets.small: paper: Input"),
         ("{narrow: [weights]}", "presets.small: narrow: Input"),
         ("{without: weights}", "presets.small: without: Input"),
-        ("", "presets.small: keys of a study are needed"),
+        ("", "presets.small: must be a mapping of study keys"),
         ("{axes: [{key: train.lr, values: [0.1]}]}", "axes.0.name"),
-        ("{axes: [{name: a, values: {x: {}}}, {name: a, values: {y: {}}}]}", "two have one name"),
+        (
+            "{axes: [{name: a, values: {x: {}}}, {name: a, values: {y: {}}}]}",
+            "two have the same name",
+        ),
     ],
 )
 def test_a_wrong_preset_is_refused(preset: str, message: str, tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_a_wrong_preset_is_refused(preset: str, message: str, tmp_path: Path) ->
 def test_presets_are_named(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(f"{TINY}presets: [small]\n")
-    with pytest.raises(InputError, match=r"presets: .* is no mapping of presets by name"):
+    with pytest.raises(InputError, match=r"presets: .* is not a mapping of presets by name"):
         load_study(str(path))
 
 

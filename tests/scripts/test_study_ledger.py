@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_not_kept_and_keeps_no_other(
     assert main(["run", *words, "--keep", "--only", "weights=fixed", "--only", "box loss=l1"]) == 1
     assert "not kept: " in capsys.readouterr().err
     assert captured.out.count("kept ") == 1
-    assert "seed-0/scores-val.json: is no JSON; delete it, and `run` scores" in captured.err
+    assert "seed-0/scores-val.json: is not JSON; delete it, and `run` scores" in captured.err
     assert "seed-1/metrics.jsonl: line 3 is damaged; delete it" in captured.err
     assert sorted(path.parent.name for path in ledger.rglob("study.json")) == ["seed-2"]
 
@@ -165,10 +165,10 @@ def test_a_refused_run_does_not_end_the_list_and_a_damaged_one_is_named(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert sum(line.startswith("refused") for line in lines) == 1
-    assert f"{place / 'study.json'}: is no JSON" in lines[0]
+    assert f"{place / 'study.json'}: is not JSON" in lines[0]
     (place / "study.json").write_text("[]")
     assert main(listed) == 0
-    assert f"{place / 'study.json'}: is no mapping" in capsys.readouterr().out
+    assert f"{place / 'study.json'}: is not a mapping" in capsys.readouterr().out
     job = Job(tiny.run(LABELS, 0, {}), tmp_path / "runs", "val", tmp_path / "ledger")
     left, wrong = plan([job])
     assert not left

@@ -158,7 +158,7 @@ def test_a_training_that_a_signal_ended_is_no_cost_beyond_its_checkpoint(
     def call(_queue: RunQueue, program: str, _words: list[str], job: Job, *_rest: Any) -> None:
         (job.folder / "last.pt").touch()
         time.sleep(0.2)
-        raise KilledError(f"{program} was ended by SIGKILL")
+        raise KilledError(f"{program} was killed by SIGKILL")
 
     monkeypatch.setattr(RunQueue, "_call", call)
     (job, *_) = jobs_of(tiny, tmp_path, "val")
@@ -166,7 +166,7 @@ def test_a_training_that_a_signal_ended_is_no_cost_beyond_its_checkpoint(
     with at_work(queue):
         pass
     record = read_record(job.folder)
-    assert record["error"] == queue.failed[job.folder] == "train.py was ended by SIGKILL"
+    assert record["error"] == queue.failed[job.folder] == "train.py was killed by SIGKILL"
     assert record["seconds"] == 0.0
     later = attempts.begin(job.folder, "a", "v1")
     assert 0 < later["seconds"] < 0.2
@@ -183,7 +183,7 @@ def test_a_trained_run_without_its_checkpoint_says_what_to_do(
         pass
     assert calls == []
     assert (
-        "its checkpoint is not there to be scored; restore it, or delete"
+        "its checkpoint to be scored is missing; restore it, or delete"
         in (queue.failed[job.folder])
     )
 
@@ -270,8 +270,8 @@ def test_why_a_run_ended_is_told_in_the_words_of_its_last_attempt(tmp_path: Path
     before = "error: /proc/nowhere: cannot be written; ä\n"
     log.write_text(f"{before}epoch 1/2\nepoch 2/2\n", encoding="utf-8")
     killed = reason_of("train.py", -9, log, len(before.encode()))
-    assert killed == f"train.py was ended by SIGKILL: epoch 1/2 | epoch 2/2 (all of it: {log})"
-    assert "ended with 2: error: /proc/nowhere" in reason_of("train.py", 2, log, 0)
+    assert killed == f"train.py was killed by SIGKILL: epoch 1/2 | epoch 2/2 (full log: {log})"
+    assert "exited with 2: error: /proc/nowhere" in reason_of("train.py", 2, log, 0)
 
 
 def test_under_torchrun_the_reason_is_the_programs_own(tmp_path: Path) -> None:
@@ -280,6 +280,6 @@ def test_under_torchrun_the_reason_is_the_programs_own(tmp_path: Path) -> None:
     launcher = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"
     log.write_text("\n".join([*said, *["  a line of its traceback"] * 100, launcher, "=="]))
     reason = reason_of("train.py", 1, log, 0)
-    assert reason == f"train.py ended with 1: {said[1]} (all of it: {log})"
+    assert reason == f"train.py exited with 1: {said[1]} (full log: {log})"
     log.write_text("\n".join(["RuntimeError: a fault", launcher, "=="]))
-    assert "ended with 1: RuntimeError: a fault (" in reason_of("train.py", 1, log, 0)
+    assert "exited with 1: RuntimeError: a fault (" in reason_of("train.py", 1, log, 0)

@@ -170,7 +170,7 @@ def test_an_orphaned_training_keeps_its_folder_locked_and_is_taken_over(shell: S
     code, text = shell.call("run", *only)
     assert code == 0
     (folder,) = shell.folders()
-    assert f"another shell works on {folder}" in text
+    assert f"in progress in another shell: {folder}" in text
     assert (folder / "scores-val.json").is_file()
     steps = [step for step, _, _ in losses(folder)]
     assert steps == sorted(set(steps)), "two trainings wrote beside each other"

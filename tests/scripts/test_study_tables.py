@@ -78,7 +78,7 @@ def test_a_part_of_a_table_takes_the_place_of_no_whole_one(
         "tiny-part.tex",
     ]
     assert main([*words, "--seeds", "0", "--into", str(tmp_path / "page.md")]) == 2
-    assert "--into: a part of a table" in capsys.readouterr().err
+    assert "--into: a partial table" in capsys.readouterr().err
     assert main(["plot", *words[1:]]) == 0
     assert "tiny has no figures" in capsys.readouterr().err
 
@@ -182,8 +182,8 @@ def test_labels_are_read_as_they_stand(tmp_path: Path) -> None:
     ("text", "shown", "trouble"),
     [
         ('{"voc": {"area": {"mAP": null}}}', "no score", ""),
-        ('{"voc": {"area": {"mAP": NaN}}}', "no result", "voc.area.mAP is nan, no score"),
-        ('{"voc": {"area": {"mAP": "0.9"}}}', "no result", "voc.area.mAP is '0.9', no score"),
+        ('{"voc": {"area": {"mAP": NaN}}}', "no result", "voc.area.mAP is nan, not a score"),
+        ('{"voc": {"area": {"mAP": "0.9"}}}', "no result", "voc.area.mAP is '0.9', not a score"),
         ('{"voc": {"area"', "no result", "scores-val.json"),
     ],
 )
@@ -220,12 +220,12 @@ def test_runs_of_another_config_and_failed_runs_are_told_and_not_counted(
     path = stale / "config.yaml"
     path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
     failed = tiny.run(labels, 1, {}).folder(tmp_path)
-    write_record(failed, {"error": "train.py ended with 2"})
+    write_record(failed, {"error": "train.py exited with 2"})
     text = markdown(collect(tiny, tmp_path, {}))
     assert "0.8" not in text
     assert "| fixed | 0.7500 | no result |" in text
     assert "train.epochs 3" in text
-    assert "seed 1: train.py ended with 2" in text
+    assert "seed 1: train.py exited with 2" in text
 
 
 def test_a_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> N
     with pytest.raises(InputError, match="two"):
         insert(page, "two", "new")
     page.write_bytes("\xe4".encode("latin-1"))
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         insert(page, "one", "new")
 
 
@@ -253,5 +253,5 @@ def test_results_of_which_nothing_says_whose_they_are_are_named_and_not_counted(
     text = markdown(collect(tiny, tmp_path, {}))
     assert "0.8000, 1 of 3 seeds" in text
     assert "seed 0: " in text
-    assert "is not counted, as no study.json beside it says whose" in text
-    assert "its seconds is 'abc', no number" in text
+    assert "is not counted: no study.json beside it identifies its run" in text
+    assert "seconds is 'abc', not a number" in text

@@ -114,7 +114,7 @@ def test_the_rate_is_where_the_loss_falls_fastest() -> None:
 
 def test_no_rate_is_suggested_where_the_loss_never_fell() -> None:
     rates = np.logspace(-1, 1, 40)
-    with pytest.raises(InputError, match=r"the loss only grew from train\.lr=0\.1 on; .* --lowest"):
+    with pytest.raises(InputError, match=r"the loss only rose from train\.lr=0\.1; .* --lowest"):
         choose(rates.tolist(), centered_mean((1 + rates).tolist()))
 
 
@@ -227,7 +227,7 @@ def test_numbers_are_told_before_the_picture_fails(
     [
         (["--lowest", "2"], "--lowest must be above 0 and below --highest"),
         (["--iterations", "5"], "--iterations: 5 are too few; at least 10"),
-        (["--output", "lr.xyz"], "lr.xyz: .xyz is no ending of a picture"),
+        (["--output", "lr.xyz"], "lr.xyz: .xyz is not an image format"),
     ],
 )
 def test_what_cannot_be_tested_is_refused_before_it_trains(
@@ -249,7 +249,7 @@ def test_a_picture_without_matplotlib_is_refused_before_it_trains(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr("scripts.tune.range_test", None)
     assert main(["lr", "--config", str(config_file(tmp_path))]) == 2
-    assert "the picture needs matplotlib" in capsys.readouterr().err
+    assert "figures need matplotlib" in capsys.readouterr().err
 
 
 def test_a_trial_does_not_count_what_its_parent_took() -> None:

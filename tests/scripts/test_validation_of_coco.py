@@ -43,9 +43,9 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
     ("entry", "problem", "severity"),
     [
         ({"bbox": [5, 5, 0, 10]}, "has no area", "error"),
-        ({"bbox": [5, 5, 0.9, 10]}, "covers less than a pixel", "error"),
+        ({"bbox": [5, 5, 0.9, 10]}, "is smaller than a pixel", "error"),
         ({"bbox": [105, 5, 10, 10]}, "lies outside", "error"),
-        ({"bbox": [95, 5, 10, 10]}, "leaves its image", "warning"),
+        ({"bbox": [95, 5, 10, 10]}, "extends beyond its image", "warning"),
         ({"bbox": [5, 5, -10, 10]}, "negative width or height", "error"),
         ({"bbox": [5, 5, 10]}, "must be four numbers", "error"),
         ({"bbox": [5, 5, "x", 3]}, "must be four numbers", "error"),
@@ -56,10 +56,10 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
         ({"iscrowd": 7}, "iscrowd 7 must be 0 or 1", "error"),
         ({"segmentation": [[1, 2, 3]]}, "has a part of 3 numbers", "error"),
         ({"segmentation": {"size": [8, 8], "counts": [64]}}, "is of size [8, 8]", "error"),
-        ({"segmentation": [[60, 60, 70, 60, 70, 70]]}, "is not that of its mask", "warning"),
-        ({"id": 1}, "its id is that of another annotation", "warning"),
+        ({"segmentation": [[60, 60, 70, 60, 70, 70]]}, "does not fit its mask's", "warning"),
+        ({"id": 1}, "has the same id as another annotation", "warning"),
         ({"id": 0}, "its id is not positive", "warning"),
-        ({"bbox": [5, 5, 20, 20]}, "has the class and the box of annotation 1", "warning"),
+        ({"bbox": [5, 5, 20, 20]}, "has the same class and box as annotation 1", "warning"),
     ],
 )
 def test_a_wrong_annotation_of_coco_is_named_and_repaired(
@@ -110,7 +110,7 @@ def test_an_object_without_its_mask_is_left_out_where_others_have_one(
     outlined = coco_object(1, 1, [5, 5, 20, 20], segmentation=[[5, 5, 25, 5, 25, 25]])
     flat = coco_object(2, 1, [40, 5, 9, 8], segmentation=[40, 5, 49, 5, 49, 13])
     problems, copy = check_and_repair(write_coco(tmp_path / "coco", [outlined, flat]), capsys)
-    assert [each["repair"] for each in problems] == ["leaves the object out"]
+    assert [each["repair"] for each in problems] == ["removes the object"]
     left = load_coco(copy, "train")
     assert left.masks is not None
     assert left.masks.present().tolist() == [True]
@@ -129,7 +129,7 @@ def test_what_other_programs_cannot_read_is_named_and_repaired(
     assert [each["problem"].partition(",")[0] for each in problems] == [
         "has no iscrowd",
         "its id is 'two'",
-        *["its segmentation has parts of fewer than three points"] * 2,
+        *["its segmentation has parts with fewer than three points"] * 2,
         "3 of 4 objects have no segmentation",
     ]
     document = json.loads((copy / "annotations/instances_train.json").read_text())
@@ -164,7 +164,7 @@ def test_a_mask_in_an_image_of_which_nothing_is_known_is_not_judged(
     change_image(root, "no size")
     (root / "train/train_2.png").unlink()
     assert [each["repair"] for each in validate(root, capsys)[1]] == [
-        "leaves the image and its objects out"
+        "removes the image and its objects"
     ]
 
 
@@ -191,7 +191,7 @@ def test_annotations_that_are_no_objects_and_lack_keys_are_repaired(
     of_objects = [f"annotation number {n}" for n in (1, 2, 3)]
     assert [each["object"] for each in problems] == [*of_objects, ""]
     assert problems[-1]["problem"].startswith(
-        "1 of 2 objects have no segmentation, the first: annotation number 2; Mask R-CNN takes"
+        "1 of 2 objects have no segmentation, the first: annotation number 2; Mask R-CNN uses"
     )
     document = json.loads((copy / "annotations/instances_train.json").read_text())
     assert [each["id"] for each in document["annotations"]] == [1, 2]
@@ -266,9 +266,9 @@ def change_image(root: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "problem", "left"),
     [
-        ("no size", "does not give the size", 3),
-        ("same id", "its id is that of image number 1, too", 1),
-        ("same file", "its file 'train_1.png' is that of image number 1, too", 1),
+        ("no size", "lacks the size", 3),
+        ("same id", "has the same id as image number 1", 1),
+        ("same file", "has the same file 'train_1.png' as image number 1", 1),
         ("outside", "may leave the root", 2),
         ("missing", "the image train/train_2.png is missing", 2),
         ("empty", "the image file is empty", 2),
@@ -356,7 +356,7 @@ def test_a_picture_that_the_default_config_refuses_is_an_error(
     root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])], images=1)
     code, (found,) = validate(root, capsys, *options)
     assert (code, found["repair"]) == (1, "")
-    assert "100x80 pixels are more than data.max_image_pixels=7999" in found["problem"]
+    assert "100x80 pixels exceed data.max_image_pixels=7999" in found["problem"]
 
 
 def test_a_folder_of_another_name_is_named(
@@ -365,4 +365,4 @@ def test_a_folder_of_another_name_is_named(
     root = write_coco(tmp_path / "coco", [coco_object(1, 1, [5, 5, 20, 20])], images=1)
     (root / "train").rename(root / "images")
     _, (found,) = validate(root, capsys)
-    assert found["cure"].startswith("there is no folder 'train': move or rename the one")
+    assert found["cure"].startswith("folder 'train' not found: move or rename the folder")

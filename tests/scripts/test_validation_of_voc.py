@@ -20,9 +20,9 @@ NEITHER = "<difficult>x</difficult><difficult>0.0</difficult>"
 VOC_OBJECTS = [
     (voc_object("cat", (7, 7, 7, 9)), "has no area", "error"),
     (voc_object("cat", (200, 7, 220, 9)), "lies outside its image of 100x80", "error"),
-    (voc_object("cat", (50, 7, 120, 90)), "leaves its image of 100x80", "warning"),
-    (voc_object("cat", (0, 7, 20, 30)), "leaves its image of 100x80", "warning"),
-    (voc_object("cat", (0.1, 0.2, 0.5, 0.4)), "covers less than a pixel", "error"),
+    (voc_object("cat", (50, 7, 120, 90)), "extends beyond its image of 100x80", "warning"),
+    (voc_object("cat", (0, 7, 20, 30)), "extends beyond its image of 100x80", "warning"),
+    (voc_object("cat", (0.1, 0.2, 0.5, 0.4)), "is smaller than a pixel", "error"),
     (voc_object("cat", (30, 7, 10, 9)), "ends before it begins", "error"),
     (voc_object("cat", ("a", 7, 10, 9)), "<xmin> is 'a', not a coordinate", "error"),
     (voc_object("cat", ("1_5", 7, 20, 9)), "<xmin> is '1_5', not a coordinate", "error"),
@@ -31,7 +31,7 @@ VOC_OBJECTS = [
     (voc_object("cat", (1, 7, 10, 9), "<difficult>9</difficult>"), "<difficult> is '9'", "error"),
     (voc_object("cat", (1, 7, 30, 9), NEITHER), "<difficult> is '0.0'", "error"),
     ("<object><name>cat</name></object>", "has no <bndbox>", "error"),
-    (voc_object("dog", GOOD), "has the class and the box of object 1 ('dog')", "warning"),
+    (voc_object("dog", GOOD), "has the same class and box as object 1 ('dog')", "warning"),
 ]
 
 
@@ -138,13 +138,13 @@ def break_voc(root: Path, what: str) -> None:
         ("smaller", "the picture is 12x10 (width x height) but", 1),
         ("broken xml", "is not valid XML", 1),
         ("bomb", "declares a DTD or entities", 1),
-        ("missing xml", "there is no Annotations/b.xml", 1),
+        ("missing xml", "Annotations/b.xml not found", 1),
         ("twice", "'a' is listed twice", 2),
         ("outside", "may leave the root", 2),
-        ("no flag", "there is no Annotations/a 2.xml", 2),
+        ("no flag", "Annotations/a 2.xml not found", 2),
         ("wrong side", "<width> is '-4'", 2),
-        ("one image twice", "is that of Annotations/a.xml, too", 1),
-        ("first not its own", "is that of Annotations/b.xml, too", 1),
+        ("one image twice", "as Annotations/a.xml", 1),
+        ("first not its own", "as Annotations/b.xml", 1),
     ],
 )
 def test_a_wrong_file_of_voc_is_named_and_repaired(
@@ -156,7 +156,7 @@ def test_a_wrong_file_of_voc_is_named_and_repaired(
     problems, copy = check_and_repair(root, capsys)
     (found,) = [each for each in problems if problem in each["problem"]]
     assert found["severity"] == "error"
-    assert not [each for each in problems if "does not give the size" in each["problem"]]
+    assert not [each for each in problems if "lacks the size" in each["problem"]]
     assert len(load_voc(copy, ["train"])) == left
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_image_is_not_said_to_be_skipped_where_its_size_is_needed(
     assert "on_damaged: skip" in validate(root, capsys)[1][0]["cure"]
     path = root / "Annotations/b.xml"
     path.write_text(path.read_text().replace("<width>100</width>", ""))
-    assert validate(root, capsys)[1][0]["cure"].endswith("write its size into the annotation")
+    assert validate(root, capsys)[1][0]["cure"].endswith("add its size to the annotation")
 
 
 def test_an_image_of_two_annotation_files_stays_with_that_of_its_name_or_with_none(
@@ -211,7 +211,7 @@ def test_a_filename_of_another_image_is_a_warning(
     path.write_text(path.read_text().replace("b.png", "a.png"))
     code, (found,) = validate(root, capsys)
     assert (code, found["severity"], found["file"]) == (0, "warning", "Annotations/b.xml")
-    assert found["problem"] == "its <filename> names the image 'a.png', but 'b.png' is taken"
+    assert found["problem"] == "its <filename> names the image 'a.png', but 'b.png' is used"
     path.write_text(path.read_text().replace("a.png", "gone.png"))
     assert validate(root, capsys) == (0, [])
 
@@ -226,7 +226,7 @@ def test_an_image_that_was_chosen_by_its_ending_alone_is_a_warning(
     path.write_text(path.read_text().replace("<filename>a.png</filename>", ""))
     code, (found,) = validate(root, capsys)
     assert (code, found["severity"], found["file"]) == (0, "warning", "Annotations/a.xml")
-    assert found["problem"] == "JPEGImages has a.jpg, a.png of its name; 'a.jpg' is taken"
+    assert found["problem"] == "JPEGImages has a.jpg, a.png with its name; 'a.jpg' is used"
 
 
 @pytest.mark.parametrize("filename", ["/home/me/a.png", "C:\\pictures\\a.png", "..\\a.png"])
@@ -294,7 +294,7 @@ def test_only_difficult_objects_to_train_on_are_a_warning(
     root = write_voc(tmp_path / "voc", {"a": objects}, {"train": ["a"]})
     code, (found,) = validate(root, capsys)
     assert (code, found["severity"]) == (0, "warning")
-    assert found["problem"] == "has no object to train on but difficult ones"
+    assert found["problem"] == "has no object to train on except difficult ones"
 
 
 def test_an_annotation_is_not_listed_by_a_longer_name(
