@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STUDY | key.path=value",
         help="studies, and config overrides of all runs",
     )
-    parser.add_argument("--preset", help="scale that the study's file defines, as small")
+    parser.add_argument("--preset", help="scale defined in the study's file, such as small")
     parser.add_argument("--seeds", type=listed, metavar="0,1,…", help="seeds instead of its own")
     parser.add_argument("--runs", type=_path, default=RUNS, help="folder of the runs (%(default)s)")
     parser.add_argument("--output", type=_path, help="folder for tables or figures")

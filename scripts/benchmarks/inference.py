@@ -41,7 +41,7 @@ LEAST_SHARE = 0.99  # of the detections: near the thresholds rounding decides
 
 
 def run_inference(options: argparse.Namespace) -> Report:
-    """A row for each batch size, and one for a split with loading and boxes in original pixels."""
+    """Report a row per batch size, and one for a split with loading and rescaled boxes."""
     device, kind = torch.device(options.device), options.detector
     height, width = options.size
     precision = precision_name(options.amp)
@@ -81,7 +81,7 @@ def _caller(model: nn.Module, images: list[Tensor], amp: Amp) -> Any:
 
 
 def compare(ours: Detections, theirs: Detections, first_label: int) -> str:
-    """How many of torchvision's detections are ours too, by class, box and score.
+    """Count torchvision's detections that are also ours, by class, box and score.
 
     Raises:
         SystemExit: fewer than ``LEAST_SHARE``, or either side found nothing.
@@ -103,8 +103,9 @@ def _count_matched(mine: dict[str, Tensor], other: dict[str, Tensor], first_labe
 
 
 def _split(ours: nn.Module, theirs: Any, options: argparse.Namespace) -> Row:
-    """Files to boxes in original pixels: the detection of ``evaluate.py`` against the loop of
-    torchvision's references, whose detector resizes by itself, so that both differ by the filter.
+    """Time detection from files to boxes in original pixels: ``evaluate.py``'s and torchvision's.
+
+    torchvision's reference loop resizes in the detector, so both differ by the resizing filter.
     """
     device = torch.device(options.device)
     theirs.transform.min_size, theirs.transform.max_size = (SHORT,), LONG

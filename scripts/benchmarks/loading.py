@@ -19,14 +19,14 @@ from scripts.benchmarks.pipelines import Loaded, OurPipeline, TheirPipeline
 from scripts.benchmarks.report import Report, Row
 from scripts.benchmarks.timing import alternate, median, worst_of
 
-LARGEST_BOX_DIFFERENCE = 1.5  # pixels: both round the resized size, in their own way
+LARGEST_BOX_DIFFERENCE = 1.5  # pixels: each side rounds the resized size differently
 LARGEST_PIXEL_DIFFERENCE = 0.1  # on average, in standard deviations: one of the filters antialiases
-GROWTH_ROUNDS = 4  # they and one to warm up go through one epoch of the short split
+GROWTH_ROUNDS = 4  # with one for warm-up, one epoch of the short split
 FIRST_PIXEL = torch.tensor([1.0, 1.0, 0.0, 0.0])  # VOC counts pixels from 1
 
 
 def run_loading(options: argparse.Namespace) -> Report:
-    """A row for each number of workers and each augmentation."""
+    """Report a row for each number of workers and each augmentation."""
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as temporary:
         root = options.root or Path(temporary)
@@ -70,7 +70,7 @@ def _compare(
 
 
 def _growth(folder: Path, options: argparse.Namespace) -> Row:
-    """The same files under a short and a long list of images: ours both times."""
+    """Time our loader on the same files with a short and a long list of images."""
     device = torch.device(options.device)
     few, many = options.growth
     batches = few // options.batch // (GROWTH_ROUNDS + 1)
@@ -94,7 +94,7 @@ def _growth(folder: Path, options: argparse.Namespace) -> Row:
 
 
 def _draw(batches: Iterator[Loaded], count: int) -> Callable[[], None]:
-    """The next batches of an epoch."""
+    """Return work that loads the next batches of an epoch."""
 
     def work() -> None:
         for _ in range(count):
@@ -113,7 +113,7 @@ def _drain(batches: Callable[[], Iterator[Loaded]]) -> Callable[[], None]:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Everything that this process does runs on one core, also in threads of its libraries."""
+    """Pin this process, including threads of its libraries, to one core."""
     cores, threads, of_cv2 = os.sched_getaffinity(0), torch.get_num_threads(), cv2.getNumThreads()
     _pin_all_threads({max(cores)})
     torch.set_num_threads(1)
@@ -127,17 +127,17 @@ def one_core() -> Iterator[None]:
 
 
 def _pin_all_threads(cores: set[int]) -> None:
-    """``sched_setaffinity(0)`` is for the calling thread alone; pools keep what they began with."""
+    """Pin all threads: ``sched_setaffinity(0)`` affects only the calling one, not pools."""
     for thread in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):  # it has ended since
             os.sched_setaffinity(int(thread), cores)
 
 
 def check_batches(root: Path, folder: Path, device: torch.device) -> str:
-    """Without a flip both give the same images, boxes and classes, up to the resizing filter.
+    """Check that without flips both give equal images, boxes and classes, up to the resize filter.
 
     Raises:
-        SystemExit: they do not.
+        SystemExit: they differ.
     """
     ours = OurPipeline(folder, 1, 0, "none", device)
     mine = list(ours.batches())

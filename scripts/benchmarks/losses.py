@@ -1,4 +1,4 @@
-"""RetinaNet's matching and losses alone, forward and backward, against torchvision's."""
+"""RetinaNet's matching and losses, forward and backward, against torchvision's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STRIDES = tuple(2**level for level in (3, 4, 5, 6, 7))
 
 @dataclass(frozen=True)
 class Case:
-    """Boxes an image and images in the batch."""
+    """Boxes per image and images per batch."""
 
     boxes: int
     batch: int
@@ -37,7 +37,7 @@ class Case:
 
 
 def run_losses(options: argparse.Namespace) -> Report | Alone:
-    """A row for each case; with ``--side`` what one side measured in one case."""
+    """Report a row for each case; with ``--side`` the measurements of one side in one case."""
     device = torch.device(options.device)
     if options.side:
         boxes, _, batch = options.case.partition("x")
@@ -64,14 +64,14 @@ def run_losses(options: argparse.Namespace) -> Report | Alone:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Each number of boxes at the first batch size, each batch size at the first number."""
+    """Yield each number of boxes at the first batch size, then each batch size at the first."""
     first_boxes, first_batch = options.boxes_list[0], options.batches[0]
     yield from (Case(boxes, first_batch) for boxes in options.boxes_list)
     yield from (Case(first_boxes, batch) for batch in options.batches[1:])
 
 
 class GivenHead(nn.Module):
-    """In our head's place: outputs that are there already, as the convolutions leave them.
+    """A replacement of our head with given outputs, in the memory format of convolutions.
 
     Args:
         logits, deltas: ``(B, 9 * values, H, W)`` of each level.
@@ -96,8 +96,8 @@ class GivenHead(nn.Module):
 class Sides:
     """The two loss functions over the same random head outputs.
 
-    The outputs are maps, as each side's convolutions leave them: ours in channels-last order, the
-    default. What a side does to bring them into its own order is part of its time.
+    The outputs are maps as from each side's convolutions: ours in channels-last order, the
+    default. The time of a side includes reordering them.
     """
 
     def __init__(self, options: argparse.Namespace, case: Case) -> None:
@@ -124,7 +124,7 @@ class Sides:
         return self._backward(self.ours.training_losses(self.maps, self.anchors, targets))
 
     def run_theirs(self) -> dict[str, Tensor]:
-        """With the concatenation that torchvision's heads do."""
+        """Compute torchvision's losses, including the concatenation of its heads."""
         outputs = {
             "cls_logits": torch.cat([per_anchor(level, self.classes) for level in self.logits], 1),
             "bbox_regression": torch.cat([per_anchor(level, 4) for level in self.deltas], 1),
@@ -133,7 +133,7 @@ class Sides:
         return self._backward(self.theirs.compute_loss(self.batch.dicts, outputs, anchors))
 
     def difference(self) -> float:
-        """The largest relative difference of a loss or of the gradients of one map."""
+        """Return the largest relative difference of a loss or of the gradients of one map."""
         results = []
         leaves = {"ours": self.our_logits + self.our_deltas, "theirs": self.logits + self.deltas}
         for side, run in self.work().items():
@@ -158,7 +158,7 @@ def random_maps(
     mean_std: tuple[float, float],
     device: torch.device,
 ) -> list[Tensor]:
-    """``(batch, 9 * values, H, W)`` of each grid, normally distributed; their gradient is asked."""
+    """Return normal ``(batch, 9 * values, H, W)`` maps of each grid that require gradients."""
     generator = torch.Generator().manual_seed(values)
     mean, std = mean_std
     maps = [torch.randn(batch, 9 * values, *grid, generator=generator) for grid in grids]
@@ -166,7 +166,7 @@ def random_maps(
 
 
 def channels_last(maps: list[Tensor]) -> list[Tensor]:
-    """Leaves with the same values in the other memory order."""
+    """Return leaf tensors with the same values in channels-last order."""
     return [
         level.detach().clone(memory_format=torch.channels_last).requires_grad_() for level in maps
     ]

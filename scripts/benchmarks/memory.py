@@ -1,4 +1,4 @@
-"""How much memory some work takes at most."""
+"""Peak memory of some work."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from detector.fast.cuda_graphs import FIRST_RECORDED
 from scripts.benchmarks.timing import wait_for
 
-TIMES = 2  # that the work is done on a CPU; on a GPU until its pass was recorded and replayed
+TIMES = 2  # repetitions on a CPU; on a GPU until the pass was recorded and replayed
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
-    """MB that some repetitions take at most, beside what was there before.
+    """Measure the peak MB of some repetitions, above the memory before.
 
-    On a CPU the process's resident pages: meaningful in a process that has not done the same
-    before. On a GPU the allocator's own count.
+    On a CPU these are the process's resident pages, which is meaningful only if the process has not
+    done the same before; on a GPU it is the allocator's own count.
     """
     cuda = device.type == "cuda"
     gc.collect()
@@ -39,7 +39,7 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def _return_freed_memory() -> None:
-    """To the system: what building left in the C library's heap would hide what the work takes."""
+    """Return freed heap memory to the system, which would hide the memory of the work."""
     with suppress(AttributeError, OSError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -28,7 +28,7 @@ from scripts.benchmarks.drawn_voc import SPLIT, YEAR
 
 SHORT, LONG = 600, 1000
 FLIP = {"HorizontalFlip": {"p": 0.5}}
-# Beside a transform that may move boxes the flip is left to Albumentations, boxes and all.
+# With a transform that may move boxes, Albumentations does the flip too, including boxes.
 AUGMENTATIONS: dict[str, tuple[dict[str, dict[str, Any]], ...]] = {
     "flip": (FLIP,),
     "albumentations": (FLIP, {"NoOp": {"p": 1.0}}),
@@ -41,7 +41,7 @@ class Loaded:
     """One batch, ready for the backbone.
 
     Attributes:
-        images: the padded batch and the sizes in it.
+        images: the padded batch and the image sizes in it.
         boxes: ``(N, 4)`` of each image.
         labels: ``(N,)`` of each image, counted from 0.
     """
@@ -52,12 +52,12 @@ class Loaded:
 
 
 class OurPipeline:
-    """The loader of the trainer, then its preprocessing; uint8 crosses between processes.
+    """The trainer's loader and preprocessing; images are uint8 between processes.
 
-    With ``images`` the split is repeated, or cut, to that many.
+    With ``images`` the split is repeated or truncated to that many images.
 
     Raises:
-        InputError: torchvision's pipeline cannot read the split: it knows VOC's classes alone, and
+        InputError: torchvision's pipeline cannot read the split: it knows only VOC's classes, and
             needs an object in each image.
     """
 
@@ -80,7 +80,7 @@ class OurPipeline:
             batch_size=batch,
             workers=workers,
             augment=AUGMENTATIONS[augmentation],
-            voc=VocConfig(use_difficult=True),  # as torchvision's dataset has them all
+            voc=VocConfig(use_difficult=True),  # torchvision's dataset includes them
         )
         start = time.perf_counter()
         self.annotations: Annotations = build_annotations(config, SPLIT)

@@ -1,4 +1,4 @@
-"""Annotations and detections of a whole split, at random, in the amounts of real ones."""
+"""Random annotations and detections of a whole split, in realistic numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEAR = 0.4  # share of the detections that lie about an object
 
 
 def random_annotations(images: int, classes: int, objects: int) -> Annotations:
-    """``objects`` boxes anywhere, of sizes from 8 px on."""
+    """Return ``objects`` random boxes of at least 8 px."""
     rng = np.random.default_rng(0)
     image = np.sort(rng.integers(0, images, objects))
     boxes = random_boxes(rng, objects)
@@ -38,7 +38,7 @@ def random_annotations(images: int, classes: int, objects: int) -> Annotations:
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """``(count, 4)`` float64 xyxy inside the image; the sides' logarithms are uniform."""
+    """Return ``(count, 4)`` float64 boxes xyxy in the image; the sides' logarithms are uniform."""
     limit = np.array(SIZE_HW[::-1], np.float64)
     wh = np.exp(rng.uniform(np.log(8), np.log(limit * 0.8), (count, 2)))
     corner = rng.random((count, 2)) * (limit - wh)
@@ -46,7 +46,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def random_detections(annotations: Annotations, count: int) -> Detections:
-    """Some about an object, with its class and a higher score; the rest anywhere."""
+    """Return random detections: some near an object, with its class and a higher score."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, len(annotations), count)
     label = rng.integers(0, len(annotations.classes), count)

@@ -16,8 +16,8 @@ class Row:
     Attributes:
         name: what was timed.
         ours, theirs: seconds of each repetition.
-        images: images in one repetition; 0 where nothing is counted in images.
-        notes: further columns.
+        images: images in one repetition; 0 if nothing is counted in images.
+        notes: additional columns.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Row:
     notes: dict[str, str] = field(default_factory=dict)
 
     def cells(self, notes: list[str]) -> list[str]:
-        """The table's cells; ``notes`` are the names of the further columns."""
+        """Return the table's cells; ``notes`` are the names of the additional columns."""
         times = (_time(seconds, self.images) for seconds in (self.ours, self.theirs))
         further = (self.notes.get(name, "") for name in notes)
         return [self.name, *times, f"{ratio(self.theirs, self.ours):.2f}", *further]
@@ -35,12 +35,12 @@ class Row:
 
 @dataclass
 class Report:
-    """All that one benchmark has to say.
+    """The results of one benchmark.
 
     Attributes:
-        title: one line: what is compared.
-        machine: where, by ``describe_machine``.
-        checks: what was found equal before anything was timed.
+        title: one line about what is compared.
+        machine: the machine, by ``describe_machine``.
+        checks: results of the equality checks before timing.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def as_json(self) -> str:
-        """Every single time, with the medians and ratios of the table."""
+        """Format every single time, with the table's medians and ratios."""
         rows = [
             {
                 **asdict(row),
@@ -62,7 +62,7 @@ class Report:
         return json.dumps({**asdict(self), "rows": rows}, indent=2)
 
     def as_markdown(self) -> str:
-        """A caption, the checks, a table with medians, quartiles and ratios."""
+        """Format a caption, the checks, and a table with medians, quartiles and ratios."""
         machine = in_words(self.machine)
         lines = [f"**{self.title}**", "", machine, "", *(f"* {check}" for check in self.checks)]
         notes = list(dict.fromkeys(name for row in self.rows for name in row.notes))
@@ -74,7 +74,7 @@ class Report:
 
 
 def precision_name(amp: str) -> str:
-    """What ``--amp`` is called in a title."""
+    """Return the name of an ``--amp`` value for titles."""
     return "fp32" if amp == "none" else amp
 
 
@@ -83,7 +83,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _time(seconds: list[float], images: int) -> str:
-    """``median (first quartile to third quartile)``, and images a second where there are any."""
+    """Format ``median (first quartile to third quartile)``, and images per second if any."""
     first, third = spread(seconds)
     text = f"{_seconds(median(seconds))} ({_seconds(first)} to {_seconds(third)})"
     return f"{text}, {three_digits(images / median(seconds))} images/s" if images else text

@@ -1,9 +1,9 @@
-"""Weak scaling of a training step: every rank has a batch of its own, and there are more ranks.
+"""Weak scaling of a training step: every rank has its own batch, on a growing number of ranks.
 
-``run_scaling`` starts torchrun, which starts this file as a module once for each rank. The bytes
-are those of the tensors that reach the process group, counted: a ring all-reduce of N bytes among n
-ranks then sends and receives 2 N (n - 1) / n of them on each. What the training loop agrees on
-beside it, two numbers an iteration, is not in a step here.
+``run_scaling`` starts torchrun, which runs this file as a module once for each rank. The bytes are
+those of the tensors that reach the process group: a ring all-reduce of N bytes among n ranks then
+sends and receives 2 N (n - 1) / n of them on each. The two numbers per iteration that the training
+loop also exchanges are not in a step here.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ WARM_UP = 2  # steps; in the second DDP regroups the gradients
 
 @dataclass(frozen=True)
 class Point:
-    """What some number of ranks measured.
+    """The measurements of one number of ranks.
 
     Attributes:
-        ranks: processes.
-        seconds: of each step, of the slowest rank.
-        trained: parameters that are trained.
-        step_bytes: what a rank gives to the collectives of a step: gradients.
-        step_calls: how many collectives that are.
-        window_bytes: what it gives to those of one window of ALWA.
+        ranks: number of processes.
+        seconds: time of each step on the slowest rank.
+        trained: number of trained parameters.
+        step_bytes: bytes that a rank passes to the collectives of a step: gradients.
+        step_calls: number of these collectives.
+        window_bytes: bytes that it passes to those of one window of ALWA.
         interval: steps in a window.
     """
 
@@ -61,7 +61,7 @@ class Scaling:
     """The results, fewest ranks first.
 
     Attributes:
-        batch: images of one rank.
+        batch: images per rank.
     """
 
     title: str
@@ -70,7 +70,7 @@ class Scaling:
     points: list[Point]
 
     def as_json(self) -> str:
-        """Every single time, with the table's numbers."""
+        """Format every single time, with the table's numbers."""
         points = [
             {
                 **asdict(point),
@@ -83,7 +83,7 @@ class Scaling:
         return json.dumps({**asdict(self), "points": points}, indent=2)
 
     def as_markdown(self) -> str:
-        """A caption and a line for each number of ranks."""
+        """Format a caption and a line for each number of ranks."""
         machine = in_words(self.machine)
         header = "| ranks | step (quartiles) | steps/s | images/s | efficiency "
         header += "| exchanged in a step | ALWA's share |"
@@ -91,11 +91,11 @@ class Scaling:
         return "\n".join([*lines, *map(self._line, self.points)])
 
     def images_per_second(self, point: Point) -> float:
-        """Of all ranks together."""
+        """Return the images per second of all ranks together."""
         return point.ranks * self.batch / median(point.seconds)
 
     def efficiency(self, point: Point) -> float:
-        """How long a step takes on the fewest ranks, by how long it takes on these."""
+        """Return the time of a step on the fewest ranks, divided by that on these ranks."""
         return ratio(self.points[0].seconds, point.seconds)
 
     def _line(self, point: Point) -> str:
@@ -110,7 +110,7 @@ class Scaling:
 
 
 def run_scaling(options: argparse.Namespace) -> Scaling:
-    """Measure each number of ranks, in turns, so that a busy machine hurts all alike."""
+    """Measure each number of ranks in turn, so that load on the machine affects all alike."""
     counts = sorted(options.ranks)
     rounds = [[_launch(ranks, options) for ranks in counts] for _ in range(options.rounds)]
     points = [
@@ -124,7 +124,7 @@ def run_scaling(options: argparse.Namespace) -> Scaling:
         f"a rank, {precision_name(options.amp)}"
     )
     machine = describe_machine(torch.device(options.device))
-    del machine["threads"]  # those of this process, which does nothing
+    del machine["threads"]  # of this process, which does nothing
     return Scaling(title, machine, options.batch, points)
 
 
@@ -154,7 +154,7 @@ def _launch(ranks: int, options: argparse.Namespace) -> Point:
 
 
 class Collectives(TorchDispatchMode):
-    """Counts what reaches the process group, DDP's own calls in the backward pass too."""
+    """Counts calls that reach the process group, including DDP's own in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Collectives(TorchDispatchMode):
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
-    """This rank's ``Point``, as JSON in the folder."""
+    """Write this rank's ``Point`` as JSON to the folder."""
     keep_freed_memory()
     torch.set_num_threads(_threads(options))
     with start_ranks(options.device) as ranks:
@@ -193,7 +193,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
 
 def pass_window(weighting: LossWeighting, device: torch.device) -> None:
-    """As many iterations as a window has, of losses that say nothing."""
+    """Run the iterations of one window with dummy losses."""
     nothing = torch.zeros((), device=device)
     losses = {name: nothing for pair in weighting.pairs.values() for name in pair}
     for _ in range(weighting.interval):

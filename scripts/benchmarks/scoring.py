@@ -23,7 +23,7 @@ FAST: tuple[Engine, ...] = ("faster-coco-eval", "hotcoco")
 
 
 def run_voc(options: argparse.Namespace) -> Report:
-    """Both forms of the mAP by ours, one form by the plain algorithm, from the same arrays."""
+    """Time both forms of our mAP, and one form of the plain algorithm, on the same arrays."""
     annotations = random_annotations(options.images, options.classes, options.objects)
     detections = random_detections(annotations, options.detections)
     objects = by_image(annotations)
@@ -46,7 +46,7 @@ def run_voc(options: argparse.Namespace) -> Report:
 
 
 def run_coco(options: argparse.Namespace) -> Report:
-    """Our scores through each engine against those through pycocotools, from the same arrays."""
+    """Time our scores through each engine and through pycocotools, on the same arrays."""
     annotations = random_annotations(options.images, options.classes, options.objects)
     detections = random_detections(annotations, options.detections)
     packages = ("numpy", "pycocotools", *FAST)
@@ -88,4 +88,4 @@ def _difference(score: float | None, expected: float | None) -> float:
 
 def _require(worst: float) -> None:
     if not worst <= LARGEST_DIFFERENCE:
-        raise SystemExit(f"scores differ by {worst:.1g}: the times would mean nothing")
+        raise SystemExit(f"scores differ by {worst:.1g}: nothing was timed")

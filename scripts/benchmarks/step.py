@@ -32,11 +32,11 @@ from scripts.benchmarks.twins import (
 )
 
 LARGEST_DIFFERENCE = 1e-3  # of a loss, relative
-WINDOW = 5  # locations around a positive that RetinaNet's box tower of five layers looks at
+WINDOW = 5  # locations around a positive in the receptive field of a five-layer box tower
 
 
 def run_step(options: argparse.Namespace) -> Report | Alone:
-    """The report; with ``--side`` what one side measured, for the process that asked."""
+    """Return the report; with ``--side`` the measurements of one side, for the parent process."""
     if options.side:
         return measure_alone(options)
     device = torch.device(options.device)
@@ -79,10 +79,10 @@ def _title(options: argparse.Namespace) -> str:
 
 
 def check_losses(ours: Trainee, theirs: Trainee) -> str:
-    """One line: how near the losses of both are, and the norms of all gradients, in float32.
+    """Compare losses and gradient norms of both sides in float32, and describe them in a line.
 
     Raises:
-        SystemExit: they differ, so that times would compare different things.
+        SystemExit: they differ.
     """
     samplers = {part: getattr(ours.model, part).fg_bg_sampler for part in _sampling_parts(ours)}
     mine = _float32_losses(ours, {part: Reseeded(own) for part, own in samplers.items()})
@@ -104,9 +104,9 @@ def _sampling_parts(trainee: Trainee) -> list[str]:
 
 
 def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[str, float]:
-    """The losses, and the norm of all gradients, with other samplers and with few proposals.
+    """Compute losses and gradient norms with replaced samplers and few proposals.
 
-    Of thousands some differ by rounding, and all that is drawn after them.
+    Of thousands, some would differ by rounding, and so would all samples drawn after them.
     """
     parts = {part: getattr(trainee.model, part) for part in samplers}
     own = {part: module.fg_bg_sampler for part, module in parts.items()}
@@ -125,7 +125,7 @@ def _float32_losses(trainee: Trainee, samplers: Mapping[str, object]) -> dict[st
 
 @torch.no_grad()
 def describe_boxes(ours: Trainee, work: Work) -> str:
-    """How many of the pyramid's locations lie near a positive: a sparse box tower lives on it."""
+    """Describe the share of locations near a positive, which a sparse box tower computes."""
     model: Any = ours.model
     batch = model.transform(work.images)
     maps = list(model.backbone(batch.tensors).values())
@@ -148,7 +148,7 @@ def _anchor_counts(model: Any, maps: list[Tensor]) -> list[int]:
 
 
 def measure_alone(options: argparse.Namespace) -> Alone:
-    """Times and peak memory of one side in this process; the steps for the memory warm it up."""
+    """Measure times and peak memory of one side in this process; memory steps are the warm-up."""
     trainee = build_trainee(options.side, options, build_work(options))
     memory = peak_memory(trainee.step, trainee.device)
     seconds = alternate({options.side: trainee.step}, options.repeats, trainee.device, warm_up=0)

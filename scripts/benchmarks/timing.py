@@ -1,4 +1,4 @@
-"""Two programs timed in turns, so that a busy machine hurts both alike."""
+"""Alternating timing of two programs, so that load on the machine affects both alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Work = Callable[[], Any]
 def alternate(
     sides: Mapping[str, Work], repeats: int, device: torch.device, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each repetition of each side; a, b, a, b, ... after the warm-up."""
+    """Time each repetition of each side in seconds, alternating after the warm-up."""
     for _ in range(warm_up):
         for work in sides.values():
             work()
@@ -31,13 +31,13 @@ def alternate(
 
 
 def wait_for(device: torch.device) -> None:
-    """A GPU works on after the call has returned."""
+    """Wait for the GPU, which is still working when a call returns."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def worst_of(differences: Iterable[float]) -> float:
-    """The largest, or NaN where one is, which Python's ``max`` may pass over."""
+    """Return the largest value, or NaN if there is one, which Python's ``max`` may miss."""
     return float(np.max(list(differences)))
 
 
@@ -46,14 +46,14 @@ def median(seconds: list[float]) -> float:
 
 
 def spread(seconds: list[float]) -> tuple[float, float]:
-    """The first and the third quartile."""
+    """Return the first and the third quartile."""
     first, third = np.quantile(seconds, [0.25, 0.75])
     return float(first), float(third)
 
 
 def ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times faster ours is: the median over pairs of repetitions.
+    """Return the speedup of ours: the median over pairs of repetitions.
 
-    Those of a pair followed each other, or are of processes that did: they had much the same load.
+    A pair ran consecutively, or in consecutive processes, and thus under similar load.
     """
     return float(np.median(np.array(theirs) / np.array(ours)))

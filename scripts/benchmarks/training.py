@@ -1,4 +1,4 @@
-"""One training step of each side, and what it costs in memory and in waiting for the device."""
+"""One training step of each side, its memory and its waits for the device."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from scripts.benchmarks.timing import wait_for
 from scripts.benchmarks.twins import Work, build_ours, build_theirs, make_work
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-LEARNING_RATE = 1e-6  # random weights: they shall stay what they are while they are timed
+LEARNING_RATE = 1e-6  # keeps the random weights while they are timed
 
 
 @dataclass
 class Trainee:
-    """A detector and what trains it.
+    """A detector with its optimizer and weighting.
 
     Attributes:
-        run: a forward pass in training mode: losses by name.
+        run: a forward pass in training mode, returning losses by name.
         weighting: ALWA for ours, none for torchvision's.
     """
 
@@ -43,7 +43,7 @@ class Trainee:
             return self.run()
 
     def step(self) -> None:
-        """As in the training loop; the loss is not read."""
+        """Run a step as in the training loop, without reading the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.losses()
         if self.weighting is not None:
@@ -53,7 +53,7 @@ class Trainee:
 
 
 def build_trainee(side: str, options: argparse.Namespace, work: Work) -> Trainee:
-    """``ours`` or ``theirs``, with the same weights."""
+    """Build ``ours`` or ``theirs``, with the same weights."""
     device, size = work.images[0].device, tuple(options.size)
     ours = build_ours(options.detector, options.backbone, options.classes, device)
     if side == "ours":
@@ -70,7 +70,7 @@ def build_trainee(side: str, options: argparse.Namespace, work: Work) -> Trainee
 
 
 def build_work(options: argparse.Namespace) -> Work:
-    """The batch that the options describe."""
+    """Build the batch that the options describe."""
     return make_work(
         options.detector,
         tuple(options.size),
@@ -83,7 +83,7 @@ def build_work(options: argparse.Namespace) -> Work:
 
 
 def count_synchronizations(trainee: Trainee) -> int:
-    """How often one step makes the host wait for the GPU, by PyTorch's own count."""
+    """Count how often a step makes the host wait for the GPU, by PyTorch's own count."""
     trainee.step()
     wait_for(trainee.device)
     torch.cuda.set_sync_debug_mode("warn")

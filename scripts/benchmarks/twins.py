@@ -1,8 +1,8 @@
 """A detector of ours and torchvision's own with the same weights, and input for both.
 
-torchvision's builders, given no weights at all, quietly use BatchNorm and train all five stages.
-Here its parts are put together as its builders do it for pretrained weights: FrozenBatchNorm and
-three trainable stages.
+Without weights, torchvision's builders silently use BatchNorm and train all five stages. Here its
+parts are assembled as its builders do it for pretrained weights: FrozenBatchNorm and three
+trainable stages.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from detector.matching import BalancedSampler, Samples
 from losses.config import BoxLossConfig, LossConfig
 
 TRAINABLE_STAGES = 3
-CANDIDATES, SCORE_THRESHOLD = 500, 0.05  # of an image; both sides' default
-FEW_PROPOSALS = 150  # of a level
+CANDIDATES, SCORE_THRESHOLD = 500, 0.05  # per image; both sides' default
+FEW_PROPOSALS = 150  # per level
 DELTAS = 0.2  # standard deviation of a predicted box's deltas
 R_CNN_BOX_LOSS = BoxLossConfig(type="smooth_l1", beta=1 / 9)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A batch in the form that each side takes.
+    """A batch in the format of each side.
 
     Attributes:
-        images: ``(3, H, W)`` uint8, as our loader gives them.
+        images: ``(3, H, W)`` uint8, as from our loader.
         targets: our targets.
-        floats: the same images in 0..1, as torchvision's reference pipeline gives them.
-        dicts: the same targets; labels are shifted where 0 is the background.
+        floats: the same images in 0..1, as from torchvision's reference pipeline.
+        dicts: the same targets; labels are shifted if 0 is the background.
     """
 
     images: list[Tensor]
@@ -53,7 +53,7 @@ class Work:
 
 
 def build_ours(kind: str, backbone: str, classes: int, device: torch.device) -> Detector:
-    """Our detector with torchvision's losses; random weights from seed 0, calibrated norms."""
+    """Build our detector with torchvision's losses, random weights and calibrated norms."""
     torch.manual_seed(0)
     options = {"type": kind, "backbone": backbone, "weights": "none", "norm": "frozen"}
     config = DetectorConfig.model_validate(options)
@@ -70,13 +70,13 @@ def build_ours(kind: str, backbone: str, classes: int, device: torch.device) -> 
 def build_theirs(
     kind: str, backbone: str, classes: int, size_hw: tuple[int, int], device: torch.device
 ) -> nn.Module:
-    """torchvision's detector, its resizing set to the size that images have already."""
+    """Build torchvision's detector, with its resizing set to the images' own size."""
     body = getattr(resnet, backbone)(weights=None, norm_layer=FrozenBatchNorm2d)
     options: dict[str, Any] = {"min_size": min(size_hw), "max_size": max(size_hw)}
     if kind == "retinanet":
         extra = LastLevelP6P7(256, 256)
         network = _resnet_fpn_extractor(body, TRAINABLE_STAGES, [2, 3, 4], extra)
-        # its default of 300 is not what COCO scores
+        # its default is 300, but COCO scores 100
         return RetinaNet(network, classes, detections_per_img=100, **options).to(device)
     build = MaskRCNN if kind == "mask_rcnn" else FasterRCNN
     return build(_resnet_fpn_extractor(body, TRAINABLE_STAGES), classes + 1, **options).to(device)
@@ -84,10 +84,10 @@ def build_theirs(
 
 @torch.no_grad()
 def calibrate(backbone: nn.Module) -> None:
-    """Set the frozen statistics to what random pixels give.
+    """Set the frozen statistics to those of random pixels.
 
-    A network with the weights of its first day has no statistics that fit; without them the
-    activations grow over the layers until losses are of no size that training ever sees.
+    A network with initial weights has no matching statistics; without them the activations grow
+    over the layers until losses are far larger than in any training.
     """
 
     def measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -103,15 +103,17 @@ def calibrate(backbone: nn.Module) -> None:
 
 @torch.no_grad()
 def make_detections_likely(detector: Any, kind: str, image: Tensor) -> None:
-    """Give the heads weights under which scores differ from place to place, so that there is
-    something to detect in an image: a few hundred candidates, as a trained detector has."""
+    """Set head weights that vary the scores over an image, so that there are detections.
+
+    An image has a few hundred candidates, as with a trained detector.
+    """
     torch.manual_seed(1)
     if kind != "retinanet":
         detector.rpn.head.cls_logits.weight.normal_(std=0.1)
         detector.roi_heads.box_predictor.cls_score.weight.normal_(std=0.1)
         return
     for layer in detector.head.modules():
-        if isinstance(layer, nn.Conv2d):  # std 0.01 lets the signal fade from layer to layer
+        if isinstance(layer, nn.Conv2d):  # with std 0.01 the signal fades over the layers
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     last = detector.head.classification_head.cls_logits
     logits = detector.head(list(detector.backbone(detector.transform([image]).tensors).values()))
@@ -120,7 +122,7 @@ def make_detections_likely(detector: Any, kind: str, image: Tensor) -> None:
     values = (values - last.bias[0]) / values.std()
     candidate = values.topk(min(CANDIDATES, len(values) // 2)).values[-1]
     last.bias.fill_(math.log(SCORE_THRESHOLD / (1 - SCORE_THRESHOLD)) - float(candidate))
-    # boxes near their anchors: far ones end as slivers on the border, which no overlap compares
+    # boxes near their anchors: far ones become slivers at the border, which IoU cannot compare
     detector.head.regression_head.bbox_reg.weight *= DELTAS / logits["bbox_regression"].std()
 
 
@@ -133,10 +135,10 @@ def make_work(
     device: torch.device,
     with_masks: bool = False,
 ) -> Work:
-    """Random pixels and ``counts[b]`` random boxes in image b.
+    """Create random pixels and ``counts[b]`` random boxes in image b.
 
     Args:
-        sides: shortest and longest side of a box, by the image's shorter side.
+        sides: shortest and longest side of a box, relative to the image's shorter side.
     """
     generator = torch.Generator().manual_seed(2)
     images = [
@@ -160,7 +162,7 @@ def make_work(
 def random_boxes(
     count: int, size_hw: tuple[int, int], sides: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """``(count, 4)`` xyxy; the sides' logarithms are uniform."""
+    """Return ``(count, 4)`` random boxes xyxy; the sides' logarithms are uniform."""
     low, high = (torch.tensor(side * min(size_hw)).log() for side in sides)
     wh = (low + torch.rand(count, 2, generator=generator) * (high - low)).exp()
     room = torch.tensor([float(size_hw[1]), float(size_hw[0])]) - wh
@@ -169,7 +171,7 @@ def random_boxes(
 
 
 def box_masks(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """``(N, H, W)`` uint8: the ellipse in each box."""
+    """Return ``(N, H, W)`` uint8 masks: the ellipse in each box."""
     y, x = (torch.arange(side) + 0.5 for side in size_hw)
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     across = ((x - center[:, :1]) / half[:, :1]) ** 2
@@ -178,9 +180,9 @@ def box_masks(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 class Reseeded:
-    """Our sampler, made to draw the same in every call with the same candidates.
+    """Our sampler, drawing the same samples in every call with the same candidates.
 
-    Those of an image are put side by side first: empty slots between them would move the draw.
+    The candidates of an image are compacted first: empty slots between them would shift the draw.
     """
 
     def __init__(self, sampler: BalancedSampler) -> None:
@@ -196,16 +198,16 @@ class Reseeded:
 
 
 class DrawnLikeOurs:
-    """Lets torchvision sample the anchors and proposals that our sampler draws.
+    """Makes torchvision use the anchors and proposals that our sampler draws.
 
-    Both draw at random, each in its own way; only with the same draw can losses be compared.
+    Both sample randomly in their own way; losses are comparable only with the same samples.
     """
 
     def __init__(self, sampler: BalancedSampler) -> None:
         self._sampler = Reseeded(sampler)
 
     def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each image ``(N_b,)``: 1 and more positive, 0 negative -> masks of what is drawn."""
+        """Map labels ``(N_b,)`` of each image (>= 1 positive, 0 negative) to sample masks."""
         labels = pad_sequence(matched, batch_first=True, padding_value=-1)
         samples = self._sampler(labels >= 1, labels == 0)
         nothing = torch.zeros_like(labels, dtype=torch.bool)
@@ -220,7 +222,7 @@ class DrawnLikeOurs:
 
 @contextmanager
 def float32_products() -> Iterator[None]:
-    """Without TensorFloat-32, which cuDNN's convolutions otherwise use for float32."""
+    """Disable TensorFloat-32, which cuDNN's convolutions otherwise use for float32."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -231,9 +233,9 @@ def float32_products() -> Iterator[None]:
 
 @contextmanager
 def few_proposals(detector: Any) -> Iterator[None]:
-    """Where there is an RPN: so few that two sides, or two devices, propose the same.
+    """Limit an RPN to so few proposals that two sides, or two devices, propose the same.
 
-    Among thousands of candidates rounding decides about some.
+    Among thousands of candidates rounding would decide about some.
     """
     if not hasattr(detector, "rpn"):
         yield

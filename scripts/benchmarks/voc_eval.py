@@ -1,8 +1,8 @@
-"""VOC average precision the way that Python trainers have long computed it: a detection at a time.
+"""VOC average precision as Python trainers have long computed it: one detection at a time.
 
-The yardstick of ``benchmark.py voc``, after the algorithm (not the text) of py-faster-rcnn's
-evaluation: for each class, from the highest score down, each detection is compared with the boxes
-of its image.
+The baseline of ``benchmark.py voc``, after the algorithm (not the code) of py-faster-rcnn's
+evaluation: for each class, by descending score, each detection is compared with the boxes of its
+image.
 """
 
 from __future__ import annotations

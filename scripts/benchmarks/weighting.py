@@ -1,4 +1,4 @@
-"""What ALWA costs: microseconds an iteration, and its share of a training step."""
+"""The cost of ALWA: microseconds per iteration, and its share of a training step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scripts.benchmarks.report import Report, Row
 from scripts.benchmarks.timing import alternate, median
 from scripts.benchmarks.training import Trainee, build_trainee, build_work
 
-ITERATIONS = 500  # in one repetition: five windows, so that their statistics are in the mean
+ITERATIONS = 500  # per repetition: five windows, so that the mean includes their statistics
 STEPS_IN_A_ROW = 20
 LOSSES = [0.7, 1.3]
 PAIRS = {"head": ("classification", "bbox_regression")}
 
 
 def run_weighting(options: argparse.Namespace) -> Report:
-    """Two losses, summed with ALWA and without, forward and backward."""
+    """Time the sum of two losses with and without ALWA, forward and backward."""
     device = torch.device(options.device)
     _check(device)
     weighting = ALWA(PAIRS, interval=100).to(device)
@@ -61,7 +61,7 @@ def run_weighting(options: argparse.Namespace) -> Report:
 
 
 def _whole_steps(trainee: Trainee, repeats: int, sides: Sequence[str]) -> dict[str, list[float]]:
-    """Seconds of a step with ALWA or without, in turns; on a GPU the mean of many in a row."""
+    """Time steps with and without ALWA alternately; on a GPU the mean of many in a row."""
     many = STEPS_IN_A_ROW if trainee.device.type == "cuda" else 1
     weighting = trainee.weighting
 

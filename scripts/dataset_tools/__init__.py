@@ -1,1 +1,1 @@
-"""What scripts/datasets.py does: download, inspect, validate, convert and split datasets."""
+"""Tools of scripts/datasets.py: download, inspect, validate, convert and split datasets."""

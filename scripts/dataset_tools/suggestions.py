@@ -75,7 +75,7 @@ def choose_detector(annotations: Annotations) -> str:
 
 
 def suggest(annotations: Annotations, detector: str) -> Suggestion | None:
-    """Choose by the objects that are trained on; None where there are none.
+    """Suggest settings from the objects that are trained on; None if there are none.
 
     ``detector`` is retinanet or mask_rcnn: their pyramids and their default anchors differ.
     """

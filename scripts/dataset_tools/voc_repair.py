@@ -130,7 +130,7 @@ def _objects_in(annotation: Element | None) -> int:
 
 
 def _image_of(file: str, annotation: Element, listing: dict[str, str]) -> str | None:
-    """The image of an annotation file, relative to the root; None where there is none."""
+    """Return the image of an annotation file, relative to the root; None if there is none."""
     year, name = place_of(file)
     filename = read_filename(annotation)
     try:

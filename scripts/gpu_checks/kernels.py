@@ -1,4 +1,4 @@
-"""The kernels of a GPU against the plain mathematics, on random input.
+"""The GPU kernels against the plain formulas, on random input.
 
 ``python -m scripts.gpu_checks.kernels cpu`` runs them without a GPU, in Triton's interpreter
 (``TRITON_INTERPRET=1``).
@@ -30,18 +30,18 @@ from losses.focal_sums import focal_sums
 from scripts.benchmarks.timing import worst_of
 
 CLASSES = 13
-LARGEST_DIFFERENCE = 1e-5  # relative: sums in another order
+LARGEST_DIFFERENCE = 1e-5  # relative: sums are in another order
 FOCAL_OPTIONS = ((0.25, 2.0), (-1.0, 2.0), (0.5, 1.5), (0.25, 0.0))  # alpha, gamma
-BOXES = ((0, 0), (1, 0, 7), (5, 5), (40,))  # an image
+BOXES = ((0, 0), (1, 0, 7), (5, 5), (40,))  # per image
 LISTS = ((1, 1), (2, 31), (3, 100), (2, 300))  # of boxes to suppress: how many, how long
-MOST_PROPOSALS = 60  # of an image
+MOST_PROPOSALS = 60  # per image
 CANDIDATES = (120, 90, 7)  # of each level: on a CPU batched_nms works by shifts up to 1,000 in all
 BINS, POINTS = 3, 2  # of RoIAlign, a side; sampling points of a bin and side
 SPREAD, SIDE = 200.0, 80.0  # of boxes, pixels
 
 
 def check_focal(device: torch.device, anchors: int) -> str:
-    """Values and gradients for several alphas and gammas, in float32 and bf16.
+    """Check values and gradients for several alphas and gammas, in float32 and bf16.
 
     Raises:
         SystemExit: they differ.
@@ -69,7 +69,7 @@ def check_focal(device: torch.device, anchors: int) -> str:
 
 
 def check_matching(device: torch.device, anchors: int) -> str:
-    """All matches, ties included; anchors of all images or of each.
+    """Check all matches, ties included, with shared anchors and with anchors per image.
 
     Raises:
         SystemExit: one differs.
@@ -93,10 +93,10 @@ def check_matching(device: torch.device, anchors: int) -> str:
 
 
 def check_suppression(device: torch.device) -> str:
-    """The boxes that stay are torchvision's.
+    """Check that the kept boxes are torchvision's.
 
     Raises:
-        SystemExit: others stay.
+        SystemExit: they differ.
     """
     kept = 0
     for lists, length in LISTS:
@@ -110,11 +110,11 @@ def check_suppression(device: torch.device) -> str:
             if not torch.equal(keep[row].nonzero().squeeze(1), expected):
                 raise SystemExit(f"suppression differs: {length} boxes")
         kept += int(keep.sum())
-    return f"suppression: the same {kept} boxes stay"
+    return f"suppression: the same {kept} boxes are kept"
 
 
 def check_proposals(device: torch.device, candidates: Sequence[int]) -> str:
-    """The RPN's choice for all levels of all images at once, against image by image.
+    """Check the RPN's choice for all levels of all images at once against image by image.
 
     Raises:
         SystemExit: one differs.
@@ -145,7 +145,7 @@ def check_proposals(device: torch.device, candidates: Sequence[int]) -> str:
 
 
 def check_pooling(device: torch.device, rois: int, channels: int) -> str:
-    """RoIAlign over a pyramid and its gradient, against torchvision's map by map.
+    """Check RoIAlign over a pyramid and its gradient against torchvision's, map by map.
 
     Some RoIs reach beyond their map, one is empty, the last map is read by none.
 
@@ -182,7 +182,7 @@ def check_pooling(device: torch.device, rois: int, channels: int) -> str:
 
 
 def check_channels(device: torch.device) -> str:
-    """A value added to each channel of a map, and its gradient.
+    """Check adding a value to each channel of a map, and its gradient.
 
     Raises:
         SystemExit: they differ.
@@ -210,7 +210,7 @@ def _boxes(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _limit(dtype: torch.dtype) -> float:
-    """The largest relative difference of what was rounded to a type."""
+    """Return the largest relative difference of values rounded to a type."""
     return LARGEST_DIFFERENCE + (torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
 
 
@@ -223,7 +223,7 @@ def _difference(value: Tensor | None, expected: Tensor | None) -> float:
 def check_kernels(
     device: torch.device, anchors: int = 100_000, rois: int = 1000, channels: int = 256
 ) -> Iterator[str]:
-    """A line for each kernel; see them for what they raise."""
+    """Run each kernel's check and yield its line; see the checks for what they raise."""
     torch.manual_seed(0)
     yield check_focal(device, anchors)
     yield check_matching(device, anchors)

@@ -1,6 +1,6 @@
 """A detector on a GPU against itself on the CPU: the same weights, the same batch.
 
-Each takes its own fast paths, the GPU its kernels, so this compares these as well.
+Each device takes its own fast paths, the GPU its kernels, so these are compared as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scripts.benchmarks.twins import (
 )
 
 SIZE_HW, CLASSES = (256, 320), 20
-COUNTS = (6, 0)  # boxes of each image
+COUNTS = (6, 0)  # boxes per image
 SIDES = (0.1, 0.5)
 CPU = torch.device("cpu")
 LARGEST_DIFFERENCE = 1e-3  # of a loss, relative
@@ -36,10 +36,10 @@ EVERYTHING = 10**6
 
 
 def check_parity(kind: str, backbone: str, device: torch.device) -> str:
-    """One line that says how near losses, gradients and detections are.
+    """Compare losses, gradients and detections, and describe the differences in a line.
 
     Raises:
-        SystemExit: not near enough.
+        SystemExit: they differ too much.
     """
     with float32_products(), ExitStack() as few:
         here = build_ours(kind, backbone, CLASSES, CPU)
@@ -52,7 +52,7 @@ def check_parity(kind: str, backbone: str, device: torch.device) -> str:
 
 
 def compare_losses(kind: str, here: Detector, there: Detector) -> str:
-    """Losses and gradients in training mode; both sides sample everything."""
+    """Compare losses and gradients in training mode; both sides sample everything."""
     mine, my_gradient = losses_and_gradient(kind, here)
     other, other_gradient = losses_and_gradient(kind, there)
     differences = {name: _relative(other[name], mine[name]) for name in mine}
@@ -66,7 +66,7 @@ def compare_losses(kind: str, here: Detector, there: Detector) -> str:
 
 
 def compare_detections(kind: str, here: Detector, there: Detector) -> str:
-    """Classes, boxes and scores in evaluation mode."""
+    """Compare classes, boxes and scores in evaluation mode."""
     found = []
     for detector in (here, there):
         with torch.no_grad():
@@ -76,7 +76,7 @@ def compare_detections(kind: str, here: Detector, there: Detector) -> str:
 
 
 def losses_and_gradient(kind: str, detector: Detector) -> tuple[dict[str, Tensor], Tensor]:
-    """On the CPU: the losses by name, and all gradients in one row."""
+    """Return on the CPU the losses by name, and all gradients as one vector."""
     sample_everything(detector)
     work = _work(kind, detector)
     losses: dict[str, Tensor] = detector.train()(work.images, work.targets)
@@ -90,7 +90,7 @@ def losses_and_gradient(kind: str, detector: Detector) -> tuple[dict[str, Tensor
 
 
 def sample_everything(detector: Any) -> None:
-    """Two devices draw different numbers from one seed: so nothing is drawn."""
+    """Disable random sampling, as two devices draw different numbers from the same seed."""
     for part in ("rpn", "roi_heads"):
         if hasattr(detector, part):
             getattr(detector, part).fg_bg_sampler = BalancedSampler(EVERYTHING, 0.5)

@@ -1,4 +1,4 @@
-"""A training step on a GPU: recorded or not the same, finite in bf16, exchanged, never waiting."""
+"""Checks of a training step on a GPU: recorded passes, bf16, gradient exchange, no waits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scripts.benchmarks.training import Trainee, build_trainee, build_work
 from scripts.benchmarks.twins import build_ours, make_detections_likely, make_work
 
 CLASSES = 20
-SIZE_HW, SIDES = (256, 320), (0.1, 0.5)  # of images; of boxes, by the image's shorter side
+SIZE_HW, SIDES = (256, 320), (0.1, 0.5)  # of images; of boxes, relative to the shorter side
 INTERVAL = 2  # of ALWA: every second step closes a window
 STEPS = 6  # the passes are recorded within
 LARGEST_DIFFERENCE = 1e-3  # of losses and gradients, relative: sums on a GPU have no fixed order
@@ -39,7 +39,7 @@ Losses = Callable[[], dict[str, Tensor]]
 
 
 def check_bf16(kind: str, backbone: str, device: torch.device) -> str:
-    """Some steps under autocast: losses and gradients are finite.
+    """Check that losses and gradients are finite in some steps under autocast.
 
     Raises:
         SystemExit: they are not.
@@ -56,10 +56,10 @@ def check_bf16(kind: str, backbone: str, device: torch.device) -> str:
 
 
 def check_exchange(backbone: str, device: torch.device) -> str:
-    """A RetinaNet step under DDP with one rank: the gradients of the plain step.
+    """Check that a RetinaNet step under DDP with one rank has the gradients of the plain step.
 
     Raises:
-        SystemExit: others, or not all were exchanged.
+        SystemExit: they differ, or not all were exchanged.
     """
     alone = _build("retinanet", backbone, device, "none")
     alone.step()
@@ -83,7 +83,7 @@ def check_exchange(backbone: str, device: torch.device) -> str:
 
 
 def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
-    """Losses and gradients of a recorded pass against those of the pass as it is written.
+    """Compare losses and gradients of a recorded pass with those of the eager pass.
 
     Raises:
         SystemExit: they differ by more than rounding, or nothing was recorded.
@@ -113,10 +113,10 @@ def check_recorded(kind: str, backbone: str, device: torch.device) -> str:
 
 
 def check_recorded_detection(kind: str, backbone: str, device: torch.device) -> str:
-    """What a recorded pass detects, in the images that it was recorded with and in darker ones.
+    """Compare detections of a recorded and an eager pass, in its example images and darker ones.
 
     Raises:
-        SystemExit: the pass as it is written detects something else, or nothing was recorded.
+        SystemExit: they differ, or nothing was recorded.
     """
     lines = []
     images = make_work(kind, SIZE_HW, [0, 0], SIDES, CLASSES, device).images
@@ -137,10 +137,10 @@ def check_recorded_detection(kind: str, backbone: str, device: torch.device) -> 
 
 
 def check_statistics(device: torch.device) -> str:
-    """Batch norm's statistics after recorded passes: each pass counts once, the warm-up never.
+    """Check batch norm's statistics after recorded passes, which count once, the warm-up never.
 
     Raises:
-        SystemExit: they differ from those of the written passes, or nothing was recorded.
+        SystemExit: they differ from those of eager passes, or nothing was recorded.
     """
     options: dict[str, object] = {"type": "retinanet", "backbone": "resnet18", "weights": "none"}
     options |= {"norm": "batch", "retinanet": {"head_norm": "batch"}, "trainable_stages": 5}
@@ -164,7 +164,7 @@ def check_statistics(device: torch.device) -> str:
 
 
 def _with_the_recorded_casts(run: Losses) -> Losses:
-    """Each cast where it is read: on a CPU this alone moves RetinaNet's gradients by 0.0018."""
+    """Cast where values are read: on a CPU this alone changes RetinaNet's gradients by 0.0018."""
 
     def run_as_recorded() -> dict[str, Tensor]:
         with uncached_autocast("cuda"):
@@ -174,7 +174,7 @@ def _with_the_recorded_casts(run: Losses) -> Losses:
 
 
 def _pass(trainee: Trainee) -> tuple[Tensor, Tensor]:
-    """Losses, and all gradients in one row, of the same sampled anchors and proposals each time."""
+    """Return losses and all gradients as one vector, with the same samples each time."""
     torch.manual_seed(0)
     trainee.optimizer.zero_grad(set_to_none=True)
     losses = torch.stack(list(trainee.losses().values()))
@@ -189,10 +189,10 @@ def _largest_difference(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> flo
 
 
 def check_no_waits(kind: str, backbone: str, device: torch.device) -> str:
-    """Steps with ALWA, a window closed in every second, in float32 and in bf16.
+    """Check that steps with ALWA, closing a window every second step, never wait for the GPU.
 
     Raises:
-        RuntimeError: PyTorch's, where the host waits for the GPU.
+        RuntimeError: from PyTorch, if the host waits for the GPU.
     """
     for amp in ("none", "bf16"):
         trainee = _build(kind, backbone, device, amp)
@@ -209,7 +209,7 @@ def check_no_waits(kind: str, backbone: str, device: torch.device) -> str:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Of this process alone."""
+    """Create a process group of only this process."""
     with tempfile.TemporaryDirectory() as folder:
         meeting_place = f"file://{Path(folder, 'meeting')}"
         dist.init_process_group(BACKEND_OF_GPUS, init_method=meeting_place, rank=0, world_size=1)
@@ -222,7 +222,7 @@ def process_group() -> Iterator[None]:
 def _build(
     kind: str, backbone: str, device: torch.device, amp: str, wrapped: bool = False
 ) -> Trainee:
-    """Our detector with ALWA on random pixels; ``wrapped``: under DDP."""
+    """Build our detector with ALWA on random pixels; ``wrapped``: under DDP."""
     options = argparse.Namespace(
         detector=kind, backbone=backbone, classes=CLASSES, size=SIZE_HW, device=str(device),
         boxes=5, batch=2, box_sides=SIDES, amp=amp,
@@ -238,7 +238,7 @@ def _build(
 
 
 def _gradient(trainee: Trainee) -> Tensor:
-    """All gradients in one row.
+    """Return all gradients as one vector.
 
     Raises:
         SystemExit: a parameter has none.

@@ -1,1 +1,1 @@
-"""From image and video files to drawn pictures and files of detections."""
+"""From image and video files to drawn images and files of detections."""

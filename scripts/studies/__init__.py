@@ -1,1 +1,1 @@
-"""The paper's tables and figures as studies: grids of training runs, what they gave, pictures."""
+"""The paper's tables and figures as studies: grids of training runs, results and figures."""

@@ -206,11 +206,13 @@ def locked(folder: Path) -> Iterator[int | None]:
 def is_locked(folder: Path) -> bool:
     """Return whether a run is in progress."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY)  # also where others may write alone
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)  # also where only others may write
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # takes the lock from nobody
+        fcntl.flock(
+            descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # does not block a holder of the lock
     except BlockingIOError:
         return True
     finally:

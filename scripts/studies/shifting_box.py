@@ -23,7 +23,7 @@ SIDE = 100.0  # pixels: width and height of the object and of the sliding box
 FOREGROUND, BACKGROUND = 0.5, 0.4  # RetinaNet's thresholds of IoU
 STEPS = 601
 FURTHEST = 1.25  # shift, by the object's width
-SHOWN = (0.1, 0.35, 0.9)  # shifts of the boxes in the picture, by the object's width
+SHOWN = (0.1, 0.35, 0.9)  # shifts of the drawn boxes, by the object's width
 SCORE = 0.7  # of the sliding box, at every position
 
 Numbers = npt.NDArray[np.float64]

@@ -66,7 +66,7 @@ def panels_of(
     """Draw one image with its ground truth and with each run's detections, ``(H, W, 3)`` each."""
     image = open_images(config.data, annotations, in_memory=False).read(row)
     pairs = [draw_pair(image, row, annotations, detections) for detections in found]
-    middle = (pairs[0].shape[1] - GAP) // 2  # a pair is two pictures of one width, GAP apart
+    middle = (pairs[0].shape[1] - GAP) // 2  # a pair is two images of equal width, GAP apart
     return [pairs[0][:, :middle], *(pair[:, middle + GAP :] for pair in pairs)]
 
 

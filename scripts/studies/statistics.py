@@ -68,7 +68,7 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     magnitudes = np.abs(differences)
     observed = abs(float(np.sum(differences)))
     sums = np.zeros(1)
-    for magnitude in magnitudes:  # 2^n sums alone: their signs would take n times the memory
+    for magnitude in magnitudes:  # only the 2^n sums: their signs would take n times the memory
         sums = np.concatenate([sums - magnitude, sums + magnitude])
     return float(np.mean(np.abs(sums) >= observed - 1e-9 * max(1e-12, magnitudes.sum())))
 

@@ -122,10 +122,10 @@ def train_on(config: Config, batch: Batch, classes: tuple[str, ...], device: tor
     start, before = 0.0, warm_ups(device)
     for iteration in range(before + REPEATS):
         if iteration == before:
-            _wait(device)
+            _synchronize(device)
             start = time.perf_counter()
         train_step([batch])
-    _wait(device)
+    _synchronize(device)
     return REPEATS * len(batch) / (time.perf_counter() - start)
 
 
@@ -147,7 +147,7 @@ def release_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -208,7 +208,7 @@ def test_ids_are_taken_from_an_annotation_file(
     assert {each["category_id"] for each in results} <= {10, 20, 30}
     assert not (tmp_path / "predictions").exists()
     assert main([*command, str(root / "JPEGImages/i2.png"), "--ids", str(ids)]) == 2
-    assert "lists no image 'i2.png'" in capsys.readouterr().err
+    assert "has no image 'i2.png'" in capsys.readouterr().err
 
 
 KINDS = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
@@ -378,7 +378,7 @@ def test_a_video_that_the_disk_has_no_room_for_replaces_nothing(tmp_path: Path) 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"clip\.mp4: cannot be written: 0 of 20 frames"):
+        with pytest.raises(InputError, match=r"clip\.mp4: cannot be written: only 0 of 20 frames"):
             write_frames(clip, noise(frames=20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -452,7 +452,7 @@ def test_masks_are_drawn(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["nothing.jpg"], "file or folder not found"),
-        ([], "name a checkpoint, then images"),
+        ([], "give a checkpoint, then images"),
         (["empty"], "the folder has no images or videos"),
         (["broken.mp4"], "cannot be read as a video"),
         (["broken.png"], "is no JPEG, PNG"),

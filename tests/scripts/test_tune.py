@@ -226,7 +226,7 @@ def test_numbers_are_told_before_the_picture_fails(
     ("words", "message"),
     [
         (["--lowest", "2"], "--lowest must be above 0 and below --highest"),
-        (["--iterations", "5"], "--iterations: 5 are too few; at least 10"),
+        (["--iterations", "5"], "--iterations: 5 is too few; use at least 10"),
         (["--output", "lr.xyz"], "lr.xyz: .xyz is not an image format"),
     ],
 )
