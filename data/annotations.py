@@ -1,8 +1,8 @@
 """One flat store of images, boxes, classes, flags and masks.
 
-Every loader fills it, training reads its targets from it, the evaluator its ground truth. It holds
-a handful of arrays however many images there are: worker processes share the memory pages instead
-of copying them object by object (copy-on-write of reference counts makes lists of dicts grow).
+Every loader fills it; training reads its targets from it, and the evaluator its ground truth. It
+consists of a few arrays however many images there are, so that worker processes share its memory
+pages (with lists of dicts, reference counting would copy page after page in each worker).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from data.masks import (
 
 Rows = npt.NDArray[np.int64]
 
-ENOUGH_TO_JUDGE = 10  # boxes, from which on most of them tell how all are written
+ENOUGH_TO_JUDGE = 10  # with at least this many boxes, the majority shows the box format
 
 # In pixels, inside the image. Boxes with a shorter side are not trained on, as in the paper's
-# toolbox: they are slips of the pen, or what a crop left of an object.
+# toolbox: they are annotation errors, or what a crop left of an object.
 MIN_BOX_SIDE = 1.0
 # float32 holds every whole pixel up to here; nothing beyond is a coordinate of an image.
 LARGEST_COORDINATE = float(1 << 24)
-NO_CATEGORY = -(1 << 62)  # category ids up to here stand for none: no file has such
+NO_CATEGORY = -(1 << 62)  # ids up to this mean "no category"; no file contains such ids
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Annotations:
     image; VOC boxes lie inside it, COCO boxes are kept as the file has them and may stick out.
 
     Attributes:
-        source: what error messages call it (a file or folder, and the split).
+        source: name for error messages (a file or folder, and the split).
         split: the annotation split's name, as in ``comp4_det_<split>_<class>.txt``.
         classes: ``K`` class names; a label is an index into them.
-        category_ids: ``(K,)`` int64, the dataset's own id of each class (1 .. K for VOC); up to
-            ``NO_CATEGORY`` those of classes that its file does not know.
-        names: ``(I,)`` str, what VOC files call an image (its file name without the ending).
+        category_ids: ``(K,)`` int64, the dataset's own id of each class (1 .. K for VOC); at most
+            ``NO_CATEGORY`` for classes that its file does not list.
+        names: ``(I,)`` str, VOC's name of each image (its file name without the extension).
         files: ``(I,)`` str, image files, relative to the root of the data.
         image_ids: ``(I,)`` int64, COCO's image ids (1 .. I for VOC).
         sizes: ``(I, 2)`` int32, height and width in pixels.
@@ -59,13 +59,12 @@ class Annotations:
         boxes: ``(N, 4)`` float64, xyxy.
         labels: ``(N,)`` int32, 0-based.
         areas: ``(N,)`` float64: COCO's ``area`` (of the mask), or the area of the box.
-        difficult: ``(N,)`` bool (VOC; an optional key in COCO files): neither counted nor punished
-            in VOC scores.
+        difficult: ``(N,)`` bool (VOC; an optional key in COCO files): ignored in VOC scores.
         crowd: ``(N,)`` bool (COCO ``iscrowd``): ignore regions in scores, never trained on.
         masks: the segmentations, or None where the format has none.
         dropped_from: ``(D,)`` int64, the images of boxes without area, which were left out.
-        ids_contradict: the ids are not those of all annotation files, which contradict each other.
-        coco_files: the files that these were read from; none of VOC, which has one an image.
+        ids_contradict: the annotation files use conflicting ids, so not all ids are the files' own.
+        coco_files: the annotation files that were read; empty for VOC (one file per image).
     """
 
     source: str
@@ -92,11 +91,11 @@ class Annotations:
 
     @property
     def dropped(self) -> int:
-        """The number of boxes without area that were left out."""
+        """Number of boxes without area that were left out."""
         return len(self.dropped_from)
 
     def summary(self) -> str:
-        """One line: what there is, and what was left out."""
+        """Return one line with the counts of images and objects, and of what was left out."""
         counts = f"{len(self)} images, {len(self.boxes)} objects of {len(self.classes)} classes"
         flags = [
             f"{number} {name}"
@@ -111,9 +110,9 @@ class Annotations:
         return f"{self.source}: {', '.join([counts, *flags])}"
 
     def digest(self) -> str:
-        """Hexadecimal BLAKE2 of what is trained on and scored against: images, objects and masks.
+        """Return a hexadecimal BLAKE2 digest of all images, objects and masks.
 
-        Where the images lie does not count; nor do their pixels.
+        The location of the images and their pixels are not included.
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps([self.classes, self.names.tolist()]).encode())
@@ -132,7 +131,7 @@ class Annotations:
         return digest.hexdigest()
 
     def objects_of(self, image: int) -> slice:
-        """The slice of object rows that belong to one image."""
+        """Return the slice of object rows that belong to one image."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def object_images(self) -> Rows:
@@ -160,7 +159,7 @@ class Annotations:
         return ~(left_out if use_difficult else left_out | self.difficult[rows])
 
     def training_objects(self, image: int, use_difficult: bool = False) -> Rows:
-        """The object rows of one image to train on, as ``trained`` has them."""
+        """Return the object rows of one image to train on, selected as in ``trained``."""
         rows = self.objects_of(image)
         return np.flatnonzero(self._trained(rows, self.sizes[image], use_difficult)) + rows.start
 
@@ -170,16 +169,16 @@ class Annotations:
         return before[self.offsets[1:]] - before[self.offsets[:-1]]
 
     def decode_masks(self, image: int, rows: Rows) -> MaskArray:
-        """Objects of one image as ``(len(rows), height, width)`` uint8 of 0 and 1.
+        """Decode objects of one image to ``(len(rows), height, width)`` uint8 of 0 and 1.
 
-        Original size. An object without a segmentation, or a dataset without any, gives the box.
+        The masks have the image's original size. Objects without a segmentation get their box.
         """
         masks = empty_masks(len(self.boxes)) if self.masks is None else self.masks
         height, width = self.sizes[image].tolist()
         return decode_objects(masks, rows, self.boxes[rows], (height, width))
 
     def select(self, images: npt.ArrayLike) -> Annotations:
-        """Some images with their objects, in the order of ``images`` (rows)."""
+        """Return some images with their objects, in the order of ``images`` (rows)."""
         chosen = np.asarray(images, np.int64)
         counts = np.diff(self.offsets)[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -202,10 +201,12 @@ class Annotations:
         )
 
     def relabel(self, classes: Sequence[str]) -> Annotations:
-        """The same objects with labels that index ``classes``; category ids follow their names.
+        """Return the same objects with labels that index ``classes``; category ids follow names.
 
-        Classes that are new here have ids up to ``NO_CATEGORY``, each its own. Raises InputError
-        for a class that has objects here and is not among ``classes``.
+        New classes each get an id of their own, at most ``NO_CATEGORY``.
+
+        Raises:
+            InputError: a class that has objects is not among ``classes``.
         """
         if tuple(classes) == self.classes:
             return self
@@ -228,7 +229,7 @@ class Annotations:
         )
 
     def with_category_ids(self, ids: Mapping[str, int]) -> Annotations:
-        """Classes without a category get the id of their name, where no other class has it."""
+        """Give classes without a category the id of their name, unless another class has it."""
         taken = set(self.category_ids.tolist())
         own = [
             ids[name] if known <= NO_CATEGORY and ids.get(name, known) not in taken else known
@@ -240,8 +241,8 @@ class Annotations:
         first = int(np.flatnonzero(self.labels == label)[0])
         image = int(np.searchsorted(self.offsets, first, side="right")) - 1
         return InputError(
-            f"{self.source}: class {shown(self.classes[label])} of {count} objects, the first in "
-            f"image {shown(str(self.names[image]))}, is none of {some_of(classes)}; "
+            f"{self.source}: class {shown(self.classes[label])} (objects: {count}, the first in "
+            f"image {shown(str(self.names[image]))}) is not one of {some_of(classes)}; "
             "list it in data.classes, or rename or remove these objects"
         )
 
@@ -249,7 +250,7 @@ class Annotations:
 def _is_thin(
     boxes_xyxy: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.bool_]:
-    """``(N,)`` of ``(N, 4)`` boxes and ``(N, 2)`` sizes of their images, or one size of all."""
+    """``(N, 4)`` boxes and ``(N, 2)`` sizes of their images, or one size for all -> ``(N,)``."""
     borders = sizes_hw[..., ::-1]
     sides = np.minimum(boxes_xyxy[:, 2:], borders) - np.maximum(boxes_xyxy[:, :2], 0)
     return np.asarray((sides < MIN_BOX_SIDE).any(axis=1))
@@ -260,16 +261,16 @@ def arrange_objects(
     boxes_xyxy: npt.NDArray[np.float64],
     sizes_hw: npt.NDArray[np.int32],
 ) -> tuple[Rows, Rows, Rows]:
-    """Objects in the order of their images, without those that have no area inside their image.
+    """Sort objects by image and drop those that have no area inside their image.
 
     Args:
         images: ``(M,)`` the image row of each object.
         boxes_xyxy: ``(M, 4)`` in pixels.
-        sizes_hw: ``(I, 2)``.
+        sizes_hw: ``(I, 2)`` heights and widths of the images in pixels.
 
     Returns:
-        ``(N,)`` rows of the objects that stay, those of an image in their old order, ``(I + 1,)``
-        offsets into them, and ``(M - N,)`` images of the others.
+        ``(N,)`` rows of the objects that are kept, in their old order within an image,
+        ``(I + 1,)`` offsets into them, and ``(M - N,)`` images of the dropped objects.
     """
     height, width = sizes_hw[images].T
     inside_width = np.minimum(boxes_xyxy[:, 2], width) - np.maximum(boxes_xyxy[:, 0], 0)
@@ -282,11 +283,13 @@ def arrange_objects(
 
 
 def concatenate(parts: Sequence[Annotations]) -> Annotations:
-    """Several splits as one; they must have the same classes.
+    """Concatenate several splits, which must have the same classes.
 
-    Image ids stay as they are where they are distinct, and become 1, 2, ... where they are not.
-    Category ids are those of the first that has the class. Raises InputError for an image that is
-    in two of them.
+    Image ids are kept if they are distinct, and become 1, 2, ... otherwise. Category ids are those
+    of the first split that has the class.
+
+    Raises:
+        InputError: an image is in two of the splits.
     """
     first = parts[0]
     if len(parts) == 1:

@@ -1,8 +1,8 @@
-"""The Albumentations adapter: pictures, boxes and masks change together.
+"""Augmentation by Albumentations: images, boxes and masks are transformed together.
 
-A config names transforms as ``[{HorizontalFlip: {p: 0.5}}, ...]``; ones that hold others, such as
-OneOf, list them in the same way under ``transforms``. Every call gets a seed of its own, so that a
-sample looks the same whichever process makes it, and different in every epoch.
+A config names transforms as ``[{HorizontalFlip: {p: 0.5}}, ...]``; those that contain others, such
+as OneOf, list them in the same way under ``transforms``. Every call gets its own seed, so that a
+sample is the same in whichever process it is made, and different in every epoch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from data.transforms import build_transforms, import_albumentations, moves_boxes
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and its objects.
+    """One image and its objects.
 
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB.
-        boxes: ``(N, 4)`` float32, xyxy in its pixels, inside the picture.
+        boxes: ``(N, 4)`` float32, xyxy in pixels, inside the image.
         labels: ``(N,)`` int64.
         masks: ``(N, H, W)`` uint8 of 0 and 1, or None.
     """
@@ -48,11 +48,11 @@ Augmentation = Callable[[Picture, int], Picture]
 def build_augmentation(
     transforms: Sequence[Mapping[str, Mapping[str, Any]]], with_masks: bool = False
 ) -> Augmentation:
-    """The transforms of ``data.augment`` as one function.
+    """Build one function from the transforms of ``data.augment``.
 
     Raises:
-        InputError: an unknown transform or parameter, one that makes floats of the pixels, or,
-            ``with_masks``, one after which boxes and masks do not belong together.
+        InputError: a transform or parameter is unknown, a transform converts pixels to floats, or,
+            ``with_masks``, boxes and masks do not match after it.
     """
     flips = [_flip_probability(transform) for transform in transforms]
     if all(p is not None for p in flips):
@@ -62,7 +62,7 @@ def build_augmentation(
     moves = [moves_boxes(library, transform) for transform in built]
     if any(move and p is None for move, p in zip(moves, flips, strict=True)):
         return AlbumentationsPipeline(library, built, moves_boxes=True)
-    # Only colors change beside the flips: nobody but these touches boxes.
+    # All transforms except the flips only change colors, so only the flips move boxes.
     stages: list[Augmentation] = []
     for p, run in groupby(range(len(built)), key=flips.__getitem__):
         some = [built[index] for index in run]
@@ -74,7 +74,7 @@ def build_augmentation(
 
 
 def _flip_probability(transform: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """p, where the transform is a horizontal flip without any other or odd parameter."""
+    """Return p if the transform is a horizontal flip with no other parameter and a valid p."""
     parameters = transform.get("HorizontalFlip")
     if parameters is None or set(parameters) - {"p"}:
         return None
@@ -84,7 +84,7 @@ def _flip_probability(transform: Mapping[str, Mapping[str, Any]]) -> float | Non
 
 @dataclass(frozen=True)
 class Chain:
-    """One augmentation after the other, each with a seed of its own; none leave all as it is."""
+    """Applies augmentations one after the other, each with its own seed."""
 
     stages: Sequence[Augmentation]
 
@@ -96,10 +96,10 @@ class Chain:
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """What Albumentations' transform does, without what its Compose adds.
+    """Flips like Albumentations' transform, without the overhead of its Compose.
 
-    The checks and conversions of boxes around the flip cost four times the flip itself, and the
-    flip alone is the paper's augmentation and the default.
+    Compose's checks and conversions of boxes cost four times the flip itself, and a flip only is
+    the paper's augmentation and the default.
     """
 
     p: float
@@ -118,9 +118,10 @@ class HorizontalFlip:
 
 
 class AlbumentationsPipeline:
-    """Any transforms, seeded anew for each sample.
+    """Applies any transforms, reseeded for each sample.
 
-    Albumentations would draw from one stream per process, so that workers repeat each other.
+    Albumentations alone would draw from one stream per process, and workers could repeat each
+    other.
     """
 
     def __init__(self, library: ModuleType, transforms: list[Any], moves_boxes: bool) -> None:
@@ -138,25 +139,24 @@ class AlbumentationsPipeline:
         self._compose = library.Compose(transforms, bbox_params=boxes)
 
     def __call__(self, picture: Picture, seed: int) -> Picture:
-        """Apply all transforms; objects that leave the picture are dropped.
+        """Apply all transforms; objects that leave the image are dropped.
 
         Raises:
-            InputError: a transform cannot take this picture, or makes something else of it than
-                ``(H, W, 3)`` uint8.
+            InputError: a transform fails on this image, or does not return ``(H, W, 3)`` uint8.
         """
         arguments: dict[str, Any] = {"image": picture.image}
         if self._moves_boxes:
             arguments.update(bboxes=picture.boxes, rows=np.arange(len(picture.boxes)))
             if picture.masks is not None:
-                # a stack of no masks is refused: an empty one, of no row, stands in
+                # Albumentations refuses a stack of no masks, so pass an unused empty mask
                 nothing = np.zeros((1, *picture.image.shape[:2]), np.uint8)
                 arguments["masks"] = picture.masks if len(picture.masks) else nothing
         result = self._run(arguments, seed)
         image = result["image"]
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise InputError(
-                "data.augment: the transforms must leave RGB uint8 pixels; normalization happens "
-                "on the device, remove the transform that converts them"
+                "data.augment: the transforms must return RGB uint8 pixels, which are normalized "
+                "on the device; remove the transform that converts them"
             )
         if not self._moves_boxes:
             return Picture(image, picture.boxes, picture.labels, picture.masks)
@@ -164,23 +164,23 @@ class AlbumentationsPipeline:
 
     def _run(self, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
         # One stream for all: set_random_seed would give each transform the same numbers, so that
-        # two of p 0.5 always apply together or not at all.
+        # two with p = 0.5 would always apply together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
             result: dict[str, Any] = self._compose(**arguments)
         except Exception as error:  # whatever a transform raises
             raise InputError(
                 f"data.augment: {type(error).__name__}: {one_line(error)}; change the transform "
-                "or leave it out"
+                "or remove it"
             ) from error
         return result
 
 
 def _select(picture: Picture, image: npt.NDArray[np.uint8], result: Mapping[str, Any]) -> Picture:
-    """Boxes, labels and masks of the objects that are still there.
+    """Select boxes, labels and masks of the objects that remain.
 
-    Albumentations drops boxes but not the masks that belong to them, and keeps the box of an object
-    whose visible part a crop cut away: rows and pixels tell which objects are left.
+    Albumentations drops boxes but not their masks, and keeps the box of an object whose visible
+    part was cropped away; the row numbers and mask pixels show which objects remain.
     """
     rows = np.asarray(result["rows"], np.int64).reshape(-1)
     boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
@@ -191,7 +191,7 @@ def _select(picture: Picture, image: npt.NDArray[np.uint8], result: Mapping[str,
 
 
 def only_seen(picture: Picture) -> Picture:
-    """The picture without objects whose mask has no pixel; all of them where there are no masks."""
+    """Drop objects whose mask has no pixel; without masks, all objects are kept."""
     if picture.masks is None:
         return picture
     seen = picture.masks.max(axis=(1, 2), initial=0) > 0

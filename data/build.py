@@ -1,4 +1,4 @@
-"""From the data block of a config to the annotations of a split."""
+"""Load the annotations of a split from the data block of a config."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def build_annotations(
 
     Args:
         config: the data block.
-        split: a split's name, or several that are put one after the other.
-        classes: names in the order of their labels, those of a checkpoint or of the train split;
-            None takes ``config.classes``, or what the format makes of null.
+        split: a split's name, or several that are concatenated.
+        classes: class names in label order, of a checkpoint or of the train split; None takes
+            ``config.classes``, or the format's default if that is null.
         check_images: check that all images exist. Scoring result files needs none of them.
 
     Raises:
-        InputError: whatever is wrong with the data; the message names file, object and cure.
+        InputError: the data cannot be used; the message names the file, the object and the cure.
     """
     splits = [split] if isinstance(split, str) else list(split)
     annotations = FORMATS[config.format](config, splits, classes or config.classes)
     if annotations.dropped and not len(annotations.boxes):
         raise InputError(
             f"{annotations.source}: none of its {annotations.dropped} boxes has an area inside "
-            "its image; correct the boxes or the sizes of the images"
+            "its image; correct the boxes or the image sizes"
         )
     _refuse_fractions(annotations)
     if config.limit is not None:
@@ -57,28 +57,28 @@ def build_annotations(
 
 
 def _refuse_fractions(annotations: Annotations) -> None:
-    """Raise InputError where most boxes lie in the first pixel: they are in units of the image."""
+    """Raise InputError if most boxes lie in the first pixel: they are fractions of image sizes."""
     sizes_hw = annotations.sizes[annotations.object_images()]
     first_pixel = np.all((annotations.boxes[:, 2:] <= 1) & (sizes_hw > 1), axis=1)
     inside, boxes = int(np.count_nonzero(first_pixel)), len(annotations.boxes)
     if boxes >= ENOUGH_TO_JUDGE and inside > boxes / 2:
         raise InputError(
             f"{annotations.source}: {inside} of its {boxes} boxes lie in the first pixel of their "
-            "image: are these fractions of its size? multiply them by its width and height"
+            "image; if they are fractions of its size, multiply them by its width and height"
         )
 
 
 def known_classes(config: DataConfig) -> tuple[str, ...] | None:
-    """The class names of a run on these data: those listed, else those of the train split.
+    """Return the class names of a run on these data: those listed, else those of the train split.
 
-    None, with a warning, where the train split cannot be read: a split then has names of its own.
+    Returns None, with a warning, if the train split cannot be read; a split then has its own names.
     """
     if config.classes is not None:
         return config.classes
     try:
         return build_annotations(config, config.train, check_images=False).classes
     except InputError as error:
-        log.warning("class names are taken from the scored split, because: %s", error)
+        log.warning("using the class names of the scored split, because: %s", error)
         return None
 
 
@@ -97,14 +97,14 @@ def _load_coco(config: DataConfig, splits: Sequence[str], classes: Classes) -> A
         shared = parts[0].classes if parts else classes
         parts.append(load_coco(config.root, split, shared, _access(config)))
     together = concatenate(parts)
-    # The file of another split may lack categories, but detections of them need ids, too.
+    # Another split's file may lack categories, but detections of these classes need ids, too.
     trained = [config.train] if isinstance(config.train, str) else config.train
     for split in trained:
         if (together.category_ids <= NO_CATEGORY).any() and split not in splits:
             try:
                 ids = load_category_ids(config.root, split, config.follow_links)
             except InputError as error:
-                log.warning("%s: lacks category ids, because: %s", together.source, error)
+                log.warning("%s: some category ids are unknown: %s", together.source, error)
             else:
                 together = together.with_category_ids(ids)
     return together

@@ -22,7 +22,7 @@ class Sample:
     Attributes:
         picture: pixels and objects, augmented and resized.
         row: the image's row in the annotations.
-        damaged: what was wrong with images that this one stands in for.
+        damaged: complaints about damaged images that this one replaces.
     """
 
     picture: Picture
@@ -33,24 +33,26 @@ class Sample:
 def choose_images(
     annotations: Annotations, use_difficult: bool, drop_empty: bool, min_side: int
 ) -> Rows:
-    """``(R,)`` rows of the images to train on.
+    """Return the ``(R,)`` rows of the images to train on.
 
-    The paper drops images without an object to train on and images smaller than 32 px. Raises
-    InputError where no image or no object is left.
+    The paper drops images without an object to train on and images smaller than 32 px.
+
+    Raises:
+        InputError: no image or no object is left.
     """
     large = annotations.sizes.min(axis=1, initial=2**31 - 1) >= min_side
     counts = annotations.training_counts(use_difficult)
     rows = np.flatnonzero(large & (counts > 0) if drop_empty else large)
     if not len(rows):
         raise InputError(
-            f"{annotations.source}: none of its {len(annotations)} images can be trained on; "
-            "check data.train, data.drop_empty and data.min_image_side"
+            f"{annotations.source}: none of its {len(annotations)} images can be used for "
+            "training; check data.train, data.drop_empty and data.min_image_side"
         )
     if not counts[rows].any():
         raise InputError(
             f"{annotations.summary()}: no object to train on (crowds and boxes thinner than a "
-            "pixel never are, difficult ones with data.voc.use_difficult); check data.train and "
-            "the annotations"
+            "pixel are never used, difficult ones only with data.voc.use_difficult); check "
+            "data.train and the annotations"
         )
     return rows
 
@@ -64,10 +66,10 @@ class TrainingDataset:
         images: their pixels.
         rows: the images to train on; position ``p`` shows ``rows[p % len(rows)]``.
         augmentation: applied before resizing.
-        seed: with epoch and position it seeds the augmentation.
-        use_difficult: whether objects marked difficult are trained on.
-        with_masks: whether samples carry masks.
-        replacements: how many damaged images in a row may be replaced by the next one.
+        seed: seeds the augmentation, together with epoch and position.
+        use_difficult: train on objects marked difficult.
+        with_masks: include masks in the samples.
+        replacements: maximum number of successive damaged images to skip for the next one.
     """
 
     annotations: Annotations
@@ -82,14 +84,14 @@ class TrainingDataset:
     def __post_init__(self) -> None:
         if self.with_masks and self.annotations.masks is None:
             raise InputError(
-                f"{self.annotations.source}: has no segmentations, which this detector learns "
-                "from; choose another detector.type or data with masks"
+                f"{self.annotations.source}: has no segmentations, which this detector needs for "
+                "training; choose another detector.type or data with masks"
             )
 
     def count_boxes_as_masks(self) -> tuple[int, int]:
-        """How many of the objects to train on have no mask but their box, and how many there are.
+        """Count objects to train on without segmentation, whose box is their mask, and all of them.
 
-        That is what COCO's own tools make of an object without a segmentation.
+        COCO's own tools treat an object without a segmentation in the same way.
         """
         trained = self.annotations.trained(self.use_difficult)
         trained &= np.isin(self.annotations.object_images(), self.rows)
@@ -99,14 +101,16 @@ class TrainingDataset:
         return total - int(np.count_nonzero(with_mask)), total
 
     def sample(self, epoch: int, position: int, image_size: tuple[int, int]) -> Sample:
-        """Decode, augment and resize one image; a damaged one gives way to the next row.
+        """Decode, augment and resize one image; a damaged one is replaced by the next row.
 
         Args:
-            image_size: short side and longest long side after resizing.
+            epoch: the epoch.
+            position: position in the epoch's index space.
+            image_size: short side and maximum long side after resizing.
 
         Raises:
-            DamagedImageError: damaged, and no replacements are left.
-            InputError: the image or its augmentation is impossible otherwise.
+            DamagedImageError: the image is damaged, and no replacements are left.
+            InputError: the image cannot be used for another reason, or its augmentation failed.
         """
         seed = stream_seed(self.seed, epoch, position)
         damaged: list[str] = []
@@ -126,13 +130,14 @@ class TrainingDataset:
         labels = self.annotations.labels[objects].astype(np.int64)
         masks = self.annotations.decode_masks(row, objects) if self.with_masks else None
         try:
-            # Here, too: not all augmentations look at masks, and all must leave the same objects.
+            # Also needed here: not all augmentations check masks, and the objects must not depend
+            # on the augmentation.
             return self.augmentation(only_seen(Picture(image, boxes, labels, masks)), seed)
         except InputError as error:
             raise InputError(f"{self.images.path(row)}: {error}") from error.__cause__
 
     def _objects(self, row: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        """``(N, 4)`` boxes clipped to the image, and the rows of their objects."""
+        """Return ``(N, 4)`` boxes clipped to the image, and the rows of their objects."""
         objects = self.annotations.training_objects(row, self.use_difficult)
         height, width = self.images.size(row)
         boxes = self.annotations.boxes[objects].clip(0, (width, height, width, height))
@@ -141,13 +146,17 @@ class TrainingDataset:
 
 @dataclass(frozen=True)
 class EvaluationDataset:
-    """Images as the detector shall see them, without objects: scores need the annotations alone."""
+    """Images as the detector sees them, without objects: scoring reads those of the annotations."""
 
     images: ImageFiles
     image_size: tuple[int, int]
 
     def sample(self, row: int) -> Sample:
-        """Decode and resize one image. Raises InputError as ``read_image`` does."""
+        """Decode and resize one image.
+
+        Raises:
+            InputError: the image cannot be used, as in ``read_image``.
+        """
         image = self.images.read(row)
         picture = Picture(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None)
         return Sample(resize_picture(picture, self.image_size), row)

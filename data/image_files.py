@@ -1,4 +1,4 @@
-"""The images of a split by row: decoded whenever they are wanted, or once and kept in memory."""
+"""The images of a split by row: decoded on each access, or once and cached in memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class ImageFiles:
-    """Decodes an image each time that it is asked for.
+    """Decodes an image on each access.
 
     Args:
-        annotations: of them only files and sizes are read.
+        annotations: the images; only their files and sizes are read.
         root: the folder that the files are relative to.
         max_pixels: larger images are refused.
-        ignore_exif: leave all pictures as they are stored.
+        ignore_exif: never apply the EXIF orientation.
     """
 
     def __init__(
@@ -39,29 +39,33 @@ class ImageFiles:
         self._ignore_exif = ignore_exif
 
     def path(self, row: int) -> Path:
-        """The file of one image."""
+        """Return the file of one image."""
         return self._root / str(self._files[row])
 
     def size(self, row: int) -> tuple[int, int]:
-        """Height and width by the annotation."""
+        """Return the annotated height and width."""
         height, width = self._sizes[row].tolist()
         return height, width
 
     def read(self, row: int) -> Pixels:
-        """``(H, W, 3)`` uint8 RGB, the caller's own. Raises InputError as ``read_image`` does."""
+        """Decode one image to ``(H, W, 3)`` uint8 RGB, which the caller may modify.
+
+        Raises:
+            InputError: the image cannot be used, as in ``read_image``.
+        """
         return read_image(self.path(row), self.size(row), self._max_pixels, self._ignore_exif)
 
 
 class CachedImages(ImageFiles):
-    """Decodes each image once and keeps its pixels, 3 bytes each, at its original size.
+    """Decodes each image once and caches its pixels (3 bytes each) at the original size.
 
-    The pixels lie in one anonymous mapping that worker processes inherit: what one of them has
-    decoded all can read, and memory is taken image by image as they come. Each rank has a cache of
-    its own.
+    The pixels are in one anonymous mapping that worker processes inherit: all of them can read what
+    one has decoded, and memory is only used for images that were decoded. Each rank has its own
+    cache.
 
     Raises:
-        InputError: the machine has less memory than these images alone take, or its worker
-            processes inherit no memory.
+        InputError: the images do not fit into the machine's memory, or worker processes are not
+            forked and so inherit no memory.
     """
 
     def __init__(
@@ -73,11 +77,13 @@ class CachedImages(ImageFiles):
         _check_room(total, annotations.source)
         self._memory = mmap.mmap(-1, max(1, total))
         self._filled = np.frombuffer(mmap.mmap(-1, max(1, len(self._ends))), np.uint8)
-        # Not for exclusion (two workers would write the same bytes) but for order: whoever sees
-        # the mark also sees the pixels, on any processor.
+        # For ordering, not for exclusion (two workers would write the same bytes): a process that
+        # sees the flag also sees the pixels, on any processor.
         self._lock = multiprocessing.get_context("fork").Lock()
         log.info(
-            "%s: decoded images stay in memory, up to %.2f GB", annotations.source, total / 1e9
+            "%s: decoded images are cached in memory, up to %.2f GB",
+            annotations.source,
+            total / 1e9,
         )
 
     def read(self, row: int) -> Pixels:
@@ -94,17 +100,21 @@ class CachedImages(ImageFiles):
 
 
 def open_images(config: DataConfig, annotations: Annotations, in_memory: bool) -> ImageFiles:
-    """The images of a split as ``data.root``, ``max_image_pixels`` and ``exif`` ask for them."""
+    """Open the images of a split with ``data.root``, ``max_image_pixels`` and ``exif``.
+
+    Raises:
+        InputError: ``in_memory``, and the cache is impossible (see ``CachedImages``).
+    """
     kind = CachedImages if in_memory else ImageFiles
     return kind(annotations, config.root, config.max_image_pixels, config.exif == "ignore")
 
 
 def _check_room(needed: int, source: str) -> None:
     if start_method() != "fork":
-        raise InputError("data.cache: memory is shared with forked workers only; write none")
+        raise InputError("data.cache: memory needs forked worker processes; set none")
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > machine:
         raise InputError(
-            f"data.cache: {source}: the decoded images take {needed / 1e9:.1f} GB and this machine "
-            f"has {machine / 1e9:.1f}; write data.cache: none, or shrink the files beforehand"
+            f"data.cache: {source}: the decoded images need {needed / 1e9:.1f} GB but this machine "
+            f"has {machine / 1e9:.1f} GB; set data.cache: none, or shrink the image files"
         )

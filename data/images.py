@@ -1,8 +1,8 @@
-"""Image files to RGB arrays, and the one place that resizes.
+"""Decoding image files to RGB arrays, and resizing them.
 
-Every picture, whatever it is stored as, becomes ``(height, width, 3)`` uint8 RGB: grey is repeated,
-alpha is dropped, CMYK is converted, 16 bits lose their lower 8, of an animation the first frame
-counts, and an EXIF orientation is applied unless it shall be ignored.
+Every image becomes ``(height, width, 3)`` uint8 RGB, however it is stored: gray is repeated, alpha
+is dropped, CMYK is converted, 16 bits are cut to the upper 8, the first frame of an animation is
+used, and the EXIF orientation is applied unless it is to be ignored.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from data.errors import InputError, unreadable
 
 Pixels = npt.NDArray[np.uint8]
 
-# The only formats that are read, by their first bytes. Their headers are parsed by Pillow (which
-# would also open formats that run other programs, had it the choice), their pixels by OpenCV
-# (those of many TIFFs by Pillow, see _read_by_pillow).
+# The only formats that are read, by their first bytes. Pillow parses their headers (given the
+# choice, it would also open formats that run other programs), OpenCV decodes their pixels (Pillow
+# those of many TIFFs, see _needs_pillow).
 _FORMATS: tuple[tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -41,23 +41,23 @@ _FORMATS: tuple[tuple[bytes, Callable[[BytesIO], ImageFile.ImageFile]], ...] = (
 )
 _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _PNG_END = b"IEND\xaeB`\x82"
-# Pillow refuses large ones; nothing here reads them.
+# Text chunks and color profiles; Pillow refuses large ones, and nothing here reads them.
 _PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _TIFF_BITS = 258
-# Pillow's names of the compressions of which damage is noticed: all of LZW, much of deflate.
+# Pillow's names of the compressions with which damage is detected: all of LZW, much of deflate.
 _TIFF_CHECKED = {"tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"}
 _EXIF_ORIENTATION = 0x0112
-# Orientations 1 to 8 of EXIF: is the picture transposed first, then flipped left-right, up-down?
+# EXIF orientations 1 to 8: whether the image is transposed, then flipped left-right, up-down.
 _TRANSPOSED, _FLIPPED_LEFT_RIGHT, _FLIPPED_UP_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 # cv2's linear filter reads 2 x 2 pixels: below half the size it would skip some of them.
 _AREA_BELOW_SCALE = 0.5
 
 
 class DamagedImageError(InputError):
-    """A file whose pixels cannot be had: empty, cut off, not an image.
+    """An image file whose pixels cannot be decoded: empty, truncated, or not an image.
 
     Attributes:
-        complaint: the message without its cure.
+        complaint: the message without the cure.
     """
 
     complaint = ""
@@ -70,14 +70,14 @@ def read_image(
 
     Args:
         path: the file.
-        size_hw: height and width by the annotation, or None to take what comes. An annotation made
-            on the unrotated pixels is recognized by its size; the EXIF rotation is left out then.
-        max_pixels: larger images are refused by their header, before memory is taken.
-        ignore_exif: leave all pictures as they are stored.
+        size_hw: annotated height and width, or None to accept any size. If they are those of the
+            stored pixels, the image was annotated unrotated, and the EXIF rotation is not applied.
+        max_pixels: larger images are refused by their header, before memory is allocated.
+        ignore_exif: never apply the EXIF orientation.
 
     Raises:
-        DamagedImageError: no image, or not all of it.
-        InputError: too large, missing, or not of the annotated size.
+        DamagedImageError: the file is not an image, or is damaged or truncated.
+        InputError: the image is missing, too large, or not of the annotated size.
     """
     raw = _read_bytes(path)
     header = _read_header(path, raw)
@@ -85,7 +85,7 @@ def read_image(
     if width * height > max_pixels:
         raise InputError(
             f"{path}: {width}x{height} pixels are more than data.max_image_pixels={max_pixels}; "
-            "cut the picture into tiles, or raise the limit"
+            "split the image into tiles, or raise the limit"
         )
     orientation = _orientation_to_apply(path, header, size_hw, ignore_exif)
     _check_complete(path, raw)
@@ -96,9 +96,9 @@ def read_image(
 
 
 def _decode(raw: bytes, header: ImageFile.ImageFile) -> npt.NDArray[Any] | None:
-    """The pixels, as they are stored; None where they cannot be had."""
+    """Decode the stored pixels; None if that fails."""
     try:
-        if isinstance(header, TiffImageFile) and _read_by_pillow(header):
+        if isinstance(header, TiffImageFile) and _needs_pillow(header):
             return np.asarray(header.convert("RGB"))
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         return cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
@@ -106,10 +106,11 @@ def _decode(raw: bytes, header: ImageFile.ImageFile) -> npt.NDArray[Any] | None:
         return None
 
 
-def _read_by_pillow(header: TiffImageFile) -> bool:
-    """OpenCV would multiply alpha into the colors, and fill what it cannot unpack without a word.
+def _needs_pillow(header: TiffImageFile) -> bool:
+    """Return whether Pillow must decode a TIFF.
 
-    But of 16 bits Pillow does not read all layouts.
+    OpenCV multiplies alpha into the colors, and silently fills what it cannot unpack. Pillow, on
+    the other hand, does not read all 16-bit layouts.
     """
     eight_bits = set(header.tag_v2.get(_TIFF_BITS, ())) == {8}
     checked = eight_bits and header.info.get("compression") in _TIFF_CHECKED
@@ -117,18 +118,19 @@ def _read_by_pillow(header: TiffImageFile) -> bool:
 
 
 def read_orientation(path: Path) -> tuple[int, tuple[int, int]]:
-    """The EXIF orientation of a picture, 1 to 8, and the stored height and width.
+    """Read an image's EXIF orientation, 1 to 8, and its stored height and width.
 
-    Raises DamagedImageError for what is no image.
+    Raises:
+        DamagedImageError: the file is not an image.
     """
     header = _read_header(path, _read_bytes(path))
     return _exif_orientation(header), (header.height, header.width)
 
 
 def damaged(path: Path, complaint: str, cure: str = "replace the file") -> DamagedImageError:
-    """What to raise for a file whose pixels cannot be had."""
+    """Build the error for a file whose pixels cannot be decoded."""
     text = f"{path}: {complaint}"
-    error = DamagedImageError(f"{text}; {cure}, or write data.on_damaged: skip")
+    error = DamagedImageError(f"{text}; {cure}, or set data.on_damaged: skip")
     error.complaint = text
     return error
 
@@ -155,16 +157,16 @@ def _read_header(path: Path, raw: bytes) -> ImageFile.ImageFile:
             if isinstance(header, TiffImageFile) and header.tag_v2.get(_TIFF_BITS) == (32,):
                 raise _unread_pixels(path)
             return header
-    raise damaged(path, "is no JPEG, PNG, GIF, BMP, WebP or TIFF image")
+    raise damaged(path, "is not a JPEG, PNG, GIF, BMP, WebP or TIFF image")
 
 
 def _unread_pixels(path: Path) -> DamagedImageError:
-    kind = "its pixels are of a kind that is not read, such as 32 bits or floats"
-    return damaged(path, kind, "save it as 8 or 16 bit RGB or grey")
+    kind = "its pixel format is not supported, such as 32 bits or floats"
+    return damaged(path, kind, "save it as 8 or 16 bit RGB or grayscale")
 
 
 def _png_head(raw: bytes) -> bytes:
-    """A PNG up to the beginning of its pixels, without texts and color profiles."""
+    """Return the start of a PNG up to its pixels, without text chunks and color profiles."""
     kept, position = [raw[:8]], 8
     while (kind := raw[position + 4 : position + 8]) not in (b"IDAT", b""):
         end = position + 12 + int.from_bytes(raw[position : position + 4], "big")
@@ -179,22 +181,22 @@ def _orientation_to_apply(
     size_hw: tuple[int, int] | None,
     ignore_exif: bool,
 ) -> int:
-    """The EXIF orientation (1: leave as it is) that gives the annotated size."""
+    """Return the EXIF orientation to apply (1: none) to get the annotated size."""
     stored = (header.height, header.width)
     orientation = _exif_orientation(header)
     if orientation != 1 and isinstance(header, TiffImageFile):  # OpenCV would rotate it unasked
-        raise InputError(f"{path}: a TIFF with a rotation flag; save the picture upright, as PNG")
+        raise InputError(f"{path}: is a TIFF with a rotation flag; save it upright, as PNG")
     upright = stored[::-1] if orientation in _TRANSPOSED else stored
     shown = stored if ignore_exif else upright
     if size_hw is None or tuple(size_hw) == shown:
         return 1 if ignore_exif else orientation
     if tuple(size_hw) == stored:
         return 1
-    cure = "correct the annotation, its boxes are not of this picture"
+    cure = "correct the annotation, whose boxes do not fit this image"
     if tuple(size_hw) == upright:
-        cure = "it is of the upright picture: write data.exif: apply"
+        cure = "that is the size of the upright image: set data.exif: apply"
     raise InputError(
-        f"{path}: the picture is {shown[1]}x{shown[0]} (width x height) but its annotation says "
+        f"{path}: the image is {shown[1]}x{shown[0]} (width x height) but its annotation says "
         f"{size_hw[1]}x{size_hw[0]}; {cure}"
     )
 
@@ -204,29 +206,29 @@ def _exif_orientation(header: ImageFile.ImageFile) -> int:
         return 1
     try:
         orientation = header.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block must not cost the picture
+    except Exception:  # a damaged EXIF block must not make the image unusable
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _check_complete(path: Path, raw: bytes) -> None:
-    """Decoders fill what is missing with grey; the end markers of JPEG and PNG tell.
+    """Check for the end marker of a JPEG or PNG, because decoders fill missing pixels with gray.
 
-    Behind the marker anything may follow (phones append data), so that it is searched for where the
-    file does not end with it.
+    Other data may follow the marker (phones append some), so it is searched for if the file does
+    not end with it.
     """
     if raw.startswith(_FORMATS[0][0]):
         complete = raw.endswith(_JPEG_END) or _JPEG_END in raw[_first_scan(raw) :]
     elif raw.startswith(_FORMATS[1][0]):
         complete = _PNG_END in raw
     else:
-        return  # OpenCV refuses the other formats where they are cut off
+        return  # OpenCV refuses truncated files of the other formats
     if not complete:
-        raise damaged(path, f"the image is cut off after {len(raw)} bytes")
+        raise damaged(path, f"the image is truncated after {len(raw)} bytes")
 
 
 def _first_scan(raw: bytes) -> int:
-    """Where a JPEG's pixels begin: an end marker before that belongs to an embedded thumbnail."""
+    """Find where a JPEG's pixels begin: an end marker before that belongs to a thumbnail."""
     position = 2
     while raw[position : position + 2] != _JPEG_START_OF_SCAN and position < len(raw):
         if raw[position + 1 : position + 2] == b"\xff":  # a fill byte before the marker
@@ -250,7 +252,7 @@ def _orient(image: Pixels, orientation: int) -> Pixels:
 
 
 def resized_size(size_hw: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width after resizing to ``image_size``: (short side, longest long side).
+    """Return height and width after resizing to ``image_size``: (short side, maximum long side).
 
     The scale is the largest at which neither side exceeds its bound, as in torchvision's transform;
     the result is rounded to the nearest pixel (mmdetection, the paper's toolbox) where torchvision
@@ -265,10 +267,10 @@ def resized_size(size_hw: tuple[int, int], image_size: tuple[int, int]) -> tuple
 
 
 def resize_image(image: Pixels, size_hw: tuple[int, int]) -> Pixels:
-    """``(H, W, 3)`` -> ``(*size_hw, 3)``; the same rule in training and evaluation.
+    """Resize ``(H, W, 3)`` -> ``(*size_hw, 3)``, in training and evaluation alike.
 
-    Bilinear without antialiasing (cv2.INTER_LINEAR); pixel averages (cv2.INTER_AREA) where the size
-    is less than halved, because bilinear would leave pixels unread there.
+    Bilinear without antialiasing (cv2.INTER_LINEAR), or pixel averages (cv2.INTER_AREA) below half
+    the size, where bilinear interpolation would skip pixels.
     """
     height, width = size_hw
     if image.shape[:2] == size_hw:
@@ -279,10 +281,10 @@ def resize_image(image: Pixels, size_hw: tuple[int, int]) -> Pixels:
 
 
 def resize_masks(masks: Pixels, size_hw: tuple[int, int]) -> Pixels:
-    """``(N, H, W)`` of 0 and 1 -> ``(N, *size_hw)``: the nearest pixel, by pixel centers.
+    """Resize ``(N, H, W)`` of 0 and 1 -> ``(N, *size_hw)`` by nearest neighbor.
 
-    Of an object in which no pixel center falls, the pixel that it covers most is kept: its box is
-    still learned from, which an empty mask would contradict.
+    An object that contains no pixel center keeps the pixel that it covers most, because an empty
+    mask would contradict its box.
     """
     height, width = size_hw
     if masks.shape[1:] == size_hw:

@@ -1,7 +1,7 @@
 """Batches for training and evaluation, made by worker processes.
 
-Workers are told ``(epoch, positions, image size)`` and nothing else: what they make does not depend
-on which of them makes it.
+Workers only receive ``(epoch, positions, image size)``, so that a batch does not depend on which of
+them makes it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def build_train_loader(
     with_masks: bool,
     pin_memory: bool = False,
 ) -> TrainLoader:
-    """Shuffled, augmented batches of images of one aspect group.
+    """Build the loader of shuffled, augmented batches, each of images of one aspect group.
 
-    Raises InputError for impossible transforms, or when no image can be trained on.
+    Raises:
+        InputError: a transform is impossible, no image can be trained on, masks are missing, or
+            images cannot be cached.
     """
     rows = choose_images(
         annotations, config.voc.use_difficult, config.drop_empty, config.min_image_side
@@ -56,7 +58,7 @@ def build_train_loader(
         replacements=config.max_damaged if skip else 0,
     )
     if with_masks and rank == 0:
-        _tell_boxes_as_masks(dataset)
+        _warn_of_boxes_as_masks(dataset)
     groups = aspect_groups(annotations.sizes[rows])
     factors = showing_factors(
         annotations,
@@ -71,11 +73,11 @@ def build_train_loader(
     return TrainLoader(order, sizes, _stream(_TrainingBatches(dataset), config, pin_memory))
 
 
-def _tell_boxes_as_masks(dataset: TrainingDataset) -> None:
+def _warn_of_boxes_as_masks(dataset: TrainingDataset) -> None:
     boxes, objects = dataset.count_boxes_as_masks()
     if boxes:
         log.warning(
-            "%s: %d of %d objects to train on have no segmentation: their boxes stand for it",
+            "%s: %d of %d objects to train on have no segmentation; their boxes are used as masks",
             dataset.annotations.source,
             boxes,
             objects,
@@ -90,10 +92,13 @@ def build_eval_loader(
     world_size: int,
     pin_memory: bool = False,
 ) -> EvalLoader:
-    """This rank's share of all images, each once, with empty targets.
+    """Build the loader of this rank's share of all images, each once, with empty targets.
 
-    With ``on_damaged: skip`` a damaged image is left out: its objects count as missed. Batches name
-    such images, and may consist of them alone.
+    With ``on_damaged: skip`` a damaged image is skipped, and its objects count as missed. Batches
+    list such images, and may contain no others.
+
+    Raises:
+        InputError: images cannot be cached.
     """
     dataset = EvaluationDataset(_images(config, annotations), config.image_size)
     batches = _EvaluationBatches(dataset, skip=config.on_damaged == "skip")
@@ -119,7 +124,7 @@ def _stream(
 
 
 class TrainLoader:
-    """Endless training data, an epoch at a time."""
+    """Training batches, epoch by epoch."""
 
     def __init__(self, order: EpochOrder, sizes: BatchSizes, stream: BatchStream) -> None:
         self._order = order
@@ -127,18 +132,20 @@ class TrainLoader:
         self._stream = stream
 
     def __len__(self) -> int:
-        """Batches of an epoch, the same number in every epoch and on every rank."""
+        """Return the batches per epoch, the same number in every epoch and on every rank."""
         return len(self._order)
 
     @property
     def images(self) -> int:
-        """How many different images are trained on."""
+        """Number of different images that are trained on."""
         return len(self._order.groups)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from batch ``start`` on, as if those before had been drawn.
+        """Yield the batches of an epoch from batch ``start`` on, as if those before had been drawn.
 
-        Raises InputError that names a file which cannot be used, WorkerDiedError if a worker died.
+        Raises:
+            InputError: a file cannot be used; the message names it.
+            WorkerDiedError: a worker process died.
         """
         batches = self._order.batches(epoch).tolist()
         sizes = self._sizes.sizes(epoch, len(batches))
@@ -153,7 +160,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """The batches of one rank's shard; iterate as often as you like."""
+    """The batches of one rank's shard; can be iterated repeatedly."""
 
     def __init__(self, keys: Sequence[tuple[int, ...]], stream: BatchStream) -> None:
         self._keys = keys
@@ -190,7 +197,7 @@ class _EvaluationBatches:
         return pack(samples, {row: text for row, text in answers.items() if isinstance(text, str)})
 
     def _sample(self, row: int) -> Sample | str:
-        """The sample, or what is wrong with an image that is left out."""
+        """Return the sample, or the complaint about an image that is skipped."""
         try:
             return self.dataset.sample(row)
         except DamagedImageError as error:

@@ -65,14 +65,14 @@ class MaskStore:
 def _to_pixels(
     coordinates: npt.NDArray[np.int32] | npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """The division rounds to the same float64 as reading the decimal from the file did."""
+    """Convert to pixels; the division gives the same float64 as parsing the decimal in the file."""
     if coordinates.dtype == np.int32:
         return coordinates / 100.0
     return coordinates.astype(np.float64)
 
 
 def empty_masks(objects: int) -> MaskStore:
-    """A store of objects that have no segmentation."""
+    """Return a store of objects that have no segmentation."""
     nothing = np.zeros((objects, 2), np.int64)
     return MaskStore(
         nothing, np.zeros((0, 2), np.int64), np.zeros(0, np.int32), nothing, np.zeros(0, np.uint8)
@@ -80,7 +80,7 @@ def empty_masks(objects: int) -> MaskStore:
 
 
 def concatenate_masks(stores: Sequence[MaskStore]) -> MaskStore:
-    """One store with the objects of all, in their order."""
+    """Concatenate stores; the objects keep their order."""
     parts = np.cumsum([0] + [len(store.part_coordinates) for store in stores])
     numbers = np.cumsum([0] + [len(store.coordinates) for store in stores])
     characters = np.cumsum([0] + [len(store.rle_bytes) for store in stores])
@@ -100,9 +100,9 @@ def concatenate_masks(stores: Sequence[MaskStore]) -> MaskStore:
 def encode_object(
     masks: MaskStore, row: int, box_xyxy: npt.NDArray[np.float64], size_hw: tuple[int, int]
 ) -> dict[str, Any]:
-    """One object as COCO's ``{"size": [height, width], "counts": bytes}``; its parts are merged.
+    """Encode one object as COCO's ``{"size": [height, width], "counts": bytes}``, parts merged.
 
-    An object without a segmentation is its box, as it is in COCO's own tools.
+    An object without a segmentation is encoded as its box, as COCO's own tools do.
     """
     height, width = size_hw
     counts = masks.rle_of(row)
@@ -117,9 +117,9 @@ def encode_object(
 
 
 def object_area(masks: MaskStore, row: int) -> float:
-    """The area of one object in square pixels, as COCO's files give it; 0 without segmentation.
+    """Return one object's area in square pixels, as COCO files give it; 0 without segmentation.
 
-    The run lengths' pixels, or what the polygons enclose (their overlaps twice).
+    This is the pixel count of the run lengths, or the area of the polygons (overlaps count twice).
     """
     counts = masks.rle_of(row)
     if counts:
@@ -137,13 +137,13 @@ def decode_objects(
     boxes_xyxy: npt.NDArray[np.float64],
     size_hw: tuple[int, int],
 ) -> MaskArray:
-    """Some objects of one image as ``(len(rows), height, width)`` uint8 of 0 and 1.
+    """Decode some objects of one image to ``(len(rows), height, width)`` uint8 of 0 and 1.
 
     Args:
         masks: the segmentations of all objects.
         rows: the objects.
         boxes_xyxy: ``(len(rows), 4)`` their boxes in pixels.
-        size_hw: the size of the image, the original one.
+        size_hw: the original size of the image.
     """
     if not len(rows):
         return np.zeros((0, *size_hw), np.uint8)

@@ -1,8 +1,8 @@
-"""A batch as it crosses from a worker process to the training process.
+"""Batches packed for the transfer from a worker process to the training process.
 
-Every tensor that crosses costs a file descriptor and a handshake (measured: 18 tensors 15 ms, one
-tensor of the same bytes 2 ms). So all pixels of a batch, images and masks, travel in one tensor and
-the few numbers beside them in the message itself.
+Every transferred tensor costs a file descriptor and a handshake (measured: 18 tensors 15 ms, one
+tensor of the same bytes 2 ms). All pixels of a batch, images and masks, are therefore sent in one
+tensor, and the few other numbers in the message itself.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class PackedBatch:
     Attributes:
         pixels: ``(P,)`` uint8: the images, each ``(H, W, 3)``, then the masks, each image's
             ``(N, H, W)``.
-        sizes_hw: the size of each image.
+        sizes_hw: height and width of each image.
         boxes: ``(N, 4)`` float32 for each image.
         labels: ``(N,)`` int64 for each image.
         has_masks: whether masks follow the images.
         rows: the images' rows in the annotations.
-        damaged: complaints about images that were replaced or left out.
-        left_out: the rows of images that were left out.
-        pinned: whether the batch shall lie in page-locked memory.
+        damaged: complaints about images that were replaced or skipped.
+        left_out: the rows of images that were skipped.
+        pinned: whether the batch is to be in page-locked memory.
     """
 
     pixels: Tensor
@@ -48,11 +48,11 @@ class PackedBatch:
     pinned: bool = False
 
     def pin_memory(self) -> PackedBatch:
-        """Called by the loader's thread, so that the large copy does not hold up training."""
+        """Pin the pixels; the loader's thread calls this, so that training need not wait for it."""
         return replace(self, pixels=self.pixels.pin_memory(), pinned=True)
 
     def unpack(self) -> Batch:
-        """The images and masks are views of ``pixels``: channels last, nothing is copied."""
+        """Unpack the batch; images (channels last) and masks are views of ``pixels``."""
         images, end = [], 0
         for height, width in self.sizes_hw:
             start, end = end, end + height * width * 3
@@ -78,10 +78,11 @@ class PackedBatch:
 
 
 def pack(samples: Sequence[Sample], left_out: Mapping[int, str] | None = None) -> PackedBatch:
-    """Samples, all with masks or all without, to one batch.
+    """Pack samples into one batch; either all of them have masks or none has.
 
     Args:
-        left_out: what is wrong with images that have no sample, by row.
+        samples: the samples.
+        left_out: complaints about images that have no sample, by row.
     """
     left_out = left_out or {}
     pictures = [sample.picture for sample in samples]
@@ -104,9 +105,9 @@ def pack(samples: Sequence[Sample], left_out: Mapping[int, str] | None = None) -
 
 
 def _empty_pixels(size: int) -> Tensor:
-    """``(size,)`` uint8; in a worker process it lies where the training process will read it.
+    """Allocate ``(size,)`` uint8, in a worker process in shared memory.
 
-    As torch's own collation does: it spares the copy to shared memory (a fifth of its cost).
+    Like torch's own collation, this saves the copy to shared memory (a fifth of the cost).
     """
     if get_worker_info() is None or size == 0:
         return torch.empty(size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""How processes are started here, and no orphans: they end when the one that started them ends."""
+"""How worker processes are started, and how they are ended when their parent dies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def start_method() -> str:
-    """How worker processes start: forked on Linux, where nobody chose spawn.
+    """Return the start method of worker processes: fork on Linux, unless spawn was chosen.
 
-    Forked workers share the annotations and kept images of this process. Python 3.14 would start
-    them from a server instead, which shares nothing and is then their parent.
+    Forked workers share the annotations and cached images of this process. Python 3.14 would start
+    them from a server instead, which shares nothing and would be their parent.
     """
     if not sys.platform.startswith("linux"):
         return multiprocessing.get_start_method()
@@ -23,13 +23,13 @@ def start_method() -> str:
 
 
 def signal_at_parents_end(number: int, parent: int) -> None:
-    """Have the kernel send this process a signal when its parent ends, also by SIGKILL.
+    """Have the kernel send this process a signal when its parent ends, even by SIGKILL.
 
-    Linux only; elsewhere nothing is asked.
+    On systems other than Linux this does nothing.
 
     Args:
         number: the signal.
-        parent: the parent's process id, to notice one that has ended already.
+        parent: the parent's process id, to detect one that has already ended.
     """
     if not sys.platform.startswith("linux"):
         return

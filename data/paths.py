@@ -13,31 +13,37 @@ from data.errors import InputError, control_in, shown
 
 _LEADS_OUT = re.compile(r"\\|^/|^[A-Za-z]:|^~")
 OTHERWISE_WRITTEN = (
-    "is the name in other letters (upper and lower case) or in another Unicode normal form (NFC, "
-    "NFD): rename the files, or write the annotations as they are called"
+    "differs only in letter case or Unicode normal form (NFC, NFD): rename the files, or correct "
+    "their names in the annotations"
 )
-_LONGEST_PART = 255  # bytes, of file systems
-_LONGEST_PATH = 1000  # paths are stored at the width of the longest: one must not blow up the rest
+_LONGEST_PART = 255  # bytes; the limit of common file systems
+# Paths are stored in an array as wide as the longest: one long path must not inflate all others.
+_LONGEST_PATH = 1000
 
 
 def inner_path(name: object, where: str) -> str:
-    """A relative POSIX path, normalized, that does not leave the folder it is meant for.
+    """Return ``name`` as a normalized relative POSIX path that stays inside its folder.
 
-    ``where`` says in messages where the name was found. Raises InputError for anything but a
-    string, and for absolute paths, ``..``, backslashes, drive letters and control characters.
+    Args:
+        name: the file name found in an annotation file.
+        where: where it was found, for messages.
+
+    Raises:
+        InputError: ``name`` is not a string, is absolute or too long, or contains ``..``, a
+            backslash, a drive letter or a control character.
     """
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{where}: {shown(name)} is not a file name; write a relative path")
     if control_in(name):
         raise InputError(
-            f"{where}: the file name {shown(name)} holds the control character "
+            f"{where}: the file name {shown(name)} contains the control character "
             f"{shown(control_in(name))}; rename the file"
         )
     if _LEADS_OUT.search(name) or ".." in name.split("/"):
-        slash = "/ in place of backslashes" if "\\" in name else "/"
+        slash = "/ instead of backslashes" if "\\" in name else "/"
         raise InputError(
             f"{where}: the file name {shown(name)} may leave the root of the data; write a path "
-            f"relative to the folder of images, with {slash} and without .."
+            f"relative to the image folder, with {slash} and without .."
         )
     parts = max(len(part.encode()) for part in name.split("/"))
     if len(name) > _LONGEST_PATH or parts > _LONGEST_PART:
@@ -50,8 +56,11 @@ def require_images(
 ) -> None:
     """Check that all files exist and, links resolved, lie under the root; no file is opened.
 
-    Folders are listed once instead of asking for each file. Raises InputError that names the first
-    missing files, or a link that leads outside unless ``follow_links``.
+    Folders are listed once instead of checking each file on its own.
+
+    Raises:
+        InputError: files are missing (the first are named), or a link leads outside the root and
+            ``follow_links`` is false.
     """
     listed = _list_folders(root, files)
     missing, links = [], []
@@ -67,7 +76,7 @@ def require_images(
             check_inside(root, root / place, source)
     if missing:
         some = ", ".join(shown(file) for file in missing[:3])
-        cure = "put them there, or take them out of the annotations"
+        cure = "add them, or remove them from the annotations"
         folder, name = posixpath.split(missing[0])
         if not (root / folder).is_dir():
             cure = f"there is no folder {shown(folder)}: move or rename the one that holds them"
@@ -80,9 +89,12 @@ def require_images(
 
 
 def refuse_links(root: Path, files: Sequence[str], source: str) -> None:
-    """Raise InputError for a file that, links resolved, does not lie under the root.
+    """Check that no file is a link that leads outside the root.
 
-    Files that do not exist are passed over. Folders are listed once instead of asking for each.
+    Files that do not exist are ignored. Folders are listed once instead of checking each file.
+
+    Raises:
+        InputError: a file, links resolved, does not lie under the root.
     """
     listed = _list_folders(root, files)
     links = [
@@ -93,23 +105,23 @@ def refuse_links(root: Path, files: Sequence[str], source: str) -> None:
 
 
 def by_spelling(names: Iterable[str]) -> dict[str, str]:
-    """The names by their ``spelling``."""
+    """Map the ``spelling`` of each name to the name."""
     return {spelling(name): name for name in names}
 
 
 def spelling(name: str) -> str:
-    """What names share that differ in case or in normal form alone: macOS decomposes names."""
+    """Fold letter case and Unicode normal form (macOS decomposes file names)."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _list_folders(root: Path, files: Iterable[str]) -> dict[str, dict[str, bool]]:
-    """What ``_list_folder`` says of each folder that files lie in, by its path below the root."""
+    """List each folder that contains files: path below the root -> result of ``_list_folder``."""
     folders = sorted({posixpath.dirname(file) for file in files})
     return {folder: _list_folder(root / folder) for folder in folders}
 
 
 def _list_folder(folder: Path) -> dict[str, bool]:
-    """The files of a folder: name -> whether it is a symbolic link; {} where there is no folder."""
+    """List the files of a folder: name -> whether it is a symbolic link; {} if it is missing."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
@@ -118,16 +130,20 @@ def _list_folder(folder: Path) -> dict[str, bool]:
 
 
 def check_inside(root: Path, path: Path, source: str) -> None:
-    """Raise InputError for a path that, links resolved, does not lie under the root."""
+    """Check that a path lies under the root.
+
+    Raises:
+        InputError: the path, links resolved, does not lie under the root.
+    """
     if not is_inside(root, path):
         real = os.path.realpath(path)
         raise InputError(
-            f"{source}: {path} is a link to {shown(real)}, outside the root of the data; copy what "
-            "it points to, or set data.follow_links: true if the dataset can be trusted"
+            f"{source}: {path} is a link to {shown(real)}, outside the root of the data; copy its "
+            "target, or set data.follow_links: true if you trust the dataset"
         )
 
 
 def is_inside(folder: str | Path, path: str | Path) -> bool:
-    """Whether a path, links resolved, is the folder or lies under it."""
+    """Return whether a path, links resolved, is the folder itself or lies under it."""
     real_folder, real = os.path.realpath(folder), os.path.realpath(path)
     return os.path.commonpath([real_folder, real]) == real_folder

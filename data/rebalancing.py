@@ -1,4 +1,4 @@
-"""How often an epoch shows each image, so that rare classes are seen more often."""
+"""How often each image is drawn per epoch, so that rare classes are seen more often."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Factors = npt.NDArray[np.float64]
 def showing_factors(
     annotations: Annotations, rows: Rows, kind: str, threshold: float, use_difficult: bool
 ) -> Factors | None:
-    """``(R,)`` mean showings of each image per pass; None shows all once.
+    """Return ``(R,)`` mean showings of each image per pass; None shows all once.
 
     Args:
         annotations: the images and objects.
         rows: ``(R,)`` the images that are trained on.
         kind: ``uniform``, ``repeat_factor`` or ``class_balanced``.
-        threshold: of ``repeat_factor``.
-        use_difficult: whether objects marked difficult are trained on.
+        threshold: the threshold of ``repeat_factor``.
+        use_difficult: train on objects marked difficult.
     """
     if kind == "uniform":
         return None
@@ -31,7 +31,7 @@ def showing_factors(
 
 
 def repeat_factors(images: Rows, labels: Rows, count: int, threshold: float) -> Factors:
-    """Repeat-factor sampling (Gupta et al. 2019, LVIS, section 4).
+    """Compute the factors of repeat-factor sampling (Gupta et al. 2019, LVIS, section 4).
 
     A class in the fraction f of the images asks for ``max(1, sqrt(threshold / f))`` showings; an
     image is shown as often as its rarest class asks for.
@@ -51,7 +51,7 @@ def repeat_factors(images: Rows, labels: Rows, count: int, threshold: float) -> 
 
 
 def class_balanced_factors(images: Rows, labels: Rows, count: int) -> Factors:
-    """Every class equally often: as if a class were drawn first and one of its images then.
+    """Show every class equally often: as if first a class were drawn, then one of its images.
 
     Images without objects are never shown; the factors add up to the number of images.
 
@@ -66,7 +66,7 @@ def class_balanced_factors(images: Rows, labels: Rows, count: int) -> Factors:
 def _classes_of_images(
     annotations: Annotations, rows: Rows, use_difficult: bool
 ) -> tuple[Rows, Rows]:
-    """Places in ``rows`` and labels: each class of each image once, of objects to train on."""
+    """Return indices into ``rows`` and labels: the classes to train on in each image, once each."""
     some = annotations.select(rows)
     trained = some.trained(use_difficult)
     classes = max(1, len(some.classes))

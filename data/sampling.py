@@ -1,8 +1,8 @@
-"""The order of an epoch, its batches of like-shaped images, and each process's share of them.
+"""The order of an epoch, its batches of images of similar shape, and each process's share of them.
 
 Everything here is a pure function of the seed, the epoch and the sizes of the images. Random bits
-come from Philox, addressed by what they are for: no stream is ever shared or advanced, so that a
-run resumes anywhere and any number of worker processes gives the same samples.
+come from Philox, addressed by their purpose: no stream is ever shared or advanced, so that a run
+can resume anywhere, and any number of worker processes gives the same samples.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
-_BATCH_ORDER = 2  # what the bits are for; 0 and 1 order the two aspect groups
+# Purposes of random bits. 0 and 1 order the images of the two aspect groups.
+_BATCH_ORDER = 2
 _SHOWINGS = 3  # and 4: how often the images of each aspect group are shown
 
 
 def stream_seed(seed: int, epoch: int, position: int) -> int:
-    """The seed of one sample's random stream, in 0 .. 2**64 - 1."""
+    """Return the seed of one sample's random stream, in 0 .. 2**64 - 1."""
     text = f"{seed} {epoch} {position}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def aspect_groups(sizes_hw: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """``(I, 2)`` heights and widths -> ``(I,)``: 1 for images wider than high, else 0.
+    """Group images by shape: ``(I, 2)`` heights and widths -> ``(I,)``, 1 if wider than high.
 
-    Batches of one group need little padding (the two groups of the paper's toolbox).
+    Batches of one group need little padding. The paper's toolbox has the same two groups.
     """
     return (sizes_hw[:, 1] > sizes_hw[:, 0]).astype(np.int64)
 
@@ -41,8 +42,8 @@ class EpochOrder:
     positions ``0 .. repeat * images - 1``; higher ones fill the last batch of each group with
     further, differently augmented showings of images of that group.
 
-    With ``factors`` image ``i`` is shown ``repeat * factors[i]`` times on average: the whole part
-    of that, or one more. Every epoch of a group has equally many showings all the same.
+    With ``factors``, image ``i`` is shown ``repeat * factors[i]`` times on average: that number
+    rounded down, or one more. The total of a group is still the same in every epoch.
 
     The *global* batches of ``batch_size * world_size`` images depend on that product alone: two
     processes with batches of 2 see what one with batches of 4 sees. Rank ``r`` takes the ``r``-th
@@ -52,9 +53,9 @@ class EpochOrder:
         groups: ``(images,)`` the aspect group of each image; a batch holds images of one group.
         repeat: showings of each image per epoch.
         batch_size: images per process.
-        seed: together with the epoch it decides the order.
-        rank: this process, of ``world_size``.
-        world_size: the number of processes.
+        seed: determines the order, together with the epoch.
+        rank: the rank of this process, below ``world_size``.
+        world_size: number of processes.
         factors: ``(images,)`` mean showings of each image per repeat; None: each once.
     """
 
@@ -97,13 +98,13 @@ class EpochOrder:
             for group in np.unique(self.groups):
                 members = self.groups == group
                 total = means[members].sum()
-                # rounded up, so that a mean of at least 1 stays one
+                # rounded up, so that a mean of at least 1 stays at least 1
                 means[members] *= np.ceil(total - 1e-6) / max(total, 1e-6)
         return means
 
     @cached_property
     def _totals(self) -> dict[int, int]:
-        """The showings of each group that has any, the same in every epoch."""
+        """Number of showings of each group that has any, the same in every epoch."""
         totals = {
             int(group): round(self._means[self.groups == group].sum())
             for group in np.unique(self.groups)
@@ -112,14 +113,14 @@ class EpochOrder:
 
     @cached_property
     def _most(self) -> int:
-        """No image is shown more often than this in an epoch."""
+        """Upper bound of the showings of one image in an epoch."""
         return int(np.ceil(self._means.max() - 1e-6))
 
     def _members(self, group: int, epoch: int) -> Positions:
-        """The positions that an epoch shows of one group, ascending."""
+        """Return the positions of one group that an epoch shows, ascending."""
         images = np.flatnonzero(self.groups == group)
         # Systematic sampling: marks at distance 1, with a random start, on the means laid end to
-        # end. Each image gets the whole part of its mean or one more, all together their total.
+        # end. Each image gets its mean rounded down or one more, and the total is exact.
         edges = np.cumsum(self._means[images])
         edges[-1] = self._totals[group]
         start = int(random_bits(1, self.seed, epoch, _SHOWINGS + group)[0] >> np.uint64(44)) / 2**20
@@ -128,7 +129,7 @@ class EpochOrder:
         return (images + turns * len(self.groups))[turns < showings]
 
     def _fill(self, members: Positions) -> Positions:
-        """``(m,)`` -> ``(ceil(m / size), size)``: the end is filled from the beginning."""
+        """``(m,)`` -> ``(ceil(m / size), size)``: the last batch is filled from the beginning."""
         batches = -(-len(members) // self._global_size)
         turn, place = np.divmod(np.arange(batches * self._global_size), len(members))
         showings = members[place] + turn * len(self.groups) * self._most
@@ -136,15 +137,15 @@ class EpochOrder:
 
 
 def _permutation(length: int, seed: int, epoch: int, purpose: int) -> Positions:
-    """A random order of ``0 .. length - 1``.
+    """Return a random order of ``0 .. length - 1``, by sorting raw bits.
 
-    Sorted raw bits: numpy fixes those for good, its ``permutation`` may change with a release.
+    numpy guarantees the bits of its generators; its ``permutation`` may change with a release.
     """
     return np.argsort(random_bits(length, seed, epoch, purpose), kind="stable")
 
 
 def random_bits(length: int, seed: int, epoch: int, purpose: int) -> npt.NDArray[np.uint64]:
-    """``(length,)`` random 64-bit numbers, addressed by what they are for."""
+    """Return ``(length,)`` random 64-bit numbers, addressed by seed, epoch and purpose."""
     key = np.array([seed % 2**64, epoch], np.uint64)
     return np.random.Philox(key=key, counter=[0, purpose, 0, 0]).random_raw(length)
 
@@ -152,11 +153,11 @@ def random_bits(length: int, seed: int, epoch: int, purpose: int) -> npt.NDArray
 def evaluation_shard(
     sizes_hw: npt.NDArray[np.int32], batch_size: int, rank: int, world_size: int
 ) -> list[Positions]:
-    """This rank's batches of images, each image on exactly one rank and none twice.
+    """Return this rank's batches of images; each image is on exactly one rank, once.
 
-    Images are sorted by aspect ratio and size, and no batch holds both of the training's aspect
-    groups: it needs little padding, as in training, where a group norm has got used to it. The
-    numbers of batches of two ranks differ by one at most.
+    Images are sorted by aspect ratio and size, and no batch mixes the two aspect groups of
+    training: batches then need little padding, as in training, to which a group norm has adapted.
+    The numbers of batches of two ranks differ by at most one.
     """
     order = np.lexsort((sizes_hw[:, 0], sizes_hw[:, 1] / sizes_hw[:, 0]))
     wide = aspect_groups(sizes_hw[order]).astype(bool)

@@ -1,4 +1,4 @@
-"""Multi-scale training: the size that the images of a batch are resized to."""
+"""Multi-scale training: the sizes that the images of each batch are resized to."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ _PURPOSE = 6  # of random bits; data.sampling has the others
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """One size for each global batch: within a batch images need little padding, and ranks, whose
-    shares are of the same size, little waiting.
+    """Draws one size for each global batch.
+
+    Images of a batch then need little padding, and ranks, whose shares have the same size, hardly
+    wait for each other.
 
     Attributes:
-        image_size: short side where nothing is drawn, and the longest long side, pixels.
-        short_sides: the short sides to draw from; none: always ``image_size``.
-        between: draw any whole number from the smallest to the largest of them.
-        seed: together with epoch and batch it decides the size.
+        image_size: short side if none is drawn, and maximum long side, in pixels.
+        short_sides: the short sides to draw from; empty: always ``image_size``.
+        between: draw any integer from the smallest to the largest of them.
+        seed: determines the size, together with epoch and batch.
     """
 
     image_size: tuple[int, int]
@@ -30,7 +32,7 @@ class BatchSizes:
     seed: int = 0
 
     def sizes(self, epoch: int, batches: int) -> list[tuple[int, int]]:
-        """(short side, longest long side) of each batch of an epoch."""
+        """Return (short side, maximum long side) for each batch of an epoch."""
         if not self.short_sides:
             return [self.image_size] * batches
         choices = np.array(self.short_sides)

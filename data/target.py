@@ -1,4 +1,4 @@
-"""What a batch holds: the one contract between the data and the detectors.
+"""Batches and their targets: the contract between the data and the detectors.
 
 Boxes are ``(xmin, ymin, xmax, ymax)`` in pixels of the image as the detector sees it (augmented and
 resized), continuous coordinates with the origin at the outer corner of the top-left pixel. Labels
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEWEST_SLOTS = 8  # of an image, where shapes are to be few
+FEWEST_SLOTS = 8  # minimum number of object slots per image, see ``with_few_shapes``
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Targets:
         return self.labels[image, : self.counts[image]]
 
     def with_few_shapes(self) -> Targets:
-        """The same objects, padded to a power of two: as many shapes as sizes, not as counts."""
+        """Pad the objects to a power of two (at least 8), so that few tensor shapes occur."""
         slots = FEWEST_SLOTS
         while slots < self.labels.shape[1]:
             slots *= 2
@@ -71,7 +71,7 @@ class Targets:
 def pad_targets(
     boxes: Sequence[Tensor], labels: Sequence[Tensor], masks: Sequence[Tensor] | None = None
 ) -> Targets:
-    """Per-image ``(N_b, 4)`` boxes, ``(N_b,)`` labels and ``(N_b, H_b, W_b)`` masks -> Targets."""
+    """Pad per-image ``(N_b, 4)`` boxes, ``(N_b,)`` labels, ``(N_b, H_b, W_b)`` masks to Targets."""
     counts = tuple(len(image_boxes) for image_boxes in boxes)
     most = max(counts, default=0)
     device = boxes[0].device if boxes else None
@@ -84,18 +84,18 @@ def pad_targets(
 
 
 def check_targets(targets: object, images: int) -> Targets:
-    """What a detector was given to train on.
+    """Check the targets that a detector was given to train on, and return them.
 
     Raises:
-        ValueError: no ``Targets``, or those of another number of images.
+        ValueError: these are not ``Targets``, or not of the given number of images.
     """
     if not isinstance(targets, Targets):
         raise ValueError(
-            "a detector in training mode needs targets: Targets, as data.target.pad_targets makes "
-            f"them of boxes and labels, got {type(targets).__name__}"
+            f"a detector in training mode needs targets of type Targets, got "
+            f"{type(targets).__name__}; data.target.pad_targets builds them from boxes and labels"
         )
     if len(targets) != images:
-        raise ValueError(f"the targets are those of {len(targets)} images, and there are {images}")
+        raise ValueError(f"the targets are of {len(targets)} images, but there are {images}")
     return targets
 
 
@@ -105,9 +105,9 @@ class Batch:
 
     Attributes:
         images: for each image ``(3, height, width)`` uint8, RGB, not yet padded or normalised.
-        targets: its objects.
+        targets: the objects of the images.
         indices: the rows of the images in their ``Annotations`` (file names, original sizes).
-        left_out: the rows of damaged images that are scored as if nothing had been found in them.
+        left_out: the rows of damaged images, which are scored as if nothing was detected in them.
     """
 
     images: tuple[Tensor, ...]

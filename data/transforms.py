@@ -1,4 +1,4 @@
-"""From names in a config to Albumentations transforms."""
+"""Build Albumentations transforms from their names in a config."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pydantic import ValidationError
 
 from data.errors import InputError
 
-# Albumentations 2.0.8 dilates the stack of all boxes as if it were one picture: they run together.
+# Albumentations 2.0.8 dilates the stack of all boxes as if it were one image, which merges them.
 # ConstrainedCoarseDropout would compare its classes with the row numbers that boxes carry here.
 _REFUSED = {
-    "Morphological": "Albumentations' boxes are wrong after it",
-    "ConstrainedCoarseDropout": "it cannot tell classes here",
+    "Morphological": "Albumentations returns wrong boxes for it",
+    "ConstrainedCoarseDropout": "it has no access to the classes here",
 }
 # One object becomes several boxes, each of which would keep the whole mask.
 _WRONG_MASKS = {"RandomGridShuffle"}
-# OpenCV's border_mode that all transforms have by default, and the one of which no copy gets a box.
+# OpenCV border modes: the default of all transforms, and one that copies objects without boxes.
 _CONSTANT, _WRAP = 0, 3
 _TO_FLOAT = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
 _ABSTRACT = {"BasicTransform", "BaseCompose", "DualTransform", "ImageOnlyTransform"}
@@ -30,8 +30,8 @@ _NEED_CODE = {"Compose", "ReplayCompose", "Lambda"}
 
 
 def import_albumentations() -> ModuleType:
-    """The library, without its side effects."""
-    # The import asks the package registry for a newer version: seconds of timeout without network.
+    """Import Albumentations without its side effects."""
+    # The import checks the package registry for updates: seconds of timeout without a network.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations  # here, because it takes half a second and most runs only flip
 
@@ -41,9 +41,16 @@ def import_albumentations() -> ModuleType:
 def build_transforms(
     library: ModuleType, transforms: Sequence[Any], with_masks: bool = False
 ) -> list[Any]:
-    """Transforms as a config names them. Raises InputError that names the choices.
+    """Build transforms as a config names them.
 
-    ``with_masks`` also refuses those after which boxes and masks do not belong together.
+    Args:
+        library: the Albumentations module.
+        transforms: names, or ``{Name: {parameter: value}}``.
+        with_masks: also refuse transforms after which boxes and masks do not match.
+
+    Raises:
+        InputError: a transform or parameter is unknown or not supported; the message names the
+            choices.
     """
     return [_build_transform(library, transform, with_masks) for transform in transforms]
 
@@ -54,7 +61,7 @@ def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> A
         transform = {transform: {}}
     if not isinstance(transform, Mapping) or len(transform) != 1:
         raise InputError(
-            f"data.augment: {transform!r} is no transform; write {{Name: {{parameter: value}}}}"
+            f"data.augment: {transform!r} is not a transform; write {{Name: {{parameter: value}}}}"
         )
     name, parameters = next(iter(transform.items()))
     parameters = {} if parameters is None else parameters
@@ -69,7 +76,7 @@ def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> A
         inner = parameters["transforms"]
         if not isinstance(inner, list | tuple):
             raise InputError(
-                f"data.augment: {name}: transforms: {inner!r} is no list; write "
+                f"data.augment: {name}: transforms: {inner!r} is not a list; write "
                 "[{Name: {parameter: value}}, ...]"
             )
         parameters["transforms"] = build_transforms(library, inner, with_masks)
@@ -85,54 +92,54 @@ def _build_transform(library: ModuleType, transform: Any, with_masks: bool) -> A
 
 
 def _check_targets(built: Any, name: str) -> None:
-    """A sample is one image and its objects: there is no second image to mix with it."""
+    """Refuse transforms that need more than one image and its objects, such as a second image."""
     needed = getattr(built, "targets_as_params", ())
     if needed:
         raise InputError(
-            f"data.augment: {name}: it needs {', '.join(needed)} beside each image, which nothing "
-            "here gives it; remove it"
+            f"data.augment: {name}: it needs {', '.join(needed)} with each image, which is not "
+            "supported; remove it"
         )
 
 
 def _check_border(built: Any, name: str, with_masks: bool) -> None:
-    """What a border repeats of an object belongs to its mask and not to its box, or has no box.
+    """Refuse border modes that repeat parts of objects without matching boxes and masks.
 
-    Reflected copies get boxes of their own, each of which would keep the mask of all copies.
+    Reflected copies get their own boxes, each of which would keep the mask of all copies.
     """
     border = getattr(built, "border_mode", _CONSTANT)
     if with_masks and border != _CONSTANT:
         raise InputError(
             f"data.augment: {name}: masks do not fit their boxes after border_mode {border}, which "
-            "repeats what is at the border; write border_mode: 0 (constant)"
+            "repeats pixels at the border; set border_mode: 0 (constant)"
         )
     if border == _WRAP:
         raise InputError(
             f"data.augment: {name}: border_mode {border} (wrap) copies objects without their "
-            "boxes; write border_mode: 0 (constant), 1 (replicate) or 4 (reflect)"
+            "boxes; set border_mode: 0 (constant), 1 (replicate) or 4 (reflect)"
         )
 
 
 def _check_masks(built: Any, name: str) -> None:
-    """Holes shrink the boxes that they cut off, so that they must be cut out of the masks too."""
+    """Refuse holes that shrink boxes without being cut out of the masks, too."""
     if name in _WRONG_MASKS:
         raise InputError(f"data.augment: {name}: masks do not fit their boxes after it; remove it")
     for key in ("fill_mask", "mask_drop_value"):
         fill = getattr(built, key, 0)
         if fill is None and key == "fill_mask":
             raise InputError(
-                f"data.augment: {name}: it cuts boxes and not their masks; write {key}: 0 for it"
+                f"data.augment: {name}: it cuts boxes but not their masks; set {key}: 0"
             )
         if fill is not None and np.any(fill):
             raise InputError(
-                f"data.augment: {name}: what it fills would belong to every mask; write {key}: 0"
+                f"data.augment: {name}: filled pixels would belong to every mask; set {key}: 0"
             )
 
 
 def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
     if name in _TO_FLOAT:
         raise InputError(
-            f"data.augment: {name}: pixels stay uint8 until they are on the device, where they "
-            "are normalized; remove it"
+            f"data.augment: {name}: pixels must stay uint8; they are normalized on the device; "
+            "remove it"
         )
     if name in _REFUSED:
         raise InputError(f"data.augment: {name}: {_REFUSED[name]}; remove it")
@@ -147,15 +154,15 @@ def _find_transform(library: ModuleType, name: str) -> Callable[..., Any]:
     }
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "see the list in its documentation"
-        raise InputError(f"data.augment: {name!r} is no Albumentations transform; {hint}")
+        hint = f"similar: {', '.join(near)}" if near else "see the list in its documentation"
+        raise InputError(f"data.augment: {name!r} is not an Albumentations transform; {hint}")
     return known[name]
 
 
 def _check_parameters(kind: Callable[..., Any], name: str, parameters: Mapping[str, Any]) -> str:
-    """The parameters that there are, for messages.
+    """Refuse unknown parameters, and return the known ones for messages.
 
-    Albumentations only warns of unknown ones, and goes on with its defaults.
+    Albumentations only warns of unknown parameters and continues with its defaults.
     """
     known = [key for key in inspect.signature(kind).parameters if key != "self"]
     unknown = [str(key) for key in parameters if key not in known]
@@ -167,14 +174,14 @@ def _check_parameters(kind: Callable[..., Any], name: str, parameters: Mapping[s
 
 
 def moves_boxes(library: ModuleType, transform: Any) -> bool:
-    """Whether a transform, or one inside it, may do more than change colors."""
+    """Return whether a transform, or one inside it, may do more than change colors."""
     if isinstance(transform, library.BaseCompose):
         return any(moves_boxes(library, inner) for inner in transform.transforms)
     return not isinstance(transform, library.ImageOnlyTransform)
 
 
 def one_line(error: Exception) -> str:
-    """pydantic lists parameters and complaints over several lines; one line says as much."""
+    """Format an error on one line; pydantic's messages span several."""
     if isinstance(error.__cause__, ValidationError):
         complaints = error.__cause__.errors()
         return "; ".join(f"{'.'.join(map(str, c['loc']))}: {c['msg']}" for c in complaints)

@@ -1,8 +1,8 @@
 """Worker processes that turn keys into batches, and how they end.
 
-They live on from pass to pass. They ignore SIGTERM and SIGINT, which terminals and clusters send to
-the whole group: the training process finishes its step, saves, and then closes its loaders. When
-it is killed they end with it.
+They are kept from pass to pass. They ignore SIGTERM and SIGINT, which terminals and clusters send
+to the whole process group: the training process finishes its step, saves, and then closes its
+loaders. If it is killed, the workers end with it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ log = logging.getLogger(__name__)
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _LEFT_TO_THE_PARENT = (signal.SIGTERM, signal.SIGINT)
-_END_OF_A_WORKER = 5  # seconds from the end of its connections to its own
+_EXIT_TIMEOUT = 5  # seconds to wait for a worker's exit after its connection broke
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid")
 
 
 class _Answers(Dataset["PackedBatch | InputError"]):
-    """Batches by key. An InputError is an answer too: raised in a worker it would arrive with the
-    worker's traceback for a message."""
+    """Batches by key.
+
+    An InputError is returned, too: raised in a worker, its message would become the worker's
+    traceback.
+    """
 
     def __init__(self, make: Callable[[Any], PackedBatch]) -> None:
         self._make = make
@@ -52,7 +55,7 @@ class _Answers(Dataset["PackedBatch | InputError"]):
 
 
 class _Keys(Sampler[Any]):
-    """What to make next; exchanged for every pass, while the workers live on."""
+    """The keys of the current pass; replaced for every pass, while the workers are kept."""
 
     def __init__(self) -> None:
         self.keys: Sequence[Any] = ()
@@ -66,10 +69,10 @@ class BatchStream:
 
     Args:
         make: a function from a key to a batch; it runs in the workers.
-        workers: the number of processes; 0 makes the batches in this one.
-        prefetch: batches that each worker prepares ahead.
-        pin_memory: whether batches shall lie in page-locked memory.
-        max_damaged: how many damaged images may be replaced or left out.
+        workers: number of processes; 0 makes the batches in this one.
+        prefetch: batches that each worker prepares in advance.
+        pin_memory: put batches into page-locked memory.
+        max_damaged: maximum number of damaged images to replace or skip.
     """
 
     def __init__(
@@ -89,22 +92,27 @@ class BatchStream:
             batch_size=None,
             sampler=self._keys,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=pin_memory,
-            worker_init_fn=_settle_worker,
-            generator=torch.Generator(),  # or each pass would draw from the global stream
+            worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # otherwise each pass would draw from the global stream
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             multiprocessing_context=start_method() if workers else None,
         )
-        # At exit this runs before multiprocessing closes its queues (10), through which the workers
-        # are told to end, and before it waits for the workers, which ignore its SIGTERM.
+        # At exit this runs before multiprocessing closes its queues (priority 10), which tell the
+        # workers to end, and before it waits for the workers, which ignore its SIGTERM.
         self._end = Finalize(self, _end_workers, (self._loader,), exitpriority=100)
 
     def run(self, keys: Sequence[Any]) -> Iterator[Batch]:
-        """Raises InputError that names what cannot be used, WorkerDiedError if a worker died."""
+        """Yield the batches of ``keys``.
+
+        Raises:
+            InputError: an image or an augmentation cannot be used, or too many images are damaged.
+            WorkerDiedError: a worker process died.
+        """
         self._keys.keys = keys
-        with _signals_blocked():  # the workers inherit that; their own settings come moments later
+        with _signals_blocked():  # workers inherit this until they install their own handlers
             answers = iter(self._loader)
         while (answer := self._next(answers)) is not None:
             if isinstance(answer, InputError):
@@ -120,18 +128,18 @@ class BatchStream:
             is_other = isinstance(error, RuntimeError) and not says_that_a_worker_died(error)
             if is_other or not self._loader.num_workers:
                 raise
-            self._take_notice()
+            self._wait_for_death_signal()
             raise worker_death(error) from error
 
-    def _take_notice(self) -> None:
-        """Have PyTorch's SIGCHLD handler say now that a worker died, if it has not yet.
+    def _wait_for_death_signal(self) -> None:
+        """Let PyTorch's SIGCHLD handler report the death of a worker now, if it has not yet.
 
-        It raises wherever the main thread is when the signal comes, which may be a moment after the
-        connection broke: in the midst of what the caller does about that.
+        It raises wherever the main thread is when the signal arrives. That may be after the
+        connection broke, while the caller already handles that error.
         """
         iterator: Any = self._loader._iterator
         try:
-            died = wait([worker.sentinel for worker in iterator._workers], _END_OF_A_WORKER)
+            died = wait([worker.sentinel for worker in iterator._workers], _EXIT_TIMEOUT)
             for worker in iterator._workers:
                 if worker.sentinel in died:
                     worker.join()
@@ -146,10 +154,10 @@ class BatchStream:
             self._damaged.add(complaint)
             if len(self._damaged) > self._max_damaged:
                 raise InputError(
-                    f"{complaint}; with it more than data.max_damaged={self._max_damaged} images "
-                    "are damaged; replace them, or raise it"
+                    f"{complaint}; more than data.max_damaged={self._max_damaged} images are "
+                    "damaged; replace them, or raise the limit"
                 )
-            log.warning("damaged, and passed over: %s", complaint)
+            log.warning("skipping damaged image: %s", complaint)
 
     def close(self) -> None:
         """End the workers; the stream cannot be used afterwards."""
@@ -157,15 +165,15 @@ class BatchStream:
 
 
 def says_that_a_worker_died(error: BaseException) -> bool:
-    """PyTorch raises such an error wherever the main thread is when a loader process is killed."""
+    """Return whether PyTorch reports a dead loader process; it may raise this error anywhere."""
     return isinstance(error, RuntimeError) and bool(_DEAD_WORKER.search(str(error)))
 
 
 def worker_death(error: BaseException) -> WorkerDiedError:
-    """The error that a user can do something about."""
+    """Build the error that tells the user what to change."""
     return WorkerDiedError(
-        f"a worker process that loads data died ({' '.join(str(error).split())}); if it "
-        "ran out of memory lower data.workers, data.prefetch or data.batch_size"
+        f"a data-loading worker process died ({' '.join(str(error).split())}); if it ran out of "
+        "memory, lower data.workers, data.prefetch or data.batch_size"
     )
 
 
@@ -178,28 +186,28 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _as_it_is(answer: Any) -> Any:
+def _identity(answer: Any) -> Any:
     return answer
 
 
-def _settle_worker(worker: int) -> None:  # noqa: ARG001
+def _init_worker(worker: int) -> None:  # noqa: ARG001
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         signal_at_parents_end(signal.SIGKILL, parent.pid)
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_end_without_sending)  # type: ignore[attr-defined]
-    cv2.setNumThreads(0)  # one process per core is already there
+    cv2.setNumThreads(0)  # there is already one process per core
     cv2.ocl.setUseOpenCL(False)
     torch.set_num_threads(1)
 
 
 def _end_without_sending(error: Exception, answer: object) -> None:  # noqa: ARG001
-    """What a worker cannot send is lost to the training process, which would wait for it for ever.
+    """End the worker if it cannot send its batch, because the training process would wait forever.
 
-    So the worker ends, which is noticed there.
+    The training process notices that the worker ended.
     """
-    text = f"a process that loads data cannot send its batch: {error}"
+    text = f"a data-loading worker process cannot send its batch: {error}"
     if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
         text += "; raise the limit (ulimit -n), or lower data.workers"
     os.write(2, f"{text}\n".encode())
@@ -207,14 +215,14 @@ def _end_without_sending(error: Exception, answer: object) -> None:  # noqa: ARG
 
 
 def _end_workers(loader: DataLoader[Any]) -> None:
-    """Ask the workers to end, as the loader would at its own end, and kill those that are stuck."""
+    """Ask the workers to end, as the loader does when it is deleted, and kill those that hang."""
     iterator: Any = loader._iterator
     loader._iterator = None
     if iterator is None:
         return
     try:
         iterator._shutdown_workers()
-    except RuntimeError as error:  # from PyTorch's SIGCHLD handler: a worker died, now or before
+    except RuntimeError as error:  # from PyTorch's SIGCHLD handler: a worker has died
         if not says_that_a_worker_died(error):
             raise
     for worker in iterator._workers:

@@ -17,14 +17,14 @@ LayerNormName = Literal["none", "batch", "group", "sync"]
 FROZEN_NORMS = ("frozen", "frozen_stats")  # whose statistics never change
 
 
-def _one_or_more(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-Sizes = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_one_or_more)]
+Sizes = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 
 
 def _check_thresholds(config: Any) -> Any:
@@ -40,8 +40,8 @@ def _check_levels(levels: Sequence[int], last: int) -> None:
     consecutive = all(after - before == 1 for before, after in pairwise(levels))
     if not levels or not consecutive or not 2 <= levels[0] <= 5 or not 5 <= levels[-1] <= last:
         raise ValueError(
-            f"levels: {list(levels)} is no pyramid; give consecutive levels that begin at 2 to 5 "
-            f"and end at 5 to {last}"
+            f"levels: {list(levels)} is not a pyramid; give consecutive levels, the first from 2 "
+            f"to 5, the last from 5 to {last}"
         )
 
 
@@ -49,7 +49,7 @@ def _check_sizes(sizes: Sequence[Sequence[float]], levels: Sequence[int]) -> Non
     if len(sizes) != len(levels) or len({len(level_sizes) for level_sizes in sizes}) != 1:
         raise ValueError(
             f"anchors.sizes: {len(sizes)} entries for the {len(levels)} pyramid levels "
-            f"{list(levels)}; give every level an entry with the same number of sizes"
+            f"{list(levels)}; give one entry per level, each with the same number of sizes"
         )
 
 
@@ -58,16 +58,16 @@ class AnchorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
     sizes: tuple[Sizes, ...] | None = Field(
         default=None,
-        description="anchor size in pixels of each pyramid level, finest first, or a list of "
-        "sizes a level; null: RetinaNet 4 x stride (32 at P3), RPN 8 x stride (32 at P2), or 32, "
-        "64, 128, 256, 512 on every map where two have the same stride (mobilenet_v3_large)",
+        description="anchor size(s) in pixels per pyramid level, finest first; null: RetinaNet "
+        "4 x stride, RPN 8 x stride, or all of 32 to 512 if strides repeat (mobilenet_v3_large)",
     )
     scales_per_octave: Annotated[int, Field(ge=1, le=16)] | None = Field(
         default=None,
-        description="scales n: each size also times 2^(1/n), 2^(2/n) ...; null: RetinaNet 3, RPN 1",
+        description="scales per octave n: each size is also multiplied by 2^(1/n), 2^(2/n), ...; "
+        "null: RetinaNet 3, RPN 1",
     )
     ratios: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
-        default=(0.5, 1.0, 2.0), description="height over width of the anchors of each size"
+        default=(0.5, 1.0, 2.0), description="aspect ratios (height / width) of each anchor size"
     )
     rounded: bool = Field(
         default=True,
@@ -77,41 +77,43 @@ class AnchorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
 
 class RetinaNetConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """What only RetinaNet has."""
+    """Options of RetinaNet."""
 
     p6_from: Literal["p5", "c5"] = Field(
         default="p5",
-        description="P6 is made from the pyramid's P5 (torchvision) or from C5 (the paper)",
+        description="source of P6: p5, of the pyramid (torchvision), or c5, of the backbone (the "
+        "paper)",
     )
     relu_before_p7: bool = Field(
-        default=True, description="a ReLU between P6 and P7 (torchvision: true, the paper: false)"
+        default=True,
+        description="apply a ReLU between P6 and P7 (torchvision: true, the paper: false)",
     )
     tower_depth: Annotated[int, Field(ge=1, le=16)] = Field(
-        default=4, description="3x3 convolutions before the last one, in each of the two heads"
+        default=4, description="3x3 convolutions before the output layer of each of the two heads"
     )
     head_norm: LayerNormName = Field(
         default="none",
-        description="normalization in the heads; small detectors from scratch need one",
+        description="normalization of the heads: none, batch, group or sync (synchronized batch); "
+        "small detectors trained from scratch need one",
     )
     prior_probability: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.01,
-        description="score of every class at the start of training (sets the last bias)",
+        description="initial score of every class (sets the bias of the output layer)",
     )
     foreground_iou: Fraction = Field(
-        default=0.5, description="an anchor from this IoU on is positive"
+        default=0.5, description="anchors with at least this IoU are positive"
     )
-    background_iou: Fraction = Field(
-        default=0.4, description="an anchor below this IoU is negative"
-    )
+    background_iou: Fraction = Field(default=0.4, description="anchors below this IoU are negative")
     low_quality_matches: bool = Field(
-        default=True, description="the best anchors of each object are positive whatever their IoU"
+        default=True,
+        description="make the best anchors of each object positive, whatever their IoU",
     )
-    focal_alpha: Fraction = Field(default=0.25, description="focal loss: the weight of positives")
+    focal_alpha: Fraction = Field(default=0.25, description="focal loss: weight of the positives")
     focal_gamma: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=2.0, description="focal loss: the exponent by which easy examples count less"
+        default=2.0, description="focal loss: exponent that down-weights easy examples"
     )
     topk_candidates: Count = Field(
-        default=1000, description="best predictions of each pyramid level that go into NMS"
+        default=1000, description="highest-scoring predictions per pyramid level that enter NMS"
     )
 
     @model_validator(mode="after")
@@ -123,40 +125,38 @@ class RPNConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The region proposal network of Faster and Mask R-CNN."""
 
     conv_depth: Annotated[int, Field(ge=1, le=16)] = Field(
-        default=1, description="3x3 convolutions before the two outputs"
+        default=1, description="3x3 convolutions before the two output layers"
     )
     foreground_iou: Fraction = Field(
-        default=0.7, description="an anchor from this IoU on is positive"
+        default=0.7, description="anchors with at least this IoU are positive"
     )
-    background_iou: Fraction = Field(
-        default=0.3, description="an anchor below this IoU is negative"
-    )
+    background_iou: Fraction = Field(default=0.3, description="anchors below this IoU are negative")
     low_quality_matches: bool = Field(
-        default=True, description="the best anchors of each object are positive whatever their IoU"
+        default=True,
+        description="make the best anchors of each object positive, whatever their IoU",
     )
-    batch_size_per_image: Count = Field(default=256, description="anchors sampled in an image")
+    batch_size_per_image: Count = Field(default=256, description="anchors sampled per image")
     positive_fraction: Fraction = Field(
-        default=0.5, description="largest share of positives among the sampled"
+        default=0.5, description="maximum fraction of positives among the sampled anchors"
     )
     pre_nms_top_n_train: Count = Field(
-        default=2000, description="proposals a level before NMS, training"
+        default=2000, description="proposals per level before NMS, in training"
     )
     pre_nms_top_n_test: Count = Field(
-        default=1000, description="proposals a level before NMS, test"
+        default=1000, description="proposals per level before NMS, at test time"
     )
     post_nms_top_n_train: Count = Field(
-        default=2000, description="proposals an image after NMS, training (the paper: 1000)"
+        default=2000, description="proposals per image after NMS, in training (the paper: 1000)"
     )
     post_nms_top_n_test: Count = Field(
-        default=1000, description="proposals an image after NMS, test"
+        default=1000, description="proposals per image after NMS, at test time"
     )
     nms_threshold: Fraction = Field(
-        default=0.7, description="IoU above which a proposal is suppressed"
+        default=0.7, description="NMS: IoU above which a lower-scoring proposal is suppressed"
     )
     score_threshold: Fraction = Field(
         default=0.0,
-        description="proposals below this score are dropped (torchvision's on mobilenet_v3_large: "
-        "0.05)",
+        description="discard proposals below this score (torchvision on mobilenet_v3_large: 0.05)",
     )
 
     @model_validator(mode="after")
@@ -168,23 +168,25 @@ class RoIConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The box head of Faster and Mask R-CNN."""
 
     foreground_iou: Fraction = Field(
-        default=0.5, description="a proposal from this IoU on is positive"
+        default=0.5, description="proposals with at least this IoU are positive"
     )
     background_iou: Fraction = Field(
-        default=0.5, description="a proposal below this IoU is negative"
+        default=0.5, description="proposals below this IoU are negative"
     )
-    batch_size_per_image: Count = Field(default=512, description="proposals sampled in an image")
+    batch_size_per_image: Count = Field(default=512, description="proposals sampled per image")
     positive_fraction: Fraction = Field(
-        default=0.25, description="largest share of positives among the sampled"
+        default=0.25, description="maximum fraction of positives among the sampled proposals"
     )
     box_weights: tuple[Positive, Positive, Positive, Positive] = Field(
         default=(10.0, 10.0, 5.0, 5.0), description="factors of the encoded (x, y, w, h) deltas"
     )
-    pool_size: Count = Field(default=7, description="bins a side of RoIAlign for boxes")
+    pool_size: Count = Field(default=7, description="RoIAlign for boxes: bins per side")
     sampling_ratio: Count = Field(
-        default=2, description="RoIAlign's sampling points a bin and side"
+        default=2, description="RoIAlign for boxes: sampling points per bin along each side"
     )
-    representation_size: Count = Field(default=1024, description="width of the two linear layers")
+    representation_size: Count = Field(
+        default=1024, description="width of the two fully connected layers"
+    )
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> RoIConfig:
@@ -195,91 +197,101 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The mask head of Mask R-CNN."""
 
     pool_size: Count = Field(
-        default=14, description="bins a side of RoIAlign for masks (a mask has twice)"
+        default=14, description="RoIAlign for masks: bins per side (masks have twice as many)"
     )
     sampling_ratio: Count = Field(
-        default=2, description="RoIAlign's sampling points a bin and side"
+        default=2, description="RoIAlign for masks: sampling points per bin along each side"
     )
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        default=(256, 256, 256, 256), description="width of each 3x3 convolution"
+        default=(256, 256, 256, 256), description="channels of each 3x3 convolution"
     )
-    predictor_channels: Count = Field(default=256, description="width of the upsampling layer")
+    predictor_channels: Count = Field(default=256, description="channels of the upsampling layer")
 
 
 class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """A detector: its kind, its backbone and pyramid, its heads, what it returns."""
+    """A detector: its architecture, backbone and pyramid, its heads, and what it returns."""
 
     type: Literal["retinanet", "faster_rcnn", "mask_rcnn"] = Field(
-        default="retinanet", description="the kind of detector"
+        default="retinanet", description="detector architecture"
     )
-    backbone: BackboneName = Field(default="resnet50", description="the network below the pyramid")
+    backbone: BackboneName = Field(default="resnet50", description="backbone network")
     weights: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         default="imagenet",
         min_length=1,
-        description="imagenet (the backbone: torchvision's IMAGENET1K_V1), coco (the whole "
-        "detector, on resnet50: torchvision's COCO_V1), none, or a .pth or .safetensors file of a "
-        "backbone or of a whole detector",
+        description="imagenet (the backbone: torchvision's IMAGENET1K_V1), coco (the detector: "
+        "torchvision's COCO_V1, resnet50 only), none, or a .pth or .safetensors file of a "
+        "backbone or detector",
     )
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = Field(
         default=3,
-        description="stages of the backbone that are trained, counted from the last; 5: all",
+        description="backbone stages to train, counted from the last; 5: all",
     )
     norm: NormName = Field(
         default="frozen",
-        description="the backbone's normalization: frozen (nothing trained), frozen_stats "
-        "(statistics frozen, scale and shift trained: the paper), batch, group, sync",
+        description="normalization of the backbone: frozen (nothing trained), frozen_stats "
+        "(statistics frozen, scale and shift trained, as in the paper), batch, group or sync "
+        "(synchronized batch)",
     )
+    # With null, a file of your own of torchvision's ResNet-50 detector with frozen norms and 91
+    # classes cannot be told from COCO_V1 and gets 0. mobilenet_v3_large's ImageNet weights were
+    # trained with 1e-3, and are used with 1e-5, as in torchvision's detectors.
     norm_eps: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="eps of the backbone's normalization; null: that of the weights or the "
-        "checkpoint, 1e-5, or 0 where torchvision's COCO_V1 detectors were trained with 0; 0 is "
-        "for the frozen ones. A file of your own of torchvision's ResNet-50 detector with frozen "
-        "norms and 91 classes cannot be told from COCO_V1: set 1e-5 for it; for one that was "
-        "fine-tuned from COCO_V1 to other classes, set 0. mobilenet_v3_large's ImageNet weights "
-        "were trained with 1e-3, and are used with 1e-5, as in torchvision's detectors",
+        description="eps of the backbone's normalization, 0 only with frozen norms; null: that of "
+        "the weights or checkpoint (1e-5, torchvision's COCO_V1: 0); for detector files of your "
+        "own set 0 if fine-tuned from COCO_V1, else 1e-5",
     )
     fpn_channels: Count = Field(
-        default=256, description="width of the pyramid and of the heads on it"
+        default=256, description="channels of the pyramid and of the heads on it"
     )
-    fpn_norm: LayerNormName = Field(default="none", description="normalization in the pyramid")
+    fpn_norm: LayerNormName = Field(
+        default="none",
+        description="normalization of the pyramid: none, batch, group or sync (synchronized batch)",
+    )
     levels: tuple[int, ...] | None = Field(
         default=None,
-        description="pyramid levels, level l has stride 2^l; null: RetinaNet [3, 4, 5, 6, 7], "
-        "Faster and Mask R-CNN [2, 3, 4, 5, 6], on mobilenet_v3_large [5, 5, 6]",
+        description="pyramid levels; level l has stride 2^l; null: RetinaNet [3, 4, 5, 6, 7], "
+        "Faster and Mask R-CNN [2, 3, 4, 5, 6], or [5, 5, 6] on mobilenet_v3_large",
     )
-    anchors: AnchorConfig = Field(default_factory=AnchorConfig, description="the anchors")
+    anchors: AnchorConfig = Field(default_factory=AnchorConfig, description="anchors")
     head_init: Literal["torchvision", "width"] = Field(
         default="torchvision",
-        description="initialization of the heads' convolutions: normal with std 0.01 (made for "
-        "256 channels), or fitted to their width (He)",
+        description="initialization of the heads' convolutions: torchvision (normal with std 0.01, "
+        "made for 256 channels) or width (He, scaled to the number of channels)",
     )
     retinanet: RetinaNetConfig = Field(
-        default_factory=RetinaNetConfig, description="RetinaNet alone"
+        default_factory=RetinaNetConfig, description="options of RetinaNet"
     )
     rpn: RPNConfig = Field(
-        default_factory=RPNConfig, description="Faster and Mask R-CNN: proposals"
+        default_factory=RPNConfig,
+        description="options of Faster and Mask R-CNN: region proposal network",
     )
-    roi: RoIConfig = Field(default_factory=RoIConfig, description="Faster and Mask R-CNN: box head")
-    mask: MaskConfig = Field(default_factory=MaskConfig, description="Mask R-CNN: mask head")
+    roi: RoIConfig = Field(
+        default_factory=RoIConfig, description="options of Faster and Mask R-CNN: box head"
+    )
+    mask: MaskConfig = Field(
+        default_factory=MaskConfig, description="options of Mask R-CNN: mask head"
+    )
     score_threshold: Fraction = Field(
-        default=0.05, description="detections must score more than this"
+        default=0.05, description="discard detections that do not score above this"
     )
     nms_threshold: Fraction = Field(
         default=0.5,
-        description="IoU above which a lower-scoring detection of the class is suppressed",
+        description="NMS: IoU above which a lower-scoring detection of the same class is "
+        "suppressed",
     )
     detections_per_image: Count = Field(
-        default=100, description="largest number of detections in an image"
+        default=100, description="maximum number of detections per image"
     )
     channels_last: bool = Field(
         default=True,
-        description="keep images and convolutions in channels-last memory order: the same numbers "
-        "up to rounding, sooner",
+        description="use the channels-last memory format: faster, with the same results up to "
+        "rounding",
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="on a GPU, record the passes of each image size and launch them as one: the "
-        "same numbers, sooner for small batches; not with the weighting gradnorm",
+        description="on a GPU, capture the forward and backward pass of each image size in CUDA "
+        "graphs: faster for small batches, with the same results; not with weighting gradnorm",
     )
 
     @property
@@ -296,8 +308,8 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     def _coco_weights_are_published(self) -> DetectorConfig:
         if self.weights == "coco" and self.backbone != "resnet50":
             raise ValueError(
-                f"weights: coco is on resnet50 alone, not on {self.backbone}; choose backbone: "
-                "resnet50, weights: imagenet, or a file"
+                f"weights: coco exists only for resnet50, not for {self.backbone}; choose "
+                "backbone: resnet50, weights: imagenet, or a file"
             )
         return self
 
@@ -305,7 +317,7 @@ class DetectorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
     def _eps_fits_norm(self) -> DetectorConfig:
         if self.norm_eps == 0 and self.norm not in FROZEN_NORMS:
             raise ValueError(
-                f"norm_eps: 0 lets norm: {self.norm} divide by zero; leave it out, or choose "
+                f"norm_eps: 0 can make norm: {self.norm} divide by zero; leave it out, or choose "
                 f"norm: {' or '.join(FROZEN_NORMS)}"
             )
         return self

@@ -1,4 +1,4 @@
-"""The options of the block ``loss`` of a config."""
+"""The ``loss`` block of a config file, and the weighting that it describes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class BoxLossConfig(BaseModel, extra="forbid", frozen=True):
 
     type: Literal["l1", "smooth_l1", "giou", "diou", "ciou"] = Field(
         default="l1",
-        description="the box loss: l1 and smooth_l1 compare deltas, the others decoded boxes",
+        description="box loss: l1 and smooth_l1 compare deltas; giou, diou and ciou compare "
+        "decoded boxes",
     )
     beta: float = Field(
         default=1.0,
         ge=0,
         le=1_000_000,
-        description="smooth_l1 is squared below this difference and linear above it",
+        description="smooth_l1: quadratic below this difference, linear above it",
     )
 
 
@@ -46,7 +47,7 @@ class DWAConfig(BaseModel, extra="forbid", frozen=True):
         default=2.0,
         gt=0,
         allow_inf_nan=False,
-        description="the larger, the closer the weights stay to 1",
+        description="softmax temperature; larger values keep the weights closer to 1",
     )
 
 
@@ -63,13 +64,13 @@ class GradNormConfig(BaseModel, extra="forbid", frozen=True):
         default=1.5,
         ge=0,
         allow_inf_nan=False,
-        description="pull to a common training rate; 0 makes the gradients equally large",
+        description="strength of the pull toward a common training rate; 0: equal gradient norms",
     )
     lr: float = Field(
         default=0.025,
         gt=0,
         allow_inf_nan=False,
-        description="learning rate of the weights, which Adam moves",
+        description="learning rate of the weights (Adam)",
     )
 
 
@@ -88,32 +89,36 @@ class WeightingConfig(BaseModel, extra="forbid", frozen=True):
         "gradnorm",
     ] = Field(
         default="fixed",
-        description="fixed keeps the initial weights, every other type adjusts them while "
-        "training: see docs/loss-weighting.md",
+        description="weighting method: fixed keeps the initial weights, every other type adjusts "
+        "them during training (see docs/loss-weighting.md)",
     )
     variant: Literal[1, 2] = Field(
         default=2,
-        description="alwa: 1 compares mean + standard deviation, 2 the standard deviation",
+        description="alwa: statistic to compare: 1, mean + standard deviation; 2, standard "
+        "deviation only",
     )
     interval: int = Field(
         default=100,
         ge=2,
         le=1_000_000,
-        description="iterations in a window, whose losses are kept: statistics and updates come "
-        "once in each",
+        description="iterations per window; the losses of a window are kept, and statistics and "
+        "updates computed once from them",
     )
     initial: tuple[_Weight, _Weight] = Field(
         default=(1.0, 1.0),
-        description="fixed, alwa, uncertainty, gradnorm: the weights of the two losses of every "
-        "pair at the beginning",
+        description="fixed, alwa, uncertainty, gradnorm: initial weights of the two losses of "
+        "every pair",
     )
     update: Literal["replace", "multiplicative", "unweighted"] = Field(
-        default="replace", description="alwa: the rule of the update; replace is the paper's"
+        default="replace",
+        description="alwa: new weight: replace, reg / cls if cls > reg (the paper); "
+        "multiplicative, weight * reg / cls if cls > reg; unweighted, min(weight * reg / cls, "
+        "initial)",
     )
     pairs: dict[str, tuple[str, str]] | None = Field(
         default=None,
         min_length=1,
-        description="pairs of loss names, the adjusted one first; null takes the detector's",
+        description="pairs of loss names, the adjusted one first; null: the detector's pairs",
     )
     dwa: DWAConfig = Field(default=DWAConfig(), description="options of type dwa")
     rlw: RLWConfig = Field(default=RLWConfig(), description="options of type rlw")
@@ -123,11 +128,11 @@ class WeightingConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _initial_is_read(self) -> WeightingConfig:
-        # Other keys of another type stay unread, so that overriding type alone switches the rule;
-        # but whoever gives weights is told that nobody would apply them.
+        # Options of other types are ignored, so that overriding only type switches the method.
+        # Initial weights are the exception: giving them where nothing applies them is an error.
         if self.initial != (1.0, 1.0) and self.type not in TYPES_WITH_INITIAL:
             raise ValueError(
-                f"initial: {self.type} sets its weights by itself; leave initial out, or choose "
+                f"initial: {self.type} sets its own weights; leave initial out, or choose "
                 f"type {', '.join(TYPES_WITH_INITIAL)}"
             )
         return self
@@ -137,7 +142,7 @@ class LossConfig(BaseModel, extra="forbid", frozen=True):
     """Losses and the weights between them."""
 
     box: BoxLossConfig = Field(
-        default=BoxLossConfig(), description="box loss of RetinaNet's head, or of the RoI head"
+        default=BoxLossConfig(), description="box loss of RetinaNet's head or of the RoI box head"
     )
     rpn_box: BoxLossConfig = Field(
         default=BoxLossConfig(), description="box loss of the region proposal network"
@@ -147,8 +152,8 @@ class LossConfig(BaseModel, extra="forbid", frozen=True):
     )
     normalizer: Literal["batch", "image"] = Field(
         default="batch",
-        description="batch divides by the positives of the whole batch, as the paper does; "
-        "image divides by those of each image and averages, as torchvision does; RetinaNet alone",
+        description="RetinaNet: batch divides by the positives of the whole batch (the paper); "
+        "image divides by those of each image and averages (torchvision)",
     )
 
 
@@ -157,13 +162,15 @@ def build_weighting(
     default_pairs: Mapping[str, tuple[str, str]],
     loss_names: Collection[str],
 ) -> LossWeighting:
-    """The weighting that a config describes, for its own pairs or else the detector's.
+    """Build the weighting that a config describes, for its own pairs or else the detector's.
 
     Args:
+        config: the options.
+        default_pairs: the detector's pairs, used where the config gives none.
         loss_names: the losses that the detector emits.
 
     Raises:
-        ValueError: if a loss stands in two pairs, or is none of the detector's.
+        ValueError: if a loss is in two pairs, or is not a loss of the detector.
     """
     pairs = default_pairs if config.pairs is None else config.pairs
     for pair, names in pairs.items():

@@ -40,12 +40,12 @@ def load_coco(
     Args:
         root: the folder that holds ``annotations/instances_<split>.json`` and ``<split>/``.
         split: such as ``val2017``.
-        classes: names in the order of their labels, among them those of all objects; None takes
-            the file's categories in their order. Names that are no category are warned of.
+        classes: class names in label order, which must cover all objects; None takes the file's
+            categories in their order. Names that are not a category are logged as a warning.
         access: how files are opened.
 
     Raises:
-        InputError: whatever is wrong with the file; the message names it and the object.
+        InputError: the file cannot be used; the message names it and the object.
     """
     path = _annotation_file(root, split)
     if not access.follow_links:
@@ -64,12 +64,12 @@ def load_coco(
             categories = read_categories(path, value)
     if categories is None:
         raise InputError(
-            f"{path}: has no 'categories'; add the list of classes, [{{'id': 1, 'name': ...}}, ...]"
+            f"{path}: has no 'categories'; add the list of classes: [{{'id': 1, 'name': ...}}, ...]"
         )
     if "annotations" not in found:
-        raise InputError(f"{path}: has no 'annotations'; name a split that is annotated")
+        raise InputError(f"{path}: has no 'annotations'; use a split that is annotated")
     if not len(images.ids):
-        raise InputError(f"{path}: lists no images; add them under 'images', or name another split")
+        raise InputError(f"{path}: lists no images; add them under 'images', or use another split")
     files = [f"{split}/{file}" for file in images.files]
     given = np.array(images.sizes).reshape(-1, 2)
     sizes = complete_sizes(root, files, given, str(path), access)
@@ -78,7 +78,11 @@ def load_coco(
 
 
 def load_category_ids(root: Path, split: str, follow_links: bool = False) -> dict[str, int]:
-    """Class name -> category id of one split; raises InputError as ``load_coco`` does."""
+    """Read class name -> category id from the annotation file of one split.
+
+    Raises:
+        InputError: the file cannot be used, as in ``load_coco``.
+    """
     path = _annotation_file(root, split)
     if not follow_links:
         check_inside(root, path, str(root))
@@ -86,7 +90,7 @@ def load_category_ids(root: Path, split: str, follow_links: bool = False) -> dic
         if key == "categories":
             return read_categories(path, value)
         if key in ("images", "annotations"):
-            deque(value, maxlen=0)  # read past, without keeping any
+            deque(value, maxlen=0)  # skip all elements without keeping them
     return read_categories(path, None)
 
 
@@ -96,8 +100,8 @@ def _annotation_file(root: Path, split: str) -> Path:
     if os.path.isfile(path):
         return path
     present = sorted(file.stem[10:] for file in root.glob("annotations/instances_*.json"))
-    cure = f"the splits there: {some_of(present)}" if present else "check data.root and data.format"
-    raise InputError(f"{path}: there is no such file; {cure}")
+    cure = f"available splits: {some_of(present)}" if present else "check data.root and data.format"
+    raise InputError(f"{path}: file not found; {cure}")
 
 
 def _build(
@@ -143,17 +147,17 @@ def _build(
 
 
 def _choose_classes(annotations: Annotations, path: Path, classes: Sequence[str]) -> Annotations:
-    """A validation file may lack categories that it has no objects of."""
+    """Relabel to ``classes``; a validation file may lack categories that it has no objects of."""
     missing = [name for name in classes if name not in annotations.classes]
     if len(missing) == len(classes):
         raise InputError(
             f"{path}: none of the classes {some_of(classes)} is a category of the file; correct "
-            f"data.classes or the categories: {some_of(annotations.classes)}"
+            f"data.classes or the file's categories: {some_of(annotations.classes)}"
         )
     chosen = annotations.relabel(classes)
     if missing:
         log.warning(
-            "%s: has no category and so no objects of class %s; its own are %s",
+            "%s: has no category, and so no objects, for class %s; its categories are %s",
             path,
             some_of(missing),
             some_of(annotations.classes),

@@ -1,4 +1,4 @@
-"""Annotations out of boxes that a program has already, whatever format they came in."""
+"""Annotations from boxes and labels that are already in memory."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def annotations_of(
     segmentations: Sequence[Sequence[Any]] | None = None,
     split: str = "train",
 ) -> Annotations:
-    """Images and their objects, none of them difficult and no crowds.
+    """Build annotations from images and their objects; none is difficult or a crowd.
 
     Args:
-        classes: names.
-        files: of each image, relative to ``data.root``.
-        sizes_hw: of each image, in pixels.
-        boxes_xyxy: of each image ``(n, 4)``, in pixels, continuous coordinates: the first pixel is
-            from 0 to 1.
-        labels: of each image ``(n,)``, indices into ``classes``, from 0.
-        segmentations: of each image ``n`` as COCO has them, polygons or run lengths.
-        split: its name.
+        classes: class names in label order.
+        files: image files, relative to ``data.root``.
+        sizes_hw: height and width of each image, in pixels.
+        boxes_xyxy: ``(n, 4)`` for each image, in pixels, continuous coordinates: the first pixel
+            spans 0 to 1.
+        labels: ``(n,)`` for each image, 0-based indices into ``classes``.
+        segmentations: ``n`` for each image, in COCO's format: polygons or run lengths.
+        split: name of the split.
 
     Raises:
-        ValueError: there are not as many of one as of the others, a label is none of the classes,
-            or a box has no area inside its image; the image and the object are named.
+        ValueError: the lengths differ, a label is out of range, or a box has no area inside its
+            image; the message names the image and the object.
         InputError: a segmentation does not fit its image.
     """
     if not len(files) == len(sizes_hw) == len(boxes_xyxy) == len(labels):
         raise ValueError(
             f"{len(files)} files, {len(sizes_hw)} sizes, {len(boxes_xyxy)} images with boxes and "
-            f"{len(labels)} with labels: give one of each an image"
+            f"{len(labels)} with labels: give one of each per image"
         )
     boxes_of_images = [np.asarray(each, np.float64).reshape(-1, 4) for each in boxes_xyxy]
     labels_of_images = [np.asarray(each).reshape(-1) for each in labels]
@@ -82,7 +82,7 @@ def _check(
 ) -> None:
     if len(boxes) != len(labels):
         raise ValueError(
-            f"{shown(file)}: {len(boxes)} boxes and {len(labels)} labels: give one a box"
+            f"{shown(file)}: {len(boxes)} boxes and {len(labels)} labels: give one label per box"
         )
     height, width = size_hw
     low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], [width, height])
@@ -93,7 +93,7 @@ def _check(
         )
     for row in np.flatnonzero(~np.isin(labels, np.arange(num_classes)))[:1]:
         raise ValueError(
-            f"{shown(file)}: object {row} has the label {labels[row]}; labels are 0 to "
+            f"{shown(file)}: object {row} has the label {labels[row]}; labels must be 0 to "
             f"{num_classes - 1}"
         )
 
@@ -104,12 +104,12 @@ def _masks(
     sizes_hw: npt.NDArray[np.int32],
     counts: Sequence[int],
 ) -> MaskStore | None:
-    """The store of all objects; ``sizes_hw`` ``(N, 2)`` are those of their images."""
+    """Build the store of all objects; ``sizes_hw`` ``(N, 2)`` are the sizes of their images."""
     if segmentations is None:
         return None
     if [len(each) for each in segmentations] != list(counts):
-        raise ValueError("segmentations: give one an object, None where there is none")
-    of_objects = np.repeat(np.arange(len(files)), counts)
+        raise ValueError("segmentations: give one per object, None where there is none")
+    image_rows = np.repeat(np.arange(len(files)), counts)
     columns = SegmentationColumns()
     for file, each in zip(files, segmentations, strict=True):
         for row, segmentation in enumerate(each):
@@ -117,4 +117,4 @@ def _masks(
                 columns.add(segmentation)
             except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(f"{shown(file)}: object {row}: segmentation {error}") from error
-    return columns.finish(sizes_hw, lambda row: str(files[of_objects[row]]))
+    return columns.finish(sizes_hw, lambda row: str(files[image_rows[row]]))

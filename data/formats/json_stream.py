@@ -1,4 +1,4 @@
-"""Big JSON files, element by element: a few megabytes of text in memory instead of all of it."""
+"""Large JSON files, parsed element by element with only a few megabytes of text in memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from data.errors import InputError, shown, unreadable
 _CHUNK = 1 << 22  # characters read at a time
 _SPACES = re.compile(r"[ \t\n\r]*")
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
-# So close to the window's end an error may be one of the window, not of the file, and a number may
-# go on: 1 of 1.5e3.
+# This close to the window's end, an error may be due to the window instead of the file, and a
+# number may continue beyond it: 1 of 1.5e3.
 _LOOK_BACK = 64
 
 
 def stream_members(path: Path, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """The members of the JSON object in a file, in their order.
+    """Yield the members of the JSON object in a file, in file order.
 
-    A member named in ``arrays`` must be an array and comes as ``(key, iterator of its elements)``,
-    to be exhausted before the next member, every other one as ``(key, value)``. Raises InputError
-    for a file that cannot be read, is no UTF-8, no JSON object, nested too deeply, or gives a key
-    twice.
+    A member named in ``arrays`` must be an array and is yielded as ``(key, iterator of its
+    elements)``, which must be exhausted before the next member; every other one as
+    ``(key, value)``.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, is not a JSON object, is nested too
+            deeply, or has a duplicate key.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -47,7 +50,7 @@ class _Text:
         self.path = path
 
     def next_character(self) -> str:
-        """The next character that is no white space, not consumed; "" at the end of the file."""
+        """Peek at the next character that is not white space; "" at the end of the file."""
         while True:
             spaces = _SPACES.match(self._window, self._position)
             self._position = spaces.end() if spaces else self._position
@@ -90,7 +93,7 @@ class _Text:
                 return value
 
     def skip_comma(self) -> bool:
-        """Consume a comma and the space around it if all of it is in the window: the fast way."""
+        """Fast path: consume a comma and the space around it if all of it is in the window."""
         comma = _COMMA.match(self._window, self._position)
         if comma is None or comma.end() == len(self._window):
             return False
@@ -98,10 +101,11 @@ class _Text:
         return True
 
     def error(self, problem: str) -> InputError:
+        """Build the error for a problem at the current position."""
         place = self._before + self._position
         return InputError(
             f"{self.path}: not valid JSON at character {place}: {problem}; "
-            "the file may be cut short or edited by hand: export or download it again"
+            "the file may be truncated or edited by hand: export or download it again"
         )
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
@@ -109,7 +113,7 @@ class _Text:
         return unterminated or error.pos > len(self._window) - _LOOK_BACK
 
     def _grow(self) -> bool:
-        """Drop what was consumed, read on; twice as much where one value fills the window."""
+        """Drop the consumed text and read more; double the window where one value fills it."""
         rest = self._window[self._position :]
         more = self._file.read(max(_CHUNK, len(rest)))
         if not more:
@@ -123,16 +127,16 @@ def _members(text: _Text, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
     if not text.next_character():
         raise InputError(f"{text.path}: is empty; export or download it again")
     if text.next_character() != "{":
-        raise InputError(f"{text.path}: holds no JSON object; COCO files start with {{")
+        raise InputError(f"{text.path}: is not a JSON object; COCO files start with {{")
     text.take("{")
     seen: set[str] = set()
     separator = "," if text.next_character() != "}" else text.take("}")
     while separator == ",":
         key = text.value()
         if not isinstance(key, str):
-            raise text.error(f"{shown(key)} stands where a key should")
+            raise text.error(f"expected a key, found {shown(key)}")
         if key in seen:
-            raise InputError(f"{text.path}: the key {shown(key)} is given twice; keep one")
+            raise InputError(f"{text.path}: the key {shown(key)} occurs twice; keep one")
         seen.add(key)
         text.take(":")
         if key in arrays:

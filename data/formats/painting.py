@@ -1,4 +1,4 @@
-"""Textured pictures of overlapping shapes, from a stream of random numbers."""
+"""Textured images of overlapping shapes, drawn from a stream of random numbers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
-# Shapes hide each other, but this much of each stays to be seen; else it is placed elsewhere.
+# Shapes occlude each other, but at least this fraction of each must stay visible.
 _LEAST_VISIBLE = 0.5
 _PLACEMENTS = 10
-_LEAST_CONTRAST = 120  # of a shape to what is behind it, summed over the three colors
+_LEAST_CONTRAST = 120  # between a shape and its background, summed over the three channels
 _GRAIN = 6  # standard deviation of each pixel's noise
 _SUBPIXEL_BITS = 6  # cv2.fillPoly takes fixed-point coordinates
 
@@ -27,7 +27,7 @@ _SUBPIXEL_BITS = 6  # cv2.fillPoly takes fixed-point coordinates
 def draw_picture(
     random: np.random.Generator, config: ShapesConfig
 ) -> tuple[Pixels, list[int], list[Mask]]:
-    """``(H, W, 3)`` uint8 RGB, and label and visible ``(H, W)`` mask of each shape in it."""
+    """Draw an ``(H, W, 3)`` uint8 RGB image; also the label and visible mask of each shape."""
     height, width = config.image_size
     picture = _texture(random, height, width, random.uniform(40, 215, 3), 30)
     labels: list[int] = []
@@ -68,7 +68,7 @@ def _place(
     wholes: list[Mask],
     masks: list[Mask],
 ) -> _Stamp | None:
-    """A shape of random size, place and turn that leaves the others visible; None: no room."""
+    """Draw a shape at random that leaves the others visible; None if there is no room."""
     height, width = config.image_size
     for _ in range(_PLACEMENTS):
         low, high = np.log(config.scale)

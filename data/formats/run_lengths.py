@@ -1,7 +1,7 @@
-"""COCO's compressed run-length strings: made, and added up without decoding their pixels.
+"""COCO's compressed run-length strings: encoding, and summing runs without decoding pixels.
 
-pycocotools trusts such strings: one that is cut short is read past its end, and one whose runs do
-not fill the image keeps the score loop going for ever. Strings from outside are therefore checked
+pycocotools trusts such strings: it reads past the end of a truncated one, and never returns from
+the evaluation of one whose runs do not fill the image. Strings from outside are therefore checked
 here, all at once.
 
 A string holds numbers of 5 bits a character, lowest bits first: a character is 48 plus 5 bits plus
@@ -23,29 +23,29 @@ _LONGEST_NUMBER = 7  # characters; 35 bits
 
 
 def compress(runs: list[Any], size_hw: list[int]) -> bytes:
-    """Run lengths as a list, of an image of ``height, width`` -> COCO's string of them.
+    """Compress a list of run lengths, of an image of ``height, width``, to COCO's string.
 
     Raises:
-        ValueError: they are not whole numbers from 0 that add up to the pixels of the image, or
-            these are more than pycocotools can count.
+        ValueError: they are not non-negative integers that add up to the number of pixels, or the
+            image has more pixels than pycocotools can count.
     """
     if set(map(type, runs)) != {int} or min(runs) < 0 or sum(runs) != size_hw[0] * size_hw[1]:
         raise ValueError("has counts that do not add up to its size")
     if sum(runs) >= 2**31:
-        raise ValueError("has a size of too many pixels")
+        raise ValueError("has a size with too many pixels")
     encoded: bytes = coco_mask.frPyObjects({"counts": runs, "size": size_hw}, *size_hw)["counts"]
     return encoded
 
 
 def described_pixels(rle_bytes: npt.NDArray[np.uint8], spans: IntArray) -> IntArray:
-    """The sum of the run lengths of each string; -1 where it is malformed, 0 where it is empty.
+    """Sum the run lengths of each string; -1 if it is malformed, 0 if it is empty.
 
     Args:
         rle_bytes: ``(R,)`` the characters of all strings.
         spans: ``(N, 2)`` first and one past the last character of each string.
 
     Returns:
-        ``(N,)``: a string fits an image of ``height * width`` pixels when it is equal to that.
+        ``(N,)`` int64; a string fits an image if its sum is ``height * width``.
 
     >>> described_pixels(np.frombuffer(b"52203", np.uint8), np.array([[0, 3], [3, 5], [2, 2]]))
     array([9, 3, 0])
@@ -61,7 +61,7 @@ def described_pixels(rle_bytes: npt.NDArray[np.uint8], spans: IntArray) -> IntAr
 
 
 def _sum_runs(characters: npt.NDArray[np.uint8], lengths: IntArray) -> IntArray:
-    """The same for strings that stand one after the other, none of them empty."""
+    """Sum the run lengths of non-empty, concatenated strings; -1 if one is malformed."""
     digits = characters.astype(np.int64) - 48
     string = np.repeat(np.arange(len(lengths)), lengths)
     final = (digits & 32) == 0
@@ -78,7 +78,7 @@ def _sum_runs(characters: npt.NDArray[np.uint8], lengths: IntArray) -> IntArray:
 
 
 def _numbers(digits: IntArray, ends: IntArray) -> IntArray:
-    """Characters and the index of the last one of each number -> signed numbers."""
+    """Decode characters, given the index of the last one of each number, to signed numbers."""
     characters = np.diff(ends, prepend=-1)
     starts = ends - characters + 1
     place = np.arange(len(digits)) - np.repeat(starts, characters)
@@ -89,7 +89,7 @@ def _numbers(digits: IntArray, ends: IntArray) -> IntArray:
 
 
 def _accumulate(numbers: IntArray, string: IntArray) -> IntArray:
-    """Numbers and the string of each -> run lengths: sums over every second number of a string."""
+    """Turn numbers into run lengths: cumulative sums over every second number of a string."""
     index = np.arange(len(numbers)) - np.searchsorted(string, string)
     runs = np.empty_like(numbers)
     for first, chain in enumerate((index == 0, index % 2 == 1, (index % 2 == 0) & (index > 0))):

@@ -1,4 +1,4 @@
-"""COCO's ``segmentation`` values, checked and packed into a MaskStore as they come."""
+"""COCO's ``segmentation`` values, checked and packed into a MaskStore one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FAR_OUTSIDE = 1000.0
 
 
 class SegmentationColumns:
-    """Collects the segmentations of a file's objects in their order."""
+    """Collects the segmentations of a file's objects, in file order."""
 
     def __init__(self) -> None:
         self._part_counts = array("q")
@@ -36,10 +36,13 @@ class SegmentationColumns:
         self._rle_sizes: list[list[int]] = []
 
     def add(self, segmentation: Any) -> None:
-        """One object's polygons, run lengths, or nothing (None, ``[]``).
+        """Add one object's polygons, run lengths, or nothing (None, ``[]``).
 
-        Parts with fewer than three points have no area and are left out. Raises ValueError,
-        TypeError or OverflowError, whose message says what is wrong with the segmentation.
+        Parts with fewer than three points have no area and are left out.
+
+        Raises:
+            ValueError, TypeError, OverflowError: the segmentation is malformed; the message says
+                how.
         """
         parts, characters = 0, 0
         if isinstance(segmentation, dict):
@@ -68,7 +71,7 @@ class SegmentationColumns:
         return parts
 
     def _pack(self) -> None:
-        """Move what was collected to hundredths of a pixel, as long as that loses nothing."""
+        """Convert collected coordinates to hundredths of a pixel if that is lossless."""
         values = np.array(self._loose)
         self._loose = array("d")
         if self._wide is None:
@@ -86,13 +89,13 @@ class SegmentationColumns:
     def _add_run_lengths(self, segmentation: dict[str, Any]) -> int:
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if not (isinstance(size, list) and [type(side) for side in size] == [int, int]):
-            raise ValueError("needs size: [height, width] beside its counts")
+            raise ValueError("needs size: [height, width] in addition to counts")
         if isinstance(counts, list):
             characters = compress(counts, size)
         elif isinstance(counts, str) and _RUN_LENGTHS.fullmatch(counts):
             characters = counts.encode("ascii")
         else:
-            raise ValueError("has counts that are neither run lengths nor COCO's string of them")
+            raise ValueError("has counts that are neither run lengths nor a COCO RLE string")
         self._rle_rows.append(len(self._part_counts))
         self._rle_sizes.append(size)
         self._rle_bytes += characters
@@ -101,14 +104,14 @@ class SegmentationColumns:
     def finish(
         self, sizes_hw: npt.NDArray[np.int32], where: Callable[[int], str]
     ) -> MaskStore | None:
-        """The store of all objects, or None where no object has a segmentation.
+        """Build the store of all objects, or None if no object has a segmentation.
 
         Args:
             sizes_hw: ``(N, 2)`` the size of each object's image.
-            where: what messages call an object, by its row.
+            where: row -> name of the object for messages.
 
         Raises:
-            InputError: run lengths or polygons that do not fit their image.
+            InputError: run lengths or polygons do not fit their image.
         """
         self._pack()
         coordinates = self._packed if self._wide is None else self._wide
@@ -130,11 +133,11 @@ class SegmentationColumns:
         for row, described, size in zip(
             self._rle_rows, pixels.tolist(), self._rle_sizes, strict=True
         ):
-            of_image = sizes_hw[row].tolist()
-            if size != of_image:
+            image_size = sizes_hw[row].tolist()
+            if size != image_size:
                 raise InputError(
-                    f"{where(row)}: segmentation is of size {shown(size)}, its image {of_image} "
-                    "(height, width); correct one of them"
+                    f"{where(row)}: segmentation has size {shown(size)}, but its image has size "
+                    f"{image_size} (height, width); correct one of them"
                 )
             if described != size[0] * size[1]:
                 raise InputError(
@@ -151,7 +154,7 @@ def _spans(lengths: array[int]) -> IntArray:
 def _check_polygons(
     store: MaskStore, sizes_hw: npt.NDArray[np.int32], where: Callable[[int], str]
 ) -> None:
-    """Coordinates near their image, and outlines that the rasterizer can take."""
+    """Check that coordinates are near their image and outlines not too long to rasterize."""
     if not len(store.part_coordinates):
         return
     starts = store.part_coordinates[:, 0]
@@ -163,9 +166,10 @@ def _check_polygons(
     margin = np.maximum(side, _FAR_OUTSIDE)
     strays = np.flatnonzero(~((low >= -margin) & (high <= side + margin)))  # NaN strays, too
     if len(strays):
-        row, ends = int(owner[strays[0]]), [float(low[strays[0]]), float(high[strays[0]])]
+        row = int(owner[strays[0]])
+        lowest, highest = float(low[strays[0]]), float(high[strays[0]])
         raise InputError(
-            f"{where(row)}: segmentation has coordinates from {ends[0]:g} to {ends[1]:g}, far "
+            f"{where(row)}: segmentation has coordinates from {lowest:g} to {highest:g}, far "
             f"outside its image of {sizes_hw[row].tolist()} (height, width); correct or remove it"
         )
     points = np.diff(store.part_coordinates)[:, 0] // 2

@@ -1,7 +1,7 @@
-"""The embedded dataset: textured pictures of overlapping shapes, drawn from a seed on first use.
+"""The synthetic dataset: textured images of overlapping shapes, drawn from a seed on first use.
 
-It is written in COCO's layout, with boxes and masks of what is visible of each shape, into a folder
-of its own for each set of options: ``<root>/<fingerprint>/annotations/instances_train.json``, ...
+It is written in COCO's layout, with boxes and masks of the visible part of each shape, into its own
+folder for each set of options: ``<root>/<fingerprint>/annotations/instances_train.json``, ...
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from data.errors import InputError, shown
 from data.formats.coco import load_coco
 from data.formats.painting import Mask, draw_picture
 
-# A change of the drawing changes the fingerprint, so that old pictures are not taken for new ones.
+# Increase when the drawing changes: the fingerprint then differs, and old images are not reused.
 _DRAWING = 1
 _JPEG_QUALITY = 95
 
 
 def load_shapes(root: Path, split: str, config: ShapesConfig) -> Annotations:
-    """The annotations of ``train`` or ``val``; the pictures are drawn if they are not there yet.
+    """Load the annotations of ``train`` or ``val``; the images are drawn if they do not exist yet.
 
-    Raises InputError for another split, or a root that cannot be written.
+    Raises:
+        InputError: the split is another one, or the root cannot be written.
     """
     if split not in ("train", "val"):
-        raise InputError(f"data: shapes has no split {shown(split)}; it has train and val")
+        raise InputError(f"data: format shapes has no split {shown(split)}; use train or val")
     folder = draw_shapes(root, config)
     annotations = load_coco(folder, split)
     files = np.char.add(f"{folder.name}/", annotations.files)
@@ -43,10 +44,13 @@ def load_shapes(root: Path, split: str, config: ShapesConfig) -> Annotations:
 
 
 def draw_shapes(root: Path, config: ShapesConfig) -> Path:
-    """Draw both splits unless they are there; returns their folder, ``root/<fingerprint>``.
+    """Draw both splits unless they exist; return their folder, ``root/<fingerprint>``.
 
-    It appears in one rename, finished. Of several processes that draw at once one wins, the others
-    throw theirs away: all of them drew the same.
+    The finished folder appears in one rename. If several processes draw at once, the first one wins
+    and the others discard their copies, which are identical.
+
+    Raises:
+        InputError: the root cannot be written.
     """
     folder = root / _fingerprint(config)
     if folder.is_dir():
@@ -57,7 +61,7 @@ def draw_shapes(root: Path, config: ShapesConfig) -> Path:
             _draw_into_place(Path(unfinished) / folder.name, folder, config)
     except OSError as error:
         raise InputError(
-            f"{root}: the shapes cannot be written there ({error.strerror}); name another data.root"
+            f"{root}: cannot write the shapes dataset ({error.strerror}); set another data.root"
         ) from None
     return folder
 
@@ -69,7 +73,7 @@ def _draw_into_place(unfinished: Path, folder: Path, config: ShapesConfig) -> No
     try:
         os.rename(unfinished, folder)
     except OSError:
-        if not folder.is_dir():  # no other process was faster: it cannot be renamed
+        if not folder.is_dir():  # no other process was faster, so the rename itself failed
             raise
 
 
@@ -99,7 +103,7 @@ def _write_split(root: Path, split: str, stream: int, images: int, config: Shape
 
 
 def _random(seed: int, stream: int, number: int) -> np.random.Generator:
-    """Each picture's own: it stays the same when more or fewer are drawn."""
+    """Return an image's own generator: the image does not depend on how many are drawn."""
     key = np.array([seed % 2**64, stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, number, 0, 0]))
 

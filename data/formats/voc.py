@@ -1,4 +1,4 @@
-"""PASCAL VOC: ``Annotations``, ``JPEGImages``, ``ImageSets/Main``, alone or one set a year."""
+"""PASCAL VOC: ``Annotations``, ``JPEGImages`` and ``ImageSets/Main``, for one year or several."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def load_voc(
 ) -> Annotations:
     """Read one or several splits of a VOC dataset, one after the other.
 
-    Images are only opened where an annotation lacks their size; they need not exist otherwise.
+    Images are only opened if an annotation lacks their size; otherwise they need not exist.
 
     Args:
         root: a folder with ``ImageSets/Main/<split>.txt``, or a ``VOCdevkit`` of such folders.
         splits: such as ``trainval``; in a VOCdevkit ``VOC2012/trainval``.
-        classes: names in the order of their labels. None: VOC's 20 if every name in the splits is
-            one of them, else the sorted names.
-        zero_based: boxes are taken as they are. Otherwise they are the devkit's, pixels counted
-            from 1 and both corners included: ``(xmin - 1, ymin - 1, xmax, ymax)`` here.
+        classes: class names in label order. None: VOC's 20 if every name in the splits is one of
+            them, else the sorted names.
+        zero_based: use boxes as they are. Otherwise they follow the devkit's convention, 1-based
+            with both corners included, and become ``(xmin - 1, ymin - 1, xmax, ymax)``.
         access: how files are opened.
 
     Raises:
-        InputError: whatever is wrong with a file; the message names it and the object.
+        InputError: a file cannot be used; the message names it and the object.
     """
     source = f"{root} ({', '.join(splits)})"
     if not access.follow_links:
@@ -75,14 +75,14 @@ def load_voc(
     )
     if classes is None:
         return annotations
-    numbers = np.arange(1, len(classes) + 1)  # whichever of the classes the split has
+    numbers = np.arange(1, len(classes) + 1)  # independent of which classes the split contains
     return replace(annotations.relabel(classes), category_ids=numbers)
 
 
 def _object_columns(
     images: Sequence[VocImage], sizes: npt.NDArray[np.int32], zero_based: bool
 ) -> dict[str, Any]:
-    """The fields of Annotations that concern objects."""
+    """Build the fields of Annotations that describe objects."""
     objects = [voc_object for image in images for voc_object in image.objects]
     image_rows = np.repeat(np.arange(len(images)), [len(image.objects) for image in images])
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
@@ -107,7 +107,7 @@ def _object_columns(
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image of a split: the year's folder ("" in a plain root) and the image's name in it."""
+    """An image of a split: the folder of its year ("" without years) and its name in it."""
 
     folder: str
     name: str
@@ -118,12 +118,12 @@ class _Entry:
 
 
 def _list_entries(root: Path, split: str) -> Iterator[_Entry]:
-    """The lines of the list of a split."""
+    """Yield the entries of a split's list."""
     path = root / split_file(root, split)
     folder = posixpath.dirname(posixpath.normpath(split))
     lines = read_lines(path, root)
     if not any(line.strip() for line in lines):
-        raise InputError(f"{path}: lists no images; write one name a line, or name another split")
+        raise InputError(f"{path}: lists no images; write one name per line, or use another split")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             annotations, where = root / folder / "Annotations", f"{path}: line {number}"
@@ -149,15 +149,15 @@ def _check_classes(
         for number, item in enumerate(image.objects, start=1):
             if item.name not in listed:
                 raise InputError(
-                    f"{root / entry.annotation}: object {number} ({shown(item.name)}) is of none "
-                    f"of the classes {some_of(classes)}; list it in data.classes, or rename it"
+                    f"{root / entry.annotation}: class {shown(item.name)} of object {number} is "
+                    f"not one of {some_of(classes)}; list it in data.classes, or rename it"
                 )
 
 
 def _find_files(
     root: Path, entries: Sequence[_Entry], images: Sequence[VocImage], follow_links: bool
 ) -> list[str]:
-    """The image file of each entry, relative to the root, whether it exists or not."""
+    """Find the image file of each entry, relative to the root, whether it exists or not."""
     listings = {
         folder: images_by_stem(root / folder / "JPEGImages", root, follow_links)
         for folder in _folders(entries)
@@ -165,11 +165,11 @@ def _find_files(
     owners: dict[str, _Entry] = {}
     for entry, image in zip(entries, images, strict=True):
         listing = listings[entry.folder]
-        file = posixpath.join(entry.folder, "JPEGImages", _file_of(entry, image, listing, root))
+        file = posixpath.join(entry.folder, "JPEGImages", _find_file(entry, image, listing, root))
         if file in owners:
             raise InputError(
-                f"{root / entry.annotation}: its image {shown(file)} is that of "
-                f"{owners[file].annotation}, too; correct <filename> in one of them"
+                f"{root / entry.annotation}: its image {shown(file)} is also that of "
+                f"{owners[file].annotation}; correct <filename> in one of them"
             )
         owners[file] = entry
     return list(owners)
@@ -179,17 +179,17 @@ def _folders(entries: Sequence[_Entry]) -> set[str]:
     return {entry.folder for entry in entries}
 
 
-def _file_of(entry: _Entry, image: VocImage, listing: dict[str, str], root: Path) -> str:
+def _find_file(entry: _Entry, image: VocImage, listing: dict[str, str], root: Path) -> str:
     return find_voc_image(entry.name, image.filename, listing, str(root / entry.annotation))
 
 
 def _to_continuous(
     boxes: npt.NDArray[np.float64], sizes_hw: npt.NDArray[np.int32], zero_based: bool
 ) -> npt.NDArray[np.float64]:
-    """Boxes of the files -> continuous coordinates, clipped to their images; flat ones to zeros.
+    """Convert boxes to continuous coordinates, clipped to their images; flat ones become zeros.
 
-    A box whose two corners share a row or column has no area by the files' numbers and is left
-    without any, although a pixel counted inclusively would be one wide.
+    A box whose two corners share a row or column has no area by the numbers in the file. It keeps
+    none, although counted inclusively it would be one pixel wide.
     """
     flat = np.any(boxes[:, 2:] <= boxes[:, :2], axis=1, keepdims=True)
     continuous = boxes if zero_based else boxes - [1, 1, 0, 0]

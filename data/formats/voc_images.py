@@ -1,4 +1,4 @@
-"""The images of a VOC dataset: which file in ``JPEGImages`` an annotation belongs to."""
+"""The images of a VOC dataset: which file in ``JPEGImages`` belongs to an annotation."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from pathlib import Path
 from data.errors import unreadable
 from data.paths import inner_path, is_inside
 
-# On one way to a file, below JPEGImages: folders that all link to each other have ways without end.
+# Maximum number of links on a path below JPEGImages: folders that link to each other form endless
+# paths.
 _MOST_LINKS = 2
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def images_by_stem(folder: Path, root: Path, follow_links: bool = False) -> dict[str, str]:
-    """The image files in and below a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``.
+    """Map the image files in and below a folder: both ``name`` and ``name.jpg`` -> ``name.jpg``.
 
-    Those in a folder inside are ``inner/name`` and ``inner/name.jpg``. Folders that are links to
-    outside the root are only entered on request.
+    Files in a subfolder are listed as ``inner/name`` and ``inner/name.jpg``. Folders that are links
+    to outside the root are only entered if ``follow_links``.
+
+    Raises:
+        InputError: the folder exists but cannot be read.
     """
     return by_stem(files_below(folder, root, follow_links))
 
 
 def files_below(folder: Path, root: Path, follow_links: bool = False) -> list[str]:
-    """The files in and below a folder, by their paths in it; none where there is no such folder.
+    """List the files in and below a folder, by their paths in it; none if it does not exist.
 
-    Folders that are links to outside the root are only entered on request; those inside that cannot
-    be read are passed over, and so is what lies behind more than two links, one after the other.
-    Raises InputError where ``folder`` itself cannot be read.
+    Folders that are links to outside the root are only entered if ``follow_links``; subfolders that
+    cannot be read, and those behind more than two successive links, are skipped.
+
+    Raises:
+        InputError: ``folder`` itself cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -49,10 +55,10 @@ def files_below(folder: Path, root: Path, follow_links: bool = False) -> list[st
 
 
 def by_stem(names: Iterable[str]) -> dict[str, str]:
-    """Those of the files that are images by their endings, as ``images_by_stem`` lists them.
+    """Select the files with an image extension, and map them as ``images_by_stem`` does.
 
-    Of several with one stem it is the one whose ending comes first in ``IMAGE_ENDINGS``: beside
-    ``0001.jpg`` a ``0001.png`` is mostly a label mask.
+    Of several with the same stem, the one whose extension comes first in ``IMAGE_ENDINGS`` wins:
+    next to ``0001.jpg``, ``0001.png`` is usually a label mask.
     """
     images = sorted((name for name in names if has_image_ending(name)), key=_by_ending)
     stems = {posixpath.splitext(name)[0]: name for name in reversed(images)}
@@ -64,12 +70,12 @@ def _by_ending(name: str) -> tuple[int, str]:
 
 
 def has_image_ending(file: str) -> bool:
-    """Whether a file has the ending of an image; others are not found in JPEGImages."""
+    """Return whether a file has an image extension; other files in JPEGImages are ignored."""
     return posixpath.splitext(file)[1].lower() in IMAGE_ENDINGS
 
 
 def _may_enter(start: Path, inner: str, root: Path, follow_links: bool) -> bool:
-    """Whether a folder is no link that leads back up, on and on, or out of the root unasked."""
+    """Return whether to enter a folder: not a link to a parent, too deep, or out of the root."""
     folder = start / inner
     if not folder.is_symlink():
         return True
@@ -83,17 +89,20 @@ def _may_enter(start: Path, inner: str, root: Path, follow_links: bool) -> bool:
 
 
 def find_voc_image(name: str, filename: str | None, listing: dict[str, str], where: str) -> str:
-    """The image in JPEGImages: by ``name``, else by ``<filename>`` with its or another ending.
+    """Find the image in JPEGImages: by ``name``, else by ``<filename>`` with any extension.
 
-    An image with the annotation's own name is its image whatever ``<filename>`` says, which tools
-    that rename files leave as it was; torchvision, detectron2 and mmdetection read no other image.
-    Only where ``<filename>`` is needed must it be a path that stays in the folder.
+    An image with the annotation's own name takes precedence over ``<filename>``, which tools that
+    rename files leave unchanged; torchvision, detectron2 and mmdetection read only that image.
+    ``<filename>`` is checked only if it is needed.
 
     Args:
-        name: of the annotation file, without its ending.
-        filename: what the annotation file says, if it does.
-        listing: what ``images_by_stem`` found there.
-        where: what messages call the annotation file.
+        name: name of the annotation file, without extension.
+        filename: the annotation's ``<filename>``, or None.
+        listing: result of ``images_by_stem`` for the folder.
+        where: name of the annotation file for messages.
+
+    Raises:
+        InputError: ``<filename>`` is needed and leads out of the folder.
     """
     if filename is None:
         return listing.get(name, f"{name}.jpg")
@@ -105,7 +114,7 @@ def find_voc_image(name: str, filename: str | None, listing: dict[str, str], whe
 
 
 def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) -> str:
-    """The image that ``<filename>`` names where ``find_voc_image`` took another; else ""."""
+    """Return the image that ``<filename>`` names if ``find_voc_image`` took another, else ""."""
     if filename is None:
         return ""
     stem, file = _stem_and_file(filename)
@@ -114,7 +123,7 @@ def other_voc_image(name: str, filename: str | None, listing: dict[str, str]) ->
 
 
 def same_stem(name: str, filename: str | None, listing: dict[str, str]) -> list[str]:
-    """The images of the annotation's own name, where ``<filename>`` chooses none of several."""
+    """List the images with the annotation's name if there are several and none is chosen."""
     endings = [*IMAGE_ENDINGS, *(ending.upper() for ending in IMAGE_ENDINGS)]
     images = [f"{name}{ending}" for ending in endings if f"{name}{ending}" in listing]
     chosen = filename is not None and posixpath.normpath(filename) in images
@@ -122,7 +131,7 @@ def same_stem(name: str, filename: str | None, listing: dict[str, str]) -> list[
 
 
 def _stem_and_file(filename: str) -> tuple[str, str]:
-    """A ``<filename>`` without and with its ending, which is .jpg where it has none."""
+    """Return a ``<filename>`` without and with its extension, by default ``.jpg``."""
     filename = posixpath.normpath(filename)
     if has_image_ending(filename):
         return posixpath.splitext(filename)[0], filename

@@ -15,17 +15,24 @@ _NAME_AND_FLAG = re.compile(r"(\S+)\s+(?:-1|0|1)")
 
 
 def split_file(root: Path, split: str) -> str:
-    """``ImageSets/Main/<split>.txt``, relative to the root; in a VOCdevkit below the year."""
+    """Return ``ImageSets/Main/<split>.txt`` relative to the root (in a VOCdevkit, below the year).
+
+    Raises:
+        InputError: the split is not a relative path inside the root.
+    """
     folder, name = posixpath.split(inner_path(split, f"split {shown(split)} of {root}"))
     return posixpath.join(folder, "ImageSets", "Main", f"{name}.txt")
 
 
 def listed_name(line: str, annotations: Path, where: str) -> str:
-    """The image that a line of a split names, which is not blank.
+    """Return the image that a non-blank line of a split names.
 
-    Files of one class (``cat_train.txt``) have a flag behind each name, after spaces or a tab; it
-    is not used: an image without cats belongs to the split, too. Raises InputError for a name that
-    leaves the folder ``annotations``, and for the path of an image or of its annotation.
+    Lists of one class (``cat_train.txt``) have a flag after each name. It is ignored: an image
+    without cats belongs to the split, too.
+
+    Raises:
+        InputError: the name leaves the folder ``annotations``, or is the path of an image or of an
+            annotation file.
     """
     name = inner_path(line.strip().replace("\t", " "), where)
     flagged = _NAME_AND_FLAG.fullmatch(name)
@@ -37,18 +44,22 @@ def listed_name(line: str, annotations: Path, where: str) -> str:
     is_path = bare != name and not _is_annotated(annotations, name)
     if is_path and _is_annotated(annotations, bare):
         raise InputError(
-            f"{where}: {shown(name)}: a line is a name without folder and ending; "
+            f"{where}: {shown(name)}: must be a name without folder and extension; "
             f"write {shown(bare)}"
         )
     return name
 
 
 def check_listable(name: str, where: str) -> None:
-    """Raise InputError for the name of an image that a line of a split would not give back."""
+    """Check that an image name survives being written to and read from a split list.
+
+    Raises:
+        InputError: the name begins or ends with white space.
+    """
     if name != name.strip():
         raise InputError(
-            f"{where}: the name {shown(name)} begins or ends with a space, which VOC's readers "
-            "cut off; rename the file"
+            f"{where}: the name {shown(name)} begins or ends with a space, which VOC readers "
+            "strip; rename the file"
         )
 
 
@@ -57,19 +68,23 @@ def _is_annotated(annotations: Path, name: str) -> bool:
 
 
 def read_lines(path: Path, root: Path) -> list[str]:
-    """The lines of a split of the dataset in ``root``; raises InputError."""
+    """Read the lines of a split of the dataset in ``root``.
+
+    Raises:
+        InputError: the folder or the split does not exist, or the file is not readable text.
+    """
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):
         if not root.is_dir():
-            raise InputError(f"{root}: there is no such folder; check data.root") from None
+            raise InputError(f"{root}: folder not found; check data.root") from None
         present = splits_present(root)
         cure = (
-            f"the splits there: {some_of(present)}"
+            f"available splits: {some_of(present)}"
             if present
             else "check data.root and data.format"
         )
-        raise InputError(f"{path}: there is no such split; {cure}") from None
+        raise InputError(f"{path}: split not found; {cure}") from None
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
@@ -77,7 +92,7 @@ def read_lines(path: Path, root: Path) -> list[str]:
 
 
 def splits_present(root: Path) -> list[str]:
-    """What ``split`` could be: without the sets of one class, which VOC has by the hundred."""
+    """List the available splits, without the lists of a single class, of which VOC has hundreds."""
     found = []
     for lists in sorted([*root.glob("ImageSets/Main"), *root.glob("*/ImageSets/Main")]):
         stems = {path.stem for path in lists.glob("[!.]*.txt")}  # macOS adds ._train.txt
@@ -85,13 +100,13 @@ def splits_present(root: Path) -> list[str]:
         found += [
             (folder / stem).as_posix()
             for stem in sorted(stems)
-            if not _of_class(lists, stem, stems)
+            if not _is_class_list(lists, stem, stems)
         ]
     return found
 
 
-def _of_class(lists: Path, stem: str, stems: set[str]) -> bool:
-    """Whether a list is of one class: ``cat_train`` beside ``train``, a flag behind each name."""
+def _is_class_list(lists: Path, stem: str, stems: set[str]) -> bool:
+    """Whether a list is of one class: ``cat_train`` next to ``train``, a flag after each name."""
     parts = stem.split("_")
     if not any("_".join(parts[first:]) in stems for first in range(1, len(parts))):
         return False

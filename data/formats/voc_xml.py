@@ -1,4 +1,4 @@
-"""One annotation file of PASCAL VOC: XML to numbers, as they stand in the file."""
+"""PASCAL VOC annotation files: XML to the numbers in the file, without conversion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FALSE, _TRUE = {"", "0", "false", "no", "unspecified"}, {"1", "true", "yes"}
 
 @dataclass(frozen=True)
 class VocObject:
-    """One ``<object>``: its class, ``difficult``, and (xmin, ymin, xmax, ymax) of the file."""
+    """One ``<object>``: its class, ``difficult``, and (xmin, ymin, xmax, ymax) as in the file."""
 
     name: str
     difficult: bool
@@ -29,7 +29,7 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocImage:
-    """One ``<annotation>``; height and width are 0, filename is None where the file lacks them."""
+    """One ``<annotation>``; missing height and width are 0, a missing filename is None."""
 
     filename: str | None
     size_hw: tuple[int, int]
@@ -37,10 +37,11 @@ class VocImage:
 
 
 def read_voc_xml(path: Path) -> VocImage:
-    """Read an annotation file; only ``<object>`` with ``<name>`` and ``<bndbox>`` is required.
+    """Read an annotation file; an ``<object>`` only needs ``<name>`` and ``<bndbox>``.
 
-    Raises InputError for what is no such file (a DTD or entities are refused, too), for
-    coordinates that are none, and for boxes whose corners are swapped.
+    Raises:
+        InputError: the file is not VOC XML (DTDs and entities are refused, too), a coordinate is
+            not a number, or the corners of a box are swapped.
     """
     annotation = parse_voc_xml(path)
     filename = read_filename(annotation)
@@ -53,18 +54,22 @@ def read_voc_xml(path: Path) -> VocImage:
 
 
 def parse_voc_xml(path: Path) -> Element:
-    """The root element of an annotation file; raises InputError for what is no such XML."""
+    """Parse an annotation file and return its root element.
+
+    Raises:
+        InputError: the file is missing, unreadable, too large, or not VOC XML.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError:
         raise InputError(
-            f"{path}: there is no such annotation; add it, or take the image out of the split"
+            f"{path}: annotation not found; add it, or remove the image from the split"
         ) from None
     except OSError as error:
         raise unreadable(path, error) from error
     if len(text) > _LARGEST_FILE:
-        raise InputError(f"{path}: has more than {_LARGEST_FILE} bytes; it is no VOC annotation")
+        raise InputError(f"{path}: has more than {_LARGEST_FILE} bytes; is it a VOC annotation?")
     try:
         annotation: Element = fromstring(text, forbid_dtd=True)
     except DefusedXmlException as error:
@@ -73,23 +78,27 @@ def parse_voc_xml(path: Path) -> Element:
         ) from error
     except (ParseError, ValueError, LookupError) as error:
         raise InputError(
-            f"{path}: is not valid XML ({error}); repair or export it again"
+            f"{path}: is not valid XML ({error}); repair it or export it again"
         ) from error
     if annotation.tag != "annotation":
         raise InputError(
             f"{path}: its root is <{shown(annotation.tag)[1:-1]}>, not <annotation>; "
-            "put only VOC files into Annotations"
+            "keep only VOC files in Annotations"
         )
     return annotation
 
 
 def read_filename(annotation: Element) -> str | None:
-    """What ``<filename>`` says; None where it is missing or empty."""
+    """Return ``<filename>``, or None if it is missing or empty."""
     return (annotation.findtext("filename") or "").strip() or None
 
 
 def read_voc_side(annotation: Element, tag: str, path: Path) -> int:
-    """One of ``VOC_SIDES`` in pixels, 0 where it is not given; raises InputError."""
+    """Read one of ``VOC_SIDES`` in pixels, 0 if it is missing.
+
+    Raises:
+        InputError: it is not a size in pixels.
+    """
     text = (annotation.findtext(tag) or "0").strip() or "0"
     value = _number(text)
     if value is None or not value.is_integer() or not 0 <= value <= LARGEST_COORDINATE:
@@ -108,15 +117,19 @@ def _number(text: str) -> float | None:
 
 
 def read_voc_object(element: Element, where: str) -> VocObject:
-    """One ``<object>``, which messages call ``where``; raises InputError."""
+    """Read one ``<object>``; ``where`` is its name for messages.
+
+    Raises:
+        InputError: its name, box or ``<difficult>`` is missing or invalid.
+    """
     fields = {child.tag: child for child in element}
     name = (fields["name"].text or "").strip() if "name" in fields else ""
     if not name:
-        raise InputError(f"{where}: its <name> is {shown(name)}; give it the name of its class")
+        raise InputError(f"{where}: its <name> is {shown(name)}; write the name of its class")
     if control_in(name):
         raise InputError(
-            f"{where}: its <name> {shown(name)} holds the control character "
-            f"{shown(control_in(name))}; take it out"
+            f"{where}: its <name> {shown(name)} contains the control character "
+            f"{shown(control_in(name))}; remove it"
         )
     where = f"{where} ({shown(name)})"
     flag = (fields["difficult"].text or "").strip().lower() if "difficult" in fields else ""
@@ -141,7 +154,7 @@ def _read_box(bndbox: Element, where: str) -> tuple[float, float, float, float]:
     xmin, ymin, xmax, ymax = box
     if xmax < xmin or ymax < ymin:
         raise InputError(
-            f"{where}: its box {box} ends before it begins; VOC boxes are xmin, ymin, xmax, ymax: "
-            "is this x, y, width, height?"
+            f"{where}: its box {box} has xmax < xmin or ymax < ymin; VOC boxes are xmin, ymin, "
+            "xmax, ymax: is this x, y, width, height?"
         )
     return xmin, ymin, xmax, ymax

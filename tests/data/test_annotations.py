@@ -166,7 +166,7 @@ def test_relabeling_keeps_every_class_name_and_category_id() -> None:
 
 
 def test_relabeling_names_the_class_that_is_not_listed_and_an_image_of_it() -> None:
-    with pytest.raises(InputError, match=r"class 'dog' of 3 objects, the first in image 'a0'"):
+    with pytest.raises(InputError, match=r"class 'dog' .objects: 3, the first in image 'a0'"):
         make_annotations().relabel(["cat"])
 
 

@@ -85,7 +85,7 @@ def test_a_folder_of_images_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_name_in_another_normal_form_is_said_to_be_there(tmp_path: Path) -> None:
     config = make_coco(tmp_path, names=("caf\u00e9.jpg",))
     (tmp_path / "val/caf\u00e9.jpg").rename(tmp_path / "val/cafe\u0301.jpg")
-    with pytest.raises(InputError, match="another Unicode normal form"):
+    with pytest.raises(InputError, match="or Unicode normal form"):
         build_annotations(config, "val")
 
 
@@ -153,7 +153,7 @@ def test_classes_are_those_listed_else_those_of_the_train_split_if_it_is_there(
     assert known_classes(config.model_copy(update={"classes": ("dog",)})) == ("dog",)
     assert not caplog.records
     assert known_classes(config.model_copy(update={"train": "gone"})) is None
-    assert "taken from the scored split, because" in caplog.text
+    assert "class names of the scored split, because" in caplog.text
     assert "instances_gone.json" in caplog.text
 
 
@@ -230,13 +230,13 @@ def test_scoring_needs_no_pixels_but_training_does() -> None:
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"format": "yolo"}, "'voc', 'coco' or 'shapes'"),
     "unknown key": ({"batchsize": 2}, "Extra inputs"),
-    "sides": ({"image_size": [1000, 600]}, r"must be \[short side, longest long side\]"),
+    "sides": ({"image_size": [1000, 600]}, r"must be \[short side, maximum long side\]"),
     "zero": ({"batch_size": 0}, "greater than or equal to 1"),
     "doubled class": ({"classes": ["a", "b", "a"]}, "a is listed twice"),
     "no classes": ({"classes": []}, "at least one class name"),
-    "no splits": ({"train": []}, "name a split"),
+    "no splits": ({"train": []}, "give the name of a split"),
     "doubled split": ({"train": ["a", "a"]}, "use repeat instead"),
-    "two transforms": ({"augment": [{"A": {}, "B": {}}]}, "an item of its own"),
+    "two transforms": ({"augment": [{"A": {}, "B": {}}]}, "as its own list item"),
     "coordinates": ({"voc": {"coordinates": "two_based"}}, "'one_based' or 'zero_based'"),
     "nul": ({"root": "a\0b"}, "NUL"),
 }
@@ -323,7 +323,9 @@ def test_a_picture_whose_size_is_needed_must_be_whole_and_of_no_more_pixels_than
     assert build_annotations(config, "val").sizes.tolist() == [[200, 300]]
     with (tmp_path / "val/a.jpg").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(InputError, match=r"cut off .* no height and width to skip it by") as raised:
+    with pytest.raises(
+        InputError, match=r"truncated .* its annotation has no height and width"
+    ) as raised:
         build_annotations(config, "val")
     assert "on_damaged" not in str(raised.value)
 

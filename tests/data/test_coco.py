@@ -207,16 +207,16 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "image of another type": ({"images": [5]}, "image number 1: 5 is not an object"),
     "image without id": ({"images": [without(IMAGE, "id")]}, "image number 1: its id is None"),
     "image id of text": ({"images": [changed(IMAGE, id="7")]}, "its id is '7'"),
-    "image id too large": ({"images": [changed(IMAGE, id=2**70)]}, "whole number"),
+    "image id too large": ({"images": [changed(IMAGE, id=2**70)]}, "not an integer"),
     "image twice": ({"images": [IMAGE, IMAGE]}, "both have id 0"),
     "file twice": (
         {"images": [changed(IMAGE, id=5), changed(IMAGE, id=7, file_name="./a.jpg")]} | NO_OBJECTS,
-        r"the images 5 and 7 are both of the file 'a\.jpg'; keep one",
+        r"the images 5 and 7 both have the file 'a\.jpg'; keep one",
     ),
     "no file name": ({"images": [without(IMAGE, "file_name")]}, "image 0: None is not a file"),
     "parent": ({"images": [changed(IMAGE, file_name="../a.jpg")]}, "image 0: .* may leave"),
     "absolute": ({"images": [changed(IMAGE, file_name="/a.jpg")]}, "may leave the root"),
-    "nul": ({"images": [changed(IMAGE, file_name="a\0.jpg")]}, "holds the control character"),
+    "nul": ({"images": [changed(IMAGE, file_name="a\0.jpg")]}, "contains the control character"),
     "surrogate": ({"images": [changed(IMAGE, file_name="\ud800.jpg")]}, "control character"),
     "turned name": ({"images": [changed(IMAGE, file_name="a\u202egpj.exe")]}, "control char"),
     "backslash": ({"images": [changed(IMAGE, file_name="..\\a.jpg")]}, "may leave the root"),
@@ -225,18 +225,21 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "huge size": ({"images": [changed(IMAGE, width=2**26)]}, "more than"),
     "no size, no image": ({"images": [without(IMAGE, "width")]}, "the image file is missing"),
     "annotation of another type": ({"annotations": [[]]}, r"number 1 of the file\): \[\]"),
-    "no image id": ({"annotations": [without(OBJECT, "image_id")]}, "must be whole numbers"),
+    "no image id": ({"annotations": [without(OBJECT, "image_id")]}, "must be integers"),
     "unknown image": ({"annotations": [changed(OBJECT, image_id=9)]}, "image_id 9 is not among"),
     "unknown category": ({"annotations": [changed(OBJECT, category_id=4)]}, "category_id 4 is not"),
-    "category of text": ({"annotations": [changed(OBJECT, category_id="3")]}, "whole numbers"),
-    "category too large": ({"annotations": [changed(OBJECT, category_id=2**64)]}, "whole numbers"),
+    "category of text": ({"annotations": [changed(OBJECT, category_id="3")]}, "must be integers"),
+    "category too large": (
+        {"annotations": [changed(OBJECT, category_id=2**64)]},
+        "must be integers",
+    ),
     "no box": ({"annotations": [without(OBJECT, "bbox")]}, "bbox None must be four numbers"),
     "short box": ({"annotations": [changed(OBJECT, bbox=[1, 2, 3])]}, "must be four numbers"),
     "box of text": ({"annotations": [changed(OBJECT, bbox=list("1234"))]}, "four numbers"),
     "box of objects": ({"annotations": [changed(OBJECT, bbox=[{}, 1, 2, 3])]}, "four numbers"),
-    "nan": ({"annotations": [changed(OBJECT, bbox=[1, float("nan"), 3, 4])]}, "no coordinate"),
-    "inf": ({"annotations": [changed(OBJECT, bbox=[1, 2, float("inf"), 4])]}, "no coordinate"),
-    "huge": ({"annotations": [changed(OBJECT, bbox=[1, 2, 3, 1e300])]}, "no coordinate"),
+    "nan": ({"annotations": [changed(OBJECT, bbox=[1, float("nan"), 3, 4])]}, "not a coordinate"),
+    "inf": ({"annotations": [changed(OBJECT, bbox=[1, 2, float("inf"), 4])]}, "not a coordinate"),
+    "huge": ({"annotations": [changed(OBJECT, bbox=[1, 2, 3, 1e300])]}, "not a coordinate"),
     "huger": ({"annotations": [changed(OBJECT, bbox=[1, 2, 3, 10**400])]}, "four numbers"),
     "negative width": ({"annotations": [changed(OBJECT, bbox=[1, 2, -3, 4])]}, "negative width"),
     "corners": ({"annotations": [changed(OBJECT, bbox=[60, 50, 90, 70])] * 20}, "are these the co"),
@@ -255,9 +258,12 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "category with a surrogate": ({"categories": [{"id": 3, "name": "a\ud800"}]}, "control"),
     "category twice": (
         {"categories": [CATEGORIES[0], {"id": 0, "name": "cat"}]},
-        "number 2: its name 'cat' is that of another category, too; remove the one that no",
+        "number 2: its name 'cat' is also that of another category; remove the one that no",
     ),
-    "id twice": ({"categories": [CATEGORIES[0], {"id": 3, "name": "b"}]}, "its id 3 is that of"),
+    "id twice": (
+        {"categories": [CATEGORIES[0], {"id": 3, "name": "b"}]},
+        "its id 3 is also that of",
+    ),
 }
 
 
@@ -271,14 +277,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, members: dict[str, Any], complai
 
 BAD_BYTES = {
     "no bytes": (b"", "is empty"),
-    "a list": (b"[]", "no JSON object"),
-    "text": (b"hello", "no JSON object"),
+    "a list": (b"[]", "not a JSON object"),
+    "text": (b"hello", "not a JSON object"),
     "cut": (json.dumps(coco()).encode()[:-30], "not valid JSON"),
     "cut in a number": (b'{"images": [1', "image number 1"),
     "no value": (b'{"images": }', "not a list"),
     "comma": (b'{"images": [1,]}', "image number 1"),
-    "key": (b"{5: 1}", "stands where a key should"),
-    "key twice": (b'{"a": 1, "a": 2}', "'a' is given twice"),
+    "key": (b"{5: 1}", "expected a key, found 5"),
+    "key twice": (b'{"a": 1, "a": 2}', "'a' occurs twice"),
     "more": (b'{"a": 1} {"b": 2}', "after the end"),
     "deep": (b'{"a": ' + b"[" * 200_000, "nested too deeply"),
     "digits": (b'{"a": ' + b"9" * 20_000 + b"}", "has no 'categories'|a number is too long"),
@@ -298,7 +304,7 @@ def test_what_is_no_annotation_file_is_named(
 
 
 def test_a_split_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the splits there: val"):
+    with pytest.raises(InputError, match="available splits: val"):
         load_coco(write(tmp_path, coco()), "test")
     with pytest.raises(InputError, match="may leave the root"):
         load_coco(tmp_path, "../val")
@@ -316,11 +322,11 @@ def test_a_trained_class_may_be_missing_where_it_has_no_objects(
     assert annotations.classes == ("rat", "cat")
     assert annotations.labels.tolist() == [1]
     assert len(set(annotations.category_ids.tolist())) == 2
-    assert "no category and so no objects of class rat" in caplog.text
+    assert "no category, and so no objects, for class rat" in caplog.text
 
 
 def test_a_category_with_objects_that_is_not_listed_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="class 'cat' of 1 objects, the first in image 'a'"):
+    with pytest.raises(InputError, match=r"class 'cat' .objects: 1, the first in image 'a'"):
         load_coco(write(tmp_path, coco()), "val", ["dog"])
 
 

@@ -54,7 +54,7 @@ def test_masks_come_with_their_objects() -> None:
     [
         ({"labels": [[0, 1], []]}, "3 files, 3 sizes, 3 images with boxes and 2 with labels"),
         ({"labels": [[0], [], [1]]}, "'a/1.jpg': 2 boxes and 1 labels"),
-        ({"labels": [[0, 1], [], [2]]}, "'3.png': object 0 has the label 2; labels are 0 to 1"),
+        ({"labels": [[0, 1], [], [2]]}, "'3.png': object 0 has the label 2; labels must be 0 to 1"),
         ({"labels": [[0, 0.9], [], [1]]}, "'a/1.jpg': object 1 has the label 0.9"),
         ({"labels": [[0, -1], [], [1]]}, "'a/1.jpg': object 1 has the label -1"),
         ({"boxes_xyxy": [[[1, 2, 11, 12], [9, 9, 5, 5]], [], [[5, 5, 6, 8]]]}, "box 1, .* no area"),
@@ -63,7 +63,7 @@ def test_masks_come_with_their_objects() -> None:
             {"boxes_xyxy": [[[1, 2, 11, 12], [0, 0, np.nan, 20]], [], [[5, 5, 6, 8]]]},
             "has no area",
         ),
-        ({"segmentations": [[None], [], [None]]}, "segmentations: give one an object"),
+        ({"segmentations": [[None], [], [None]]}, "segmentations: give one per object"),
         (
             {"segmentations": [[None, [[1, 2, 3]]], [], [None]]},
             "'a/1.jpg': object 1: segmentation has a part of 3 numbers",

@@ -47,7 +47,7 @@ def test_an_input_error_arrives_as_it_was_raised(
 ) -> None:
     with (
         pytest.raises(
-            InputError, match=r"^\S*2\.png: the image is cut off after 300 bytes; \S+ the"
+            InputError, match=r"^\S*2\.png: the image is truncated after 300 bytes; \S+ the"
         ),
         training(damaged, workers=workers) as loader,
     ):
@@ -61,7 +61,7 @@ def test_a_damaged_image_is_replaced_and_named_once(
     with training(damaged, workers=workers, on_damaged="skip") as loader:
         epochs = [contents(loader.epoch(epoch)) for epoch in (0, 1)]
         (message,) = caplog.messages
-        assert re.match(r"damaged, .*2\.png: the image is cut off after \d+ bytes$", message)
+        assert re.match(r"skipping damaged image: .*2\.png: .* truncated after \d+ bytes$", message)
     with training(damaged, on_damaged="skip") as loader:
         assert [contents(loader.epoch(epoch)) for epoch in (0, 1)] == epochs
     rows = [row for batch in epochs[0] for row in batch[0]]
@@ -155,7 +155,7 @@ def test_a_batch_that_a_worker_cannot_send_is_not_waited_for(
     monkeypatch.setattr(PackedBatch, "__reduce__", too_many_files)
     with (
         training(dataset, workers=1) as loader,
-        pytest.raises(WorkerDiedError, match="a worker process that loads data died"),
+        pytest.raises(WorkerDiedError, match="a data-loading worker process died"),
     ):
         next(loader.epoch(0))
     assert "cannot send its batch: [Errno 24] Too many open files" in capfd.readouterr().err
@@ -234,7 +234,7 @@ START_METHOD = """
             print(sum(len(batch) for batch in loader))
             loader.close()
 """
-REFUSED = "data.cache: memory is shared with forked workers only; write none"
+REFUSED = "data.cache: memory needs forked worker processes; set none"
 
 
 @linux

@@ -39,8 +39,8 @@ def test_sizes_depend_on_seed_and_epoch_and_on_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("scales", "problem"),
     [
-        ({"short_sides": [1200]}, "longest long side"),
-        ({"short_sides": [500], "mode": "range"}, "smallest and its largest"),
+        ({"short_sides": [1200]}, "maximum long side"),
+        ({"short_sides": [500], "mode": "range"}, "at least a smallest and a largest"),
         ({"short_sides": [0]}, "greater than or equal to 1"),
     ],
 )

@@ -151,14 +151,14 @@ def test_processes_that_draw_at_once_agree_and_leave_nothing_behind(tmp_path: Pa
 
 
 def test_an_unknown_split_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no split 'test'; it has train and val"):
+    with pytest.raises(InputError, match=r"no split 'test'; use train or val"):
         load_shapes(tmp_path, "test", SMALL)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"file/shapes: .* name another data\.root"):
+    with pytest.raises(InputError, match=r"file/shapes: .* set another data\.root"):
         draw_shapes(tmp_path / "file" / "shapes", SMALL)
 
 

@@ -255,7 +255,10 @@ BAD_XML = {
     "external entity": (EXTERNAL, "DTD or entities"),
     "encoding": ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "not valid XML"),
     "no name": (annotation("<object><bndbox/></object>"), "object 1: its <name> is ''"),
-    "control": (annotation(voc_object(name="c\x85t")), r"'c\\x85t' holds the control .* '\\x85'"),
+    "control": (
+        annotation(voc_object(name="c\x85t")),
+        r"'c\\x85t' contains the control .* '\\x85'",
+    ),
     "no box": (annotation("<object><name>cat</name></object>"), r"object 1 \('cat'\): has no"),
     "no corner": (annotation("<object><name>c</name><bndbox/></object>"), "<xmin> is 'missing'"),
     "text corner": (annotation(voc_object((1, "x", 3, 4))), "<ymin> is 'x'"),
@@ -289,18 +292,18 @@ def test_a_bad_annotation_is_named_with_its_object(
 
 
 BAD_SPLITS = {
-    "unknown": ("test", "a", "no such split; the splits there: train"),
+    "unknown": ("test", "a", "split not found; available splits: train"),
     "leaving": ("../train", "a", "may leave the root"),
     "empty": ("train", " \n", "lists no images"),
     "twice": ("train", "a\na", "'a' is listed twice"),
-    "no annotation": ("train", "a\nb", r"b\.xml: there is no such annotation"),
+    "no annotation": ("train", "a\nb", r"b\.xml: annotation not found"),
     "leaving name": ("train", "../a", "line 1: the file name '../a' may leave"),
     "leaving name and flag": ("train", "../a\t1", "line 1: the file name '../a 1' may leave"),
-    "image": ("train", "a.jpg", "line 1: 'a.jpg': a line is a name .*; write 'a'"),
-    "image and flag": ("train", "a.jpg  1", "a line is a name .*; write 'a'"),
-    "path": ("train", "JPEGImages/a.png", "a line is a name .*; write 'a'"),
-    "annotation": ("train", "a.xml", "a line is a name .*; write 'a'"),
-    "no flag": ("train", "a 2", r"a 2\.xml: there is no such annotation"),
+    "image": ("train", "a.jpg", "line 1: 'a.jpg': must be a name .*; write 'a'"),
+    "image and flag": ("train", "a.jpg  1", "must be a name .*; write 'a'"),
+    "path": ("train", "JPEGImages/a.png", "must be a name .*; write 'a'"),
+    "annotation": ("train", "a.xml", "must be a name .*; write 'a'"),
+    "no flag": ("train", "a 2", r"a 2\.xml: annotation not found"),
     "not text": ("binary", "a", "is not text"),
 }
 
@@ -317,13 +320,13 @@ def test_a_bad_split_is_named(tmp_path: Path, split: str, lines: str, complaint:
 def test_a_devkit_lists_its_years_where_one_is_missing(tmp_path: Path) -> None:
     write_voc(tmp_path / "VOC2012", {"a": annotation()}, split="trainval")
     (tmp_path / "VOC2012/ImageSets/Main/cat_trainval.txt").write_text("a 1")
-    with pytest.raises(InputError, match=r"the splits there: VOC2012/trainval$"):
+    with pytest.raises(InputError, match=r"available splits: VOC2012/trainval$"):
         load_voc(tmp_path, ["trainval"])
 
 
 def test_two_annotations_of_one_image_are_an_error(tmp_path: Path) -> None:
     same = annotation(filename="a.jpg")
-    with pytest.raises(InputError, match=r"b\.xml: its image .* is that of Annotations/a\.xml"):
+    with pytest.raises(InputError, match=r"b\.xml: its image .* is also that of Annotations/a\.xml"):
         load_voc(write_voc(tmp_path, {"a": same, "b": same}), ["train"])
 
 
@@ -331,7 +334,7 @@ def test_an_image_of_another_s_name_is_not_taken_from_its_annotation(tmp_path: P
     stale = annotation(filename="b.jpg")
     root = write_voc(tmp_path, {"a": stale, "b": annotation()})
     (root / "JPEGImages/b.jpg").touch()
-    with pytest.raises(InputError, match=r"b\.xml: its image .* is that of Annotations/a\.xml"):
+    with pytest.raises(InputError, match=r"b\.xml: its image .* is also that of Annotations/a\.xml"):
         load_voc(root, ["train"])
     (root / "JPEGImages/a.jpg").touch()
     assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
@@ -339,7 +342,9 @@ def test_an_image_of_another_s_name_is_not_taken_from_its_annotation(tmp_path: P
 
 def test_an_unlisted_class_is_named_with_file_and_object(tmp_path: Path) -> None:
     objects = voc_object(name="cat"), voc_object(name="dog")
-    with pytest.raises(InputError, match=r"a\.xml: object 2 \('dog'\) is of none .* cat, cow;"):
+    with pytest.raises(
+        InputError, match=r"a\.xml: class 'dog' of object 2 is not one of cat, cow;"
+    ):
         load_one(tmp_path, *objects, classes=["cat", "cow"])
 
 

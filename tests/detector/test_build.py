@@ -144,7 +144,7 @@ def test_rounding_is_not_blamed_where_there_is_none() -> None:
         ({"levels": [3, 5]}, "consecutive"),
         ({"levels": [3, 4]}, "consecutive"),
         ({"levels": []}, "consecutive"),
-        ({"type": "faster_rcnn", "levels": [3, 4, 5, 6, 7]}, "end at 5 to 6"),
+        ({"type": "faster_rcnn", "levels": [3, 4, 5, 6, 7]}, "the last from 5 to 6"),
         ({"levels": [4, 5], "anchors": {"sizes": [[8, 12], 24]}}, "same number of sizes"),
         ({"anchors": {"sizes": [32, 64]}}, "2 entries for the 5 pyramid levels"),
         ({"anchors": {"sizes": [32, 64, 0, 256, 512]}}, "greater than 0"),
@@ -152,7 +152,7 @@ def test_rounding_is_not_blamed_where_there_is_none() -> None:
         ({"score_threshold": 1.5}, "less than or equal to 1"),
         ({"score_threshold": float("nan")}, "finite"),
         ({"backbone": "resnet51"}, "resnet50"),
-        ({"norm": "batch", "norm_eps": 0}, "norm_eps: 0 lets norm: batch divide by zero"),
+        ({"norm": "batch", "norm_eps": 0}, "norm_eps: 0 can make norm: batch divide by zero"),
         ({"norms": "batch"}, "Extra inputs"),
     ],
 )
@@ -203,11 +203,11 @@ def test_images_and_targets_that_do_not_belong_together_are_refused(kind: str) -
     detector = build(type=kind, backbone="resnet18", fpn_channels=16)
     image, box = torch.rand(3, 64, 64), torch.tensor([[5.0, 5, 60, 60]])
     targets = pad_targets([box], [torch.tensor([1])])
-    with pytest.raises(ValueError, match=r"needs targets: Targets, .*pad_targets.* got NoneType"):
+    with pytest.raises(ValueError, match=r"needs targets of type Targets, got NoneType.*pad_targets"):
         detector([image])
-    with pytest.raises(ValueError, match=r"needs targets: Targets, .* got list"):
+    with pytest.raises(ValueError, match=r"needs targets of type Targets, got list"):
         detector([image], [{"boxes": box, "labels": torch.tensor([1])}])
-    with pytest.raises(ValueError, match="targets are those of 1 images, and there are 2"):
+    with pytest.raises(ValueError, match="targets are of 1 images, but there are 2"):
         detector([image, image], targets)
     with pytest.raises(ValueError, match="at least one image"):
         detector.eval()([])

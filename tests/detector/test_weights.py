@@ -424,7 +424,7 @@ def test_coco_is_torchvisions_whole_detector(
 
 
 def test_coco_has_no_other_backbones() -> None:
-    with pytest.raises(ValueError, match="coco is on resnet50 alone, not on resnet18"):
+    with pytest.raises(ValueError, match="coco exists only for resnet50, not for resnet18"):
         DetectorConfig(weights="coco", backbone="resnet18")
 
 

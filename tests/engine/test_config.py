@@ -200,7 +200,7 @@ def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(tmp_path: P
     with pytest.raises(InputError, match=r"^command line: train\.lr: expected a number, got {"):
         load_config(write(tmp_path, ""), ["train.lr.x=1"])
     with pytest.raises(
-        InputError, match=r"^command line: detector\.levels: \[2, 3\] is no pyramid"
+        InputError, match=r"^command line: detector\.levels: \[2, 3\] is not a pyramid"
     ):
         load_config(write(tmp_path, ""), ["detector.levels=[2, 3]"])
 

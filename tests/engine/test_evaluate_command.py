@@ -124,7 +124,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, trained / "last.pt", "--split", "tset") == 2
-    assert "no split 'tset'; it has train and val" in capsys.readouterr().err
+    assert "no split 'tset'; use train or val" in capsys.readouterr().err
 
 
 def test_results_of_splits_with_the_same_image_ids_are_refused_before_the_evaluation(

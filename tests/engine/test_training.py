@@ -108,7 +108,7 @@ def test_a_damaged_validation_image_is_left_out_on_request(tmp_path: Path) -> No
     image = config.data.root / str(annotations.files[1])
     image.write_bytes(image.read_bytes()[:200])
     folder = run(config)
-    assert re.search(r"damaged, and passed over: .*000002\.jpg", (folder / "train.log").read_text())
+    assert re.search(r"skipping damaged image: .*000002\.jpg", (folder / "train.log").read_text())
     (evaluation,) = [line for line in metrics(folder) if line["kind"] == "evaluation"]
     assert evaluation["scores"]["images"] == 3
 

@@ -121,7 +121,7 @@ def test_rules_with_a_beginning_take_it_from_initial(type_name: str) -> None:
 
 @pytest.mark.parametrize("type_name", ["dwa", "rlw", "gls", "cov", "self_balancing"])
 def test_initial_weights_that_nobody_would_read_are_refused(type_name: str) -> None:
-    with pytest.raises(ValidationError, match=f"initial: {type_name} sets its weights by itself"):
+    with pytest.raises(ValidationError, match=f"initial: {type_name} sets its own weights"):
         WeightingConfig.model_validate({"type": type_name, "initial": [0.5, 2]})
 
 

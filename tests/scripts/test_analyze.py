@@ -468,7 +468,7 @@ def test_a_missing_train_split_only_takes_class_names(
     found = tmp_path / "found.json"
     found.write_text("[]")
     assert main(["--config", str(config), str(found), "--no-report", "--json"]) == 0
-    assert "class names are taken from the scored split, because:" in caplog.text
+    assert "using the class names of the scored split, because:" in caplog.text
     assert "trainval" in caplog.text
     assert set(json.loads(capsys.readouterr().out)["classes"]) == set(CLASSES)
 

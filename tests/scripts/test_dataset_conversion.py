@@ -384,7 +384,7 @@ def test_pictures_whose_name_a_list_of_voc_cannot_hold_are_refused(
     (root / "train/train_2.png").rename(root / f"train/{name}.png")
     assert main(["convert", str(root), str(tmp_path / "new")]) == 2
     assert "image 2: the name" in (error := capsys.readouterr().err)
-    assert "begins or ends with a space, which VOC's readers cut off; rename the file" in error
+    assert "begins or ends with a space, which VOC readers strip; rename the file" in error
     assert not (tmp_path / "new").exists()
 
 

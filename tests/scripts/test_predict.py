@@ -259,8 +259,8 @@ def test_ids_that_cannot_be_used_are_said_before_anything_is_looked_at(
         ("apply", [80.0, 120.0], [80, 120]),
         ("apply", [120, 80], [120, 80]),
         ("apply", [80, 0], [120, 80]),
-        ("apply", [90, 120], "the picture is 80x120 (width x height) but its annotation says"),
-        ("ignore", [120, 80], "write data.exif: apply"),
+        ("apply", [90, 120], "the image is 80x120 (width x height) but its annotation says"),
+        ("ignore", [120, 80], "set data.exif: apply"),
         ("apply", ["80", 120], "give whole numbers of pixels"),
     ],
 )
@@ -455,7 +455,7 @@ def test_masks_are_drawn(tmp_path: Path) -> None:
         ([], "give a checkpoint, then images"),
         (["empty"], "the folder has no images or videos"),
         (["broken.mp4"], "cannot be read as a video"),
-        (["broken.png"], "is no JPEG, PNG"),
+        (["broken.png"], "is not a JPEG, PNG"),
     ],
 )
 def test_what_cannot_be_looked_at_is_said(

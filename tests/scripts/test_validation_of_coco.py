@@ -51,11 +51,11 @@ def test_only_trainval_and_its_own_parts_may_share_pictures_in_coco(
         ({"bbox": [5, 5, "x", 3]}, "must be four numbers", "error"),
         ({"image_id": 77}, "image_id 77 is not among the file's images", "error"),
         ({"category_id": 77}, "category_id 77 is not among", "error"),
-        ({"category_id": "x"}, "must be whole numbers", "error"),
-        ({"area": -3}, "area -3 must be a number from 0", "error"),
+        ({"category_id": "x"}, "must be integers", "error"),
+        ({"area": -3}, "area -3 must be a number >= 0", "error"),
         ({"iscrowd": 7}, "iscrowd 7 must be 0 or 1", "error"),
         ({"segmentation": [[1, 2, 3]]}, "has a part of 3 numbers", "error"),
-        ({"segmentation": {"size": [8, 8], "counts": [64]}}, "is of size [8, 8]", "error"),
+        ({"segmentation": {"size": [8, 8], "counts": [64]}}, "has size [8, 8]", "error"),
         ({"segmentation": [[60, 60, 70, 60, 70, 70]]}, "does not fit its mask's", "warning"),
         ({"id": 1}, "has the same id as another annotation", "warning"),
         ({"id": 0}, "its id is not positive", "warning"),
@@ -208,7 +208,7 @@ def test_corners_are_an_error_that_cannot_be_repaired(
     code, problems = validate(root, capsys, "--skip-pixels")
     (found,) = [each for each in problems if each["severity"] == "error"]
     assert code == 1
-    assert "leaves its image of [80, 100] (height, width), as 11 of 11 boxes" in found["problem"]
+    assert "of [80, 100] (height, width), as 11 of 11 boxes do" in found["problem"]
     assert "are these the corners [x1, y1, x2, y2]" in found["cure"]
     assert main(["validate", str(root), "--fix", str(tmp_path / "new")]) == 2
     assert "cannot be repaired" in capsys.readouterr().err
@@ -272,8 +272,8 @@ def change_image(root: Path, what: str) -> None:
         ("outside", "may leave the root", 2),
         ("missing", "the image train/train_2.png is missing", 2),
         ("empty", "the image file is empty", 2),
-        ("other size", "the picture is 100x80 (width x height) but", 2),
-        ("small size", "the picture is 100x80 (width x height) but", 3),
+        ("other size", "the image is 100x80 (width x height) but", 2),
+        ("small size", "the image is 100x80 (width x height) but", 3),
         ("size as text", "height '80' is not a size in pixels", 3),
         ("negative size", "width -100 is not a size in pixels", 3),
         ("no size and no name", "None is not a file name", 2),
@@ -299,7 +299,7 @@ def test_a_wrong_image_of_coco_is_named_and_repaired(
     [
         ("", "is empty"),
         ("{", "not valid JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"images": []}', "has no annotations, categories"),
         ('{"images": [], "annotations": [], "categories": 4}', "'categories' must be a list"),
         (

@@ -23,7 +23,7 @@ VOC_OBJECTS = [
     (voc_object("cat", (50, 7, 120, 90)), "extends beyond its image of 100x80", "warning"),
     (voc_object("cat", (0, 7, 20, 30)), "extends beyond its image of 100x80", "warning"),
     (voc_object("cat", (0.1, 0.2, 0.5, 0.4)), "is smaller than a pixel", "error"),
-    (voc_object("cat", (30, 7, 10, 9)), "ends before it begins", "error"),
+    (voc_object("cat", (30, 7, 10, 9)), "has xmax < xmin or ymax < ymin", "error"),
     (voc_object("cat", ("a", 7, 10, 9)), "<xmin> is 'a', not a coordinate", "error"),
     (voc_object("cat", ("1_5", 7, 20, 9)), "<xmin> is '1_5', not a coordinate", "error"),
     (voc_object("cat", ("nan", 7, 10, 9)), "<xmin> is 'nan', not a coordinate", "error"),
@@ -132,10 +132,10 @@ def break_voc(root: Path, what: str) -> None:
     ("what", "problem", "left"),
     [
         ("missing image", "the image JPEGImages/b.png is missing", 1),
-        ("cut image", "the image is cut off after 2000 bytes", 1),
-        ("other size", "the picture is 150x120 (width x height) but", 1),
-        ("small size", "the picture is 100x80 (width x height) but", 2),
-        ("smaller", "the picture is 12x10 (width x height) but", 1),
+        ("cut image", "the image is truncated after 2000 bytes", 1),
+        ("other size", "the image is 150x120 (width x height) but", 1),
+        ("small size", "the image is 100x80 (width x height) but", 2),
+        ("smaller", "the image is 12x10 (width x height) but", 1),
         ("broken xml", "is not valid XML", 1),
         ("bomb", "declares a DTD or entities", 1),
         ("missing xml", "Annotations/b.xml not found", 1),
@@ -314,4 +314,4 @@ def test_names_with_an_ending_are_told_once(
     code, problems = validate(root, capsys)
     assert code == 1
     assert [each["object"] for each in problems] == ["line 1", "line 2"]
-    assert all("a line is a name without folder and ending" in each["problem"] for each in problems)
+    assert all("must be a name without folder" in each["problem"] for each in problems)
