@@ -20,11 +20,11 @@ class PyramidAnchors(AnchorGenerator):
     """torchvision's anchor generator, always in float32 (under autocast it would follow bfloat16).
 
     Args:
-        sizes: square roots of the anchors' areas, pixels, for each level.
-        ratios: height over width.
-        strides: pixels between neighboring anchors of each level for exact anchors, as the paper
-            has them; None for torchvision's convention: corners rounded to whole pixels and a
-            stride of image size // grid size, which on coarse levels is a little smaller.
+        sizes: square roots of the anchors' areas in pixels, for each level.
+        ratios: aspect ratios, height over width.
+        strides: pixels between neighboring anchors of each level, for exact anchors as in the
+            paper; None for torchvision's convention: corners rounded to whole pixels, and a stride
+            of image size // grid size, which is slightly smaller on coarse levels.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PyramidAnchors(AnchorGenerator):
             self.cell_anchors = [_exact_cell(size, ratios) for size in sizes]
 
     def of_pyramid(self, image_size: tuple[int, int], features: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors of each level, ``(H_l * W_l * anchors a location, 4)`` xyxy in pixels.
+        """Return each level's anchors, ``(H_l * W_l * anchors per location, 4)`` xyxy in pixels.
 
         Args:
             image_size: height and width of the padded batch.
@@ -56,14 +56,18 @@ class PyramidAnchors(AnchorGenerator):
         return self.grid_anchors(grids, strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """As torchvision's: for each image ``(A, 4)``, the same tensor for all."""
+        """Return ``(A, 4)`` anchors for each image, like torchvision's; one tensor for all."""
         height, width = image_list.tensors.shape[-2:]
         anchors = torch.cat(self.of_pyramid((height, width), feature_maps))
         return [anchors] * len(image_list.image_sizes)
 
 
 def anchors_of(config: DetectorConfig) -> PyramidAnchors:
-    """The anchors of a detector; raises InputError as ``build_anchors`` does."""
+    """Build the anchors of a detector.
+
+    Raises:
+        InputError: an anchor has no area, in whole pixels or in float32.
+    """
     is_retinanet = config.type == "retinanet"
     return build_anchors(
         config.anchors,
@@ -74,7 +78,7 @@ def anchors_of(config: DetectorConfig) -> PyramidAnchors:
 
 
 def same_anchors(one: DetectorConfig, other: DetectorConfig) -> bool:
-    """Whether two detectors have the same anchors on the levels that both have."""
+    """Return whether two detectors have the same anchors on the levels that both have."""
     cells, others = (
         dict(zip(config.pyramid_levels, anchors_of(config).cell_anchors, strict=True))
         for config in (one, other)
@@ -87,13 +91,13 @@ def same_anchors(one: DetectorConfig, other: DetectorConfig) -> bool:
 def build_anchors(
     config: AnchorConfig, levels: Sequence[int], octave_base: float, scales_per_octave: int
 ) -> PyramidAnchors:
-    """The configured anchors; by default ``octave_base * 2^level``, times the scales.
+    """Build the configured anchors; the default sizes are ``octave_base * 2^level`` times scales.
 
     Args:
-        config: what the user chose.
+        config: the configured options.
         levels: the level of each feature map; level l has stride 2^l.
-        octave_base: the default size in strides (RetinaNet 4, RPN 8).
-        scales_per_octave: the default number of scales (RetinaNet 3, RPN 1).
+        octave_base: default size in strides (RetinaNet 4, RPN 8).
+        scales_per_octave: default number of scales (RetinaNet 3, RPN 1).
 
     Raises:
         InputError: an anchor has no area, in whole pixels or in float32.
@@ -109,14 +113,14 @@ def build_anchors(
     if not all(bool((cell[:, 2:] > cell[:, :2]).all()) for cell in anchors.cell_anchors):
         cure = " or set detector.anchors.rounded=false" if config.rounded else ""
         raise InputError(
-            "detector.anchors: a size and ratio round to an anchor without area; enlarge the "
-            f"sizes, choose ratios nearer to 1{cure}"
+            "detector.anchors: a size and ratio give an anchor without area; increase the sizes, "
+            f"choose ratios closer to 1{cure}"
         )
     return anchors
 
 
 def per_anchor(output: Tensor, values: int) -> Tensor:
-    """``(B, A * values, H, W)`` of a head -> ``(B, H * W * A, values)``, in the anchors' order."""
+    """Reshape a head's ``(B, A * values, H, W)`` to ``(B, H * W * A, values)``, in anchor order."""
     batch, _, height, width = output.shape
     output = output.view(batch, -1, values, height, width)
     return output.permute(0, 3, 4, 1, 2).reshape(batch, -1, values)

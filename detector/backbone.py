@@ -1,6 +1,6 @@
-"""A backbone of torchvision with a feature pyramid on top: any width, any part of it frozen.
+"""torchvision's backbones with a feature pyramid of any width; any stages can be frozen.
 
-Parameter names and shapes are those of torchvision's detectors. Nothing here fetches weights.
+Parameter names and shapes are those of torchvision's detectors. Nothing here downloads weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Body(NamedTuple):
     Attributes:
         network: its children are the layers, in order.
         stages: the names of the children of each stage, from the stem on.
-        outputs: the pyramid level, child and channels of each map that the pyramid can read.
+        outputs: (pyramid level, child name, channels) of each map that the pyramid can read.
     """
 
     network: nn.Module
@@ -47,23 +47,23 @@ class Backbone(BackboneWithFPN):
 
     Frozen stages neither train their parameters nor update the statistics of their norms.
 
-    ``norm_eps`` travels with the state dict: torchvision's published detectors were trained with
-    an eps of 0, and a checkpoint made from one must be read with it. The entry is there only
-    where it differs from 1e-5, so that the keys otherwise are torchvision's. An eps that was asked
-    for stays, whatever is loaded.
+    ``norm_eps`` is stored in the state dict: torchvision's published detectors were trained with an
+    eps of 0, and a checkpoint made from one must be used with it. The entry exists only if it
+    differs from 1e-5, so that the keys are otherwise torchvision's. An eps that was given
+    explicitly is kept, whatever is loaded.
 
     Args:
         body: the network.
         levels: the level of each map that is returned, finest first.
-        channels: the width of the pyramid.
-        extra: makes the maps beyond the network's last one.
-        trained_stages: how many stages are trained, counted from the last.
+        channels: channels of the pyramid.
+        extra: computes the maps beyond the network's last one.
+        trained_stages: number of stages to train, counted from the last.
         fpn_norm: normalization in the pyramid.
         norm_eps: eps of the network's norms; None: 1e-5, or that of the state that is loaded.
 
     Attributes:
-        levels: as given.
-        lateral_names: the names of the maps that RoI heads pool from (without the extra ones).
+        levels: the level of each map that is returned, finest first.
+        lateral_names: names of the maps that RoI heads pool from (without the extra ones).
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Backbone(BackboneWithFPN):
             extra_blocks=extra,
             norm_layer=pyramid_norm_layer(fpn_norm),
         )
-        if extra is None:  # torchvision would put a max-pool there
-            # Deleted: of a module that is None torch takes any tensors, and loads none of them.
+        if extra is None:  # torchvision would add a max-pool
+            # Deleted first: for a module set to None, torch would silently ignore loaded tensors.
             del self.fpn.extra_blocks
             self.fpn.extra_blocks = None
         self.levels = levels
@@ -112,7 +112,7 @@ class Backbone(BackboneWithFPN):
 
     @property
     def output_weights(self) -> list[Tensor]:
-        """The weights of the pyramid's last convolutions: of every map that is returned."""
+        """The weights of the pyramid's last convolutions, one for each map that is returned."""
         last = [block[0] for block in self.fpn.layer_blocks]
         coarse = [] if self.fpn.extra_blocks is None else [*self.fpn.extra_blocks.children()]
         return [layer.weight for layer in (*last, *coarse) if isinstance(layer, nn.Conv2d)]
@@ -142,11 +142,11 @@ class P6P7(LastLevelP6P7):
     """RetinaNet's coarse levels: P6 and, unless the pyramid ends there, P7.
 
     Args:
-        in_channels: channels of what P6 is made from.
-        out_channels: the width of the pyramid.
-        from_p5: P6 is made from P5, else from the network's last map.
-        relu_before_p7: a ReLU between the two.
-        with_p7: whether there is a P7.
+        in_channels: channels of the map that P6 is computed from.
+        out_channels: channels of the pyramid.
+        from_p5: compute P6 from P5, else from the network's last map.
+        relu_before_p7: apply a ReLU between P6 and P7.
+        with_p7: add P7.
     """
 
     def __init__(
@@ -191,14 +191,15 @@ def build_backbone(
     Args:
         name: ``resnet18`` .. ``resnet152`` or ``mobilenet_v3_large``.
         levels: the pyramid's levels, finest first; ``(5, 5, 6)`` are torchvision's maps of
-            MobileNetV3 in Faster R-CNN: two of stride 32.
-        channels: the width of the pyramid.
-        trainable_stages: 0 to 5, counted from the last; 5 is the whole network.
-        norm: a name of ``detector.norm``; ``fpn_norm`` likewise, or ``none``.
-        norm_eps: see ``Backbone``.
-        coarse: what levels beyond 5 are made from: ``p5`` or ``c5`` by convolutions, as in
-            RetinaNet, or ``max_pool`` as in Faster R-CNN.
-        relu_before_p7: a ReLU between P6 and P7.
+            MobileNetV3 in Faster R-CNN, two of which have stride 32.
+        channels: channels of the pyramid.
+        trainable_stages: 0 to 5 stages to train, counted from the last; 5 is the whole network.
+        norm: normalization of the network, a name of ``detector.norm``.
+        norm_eps: eps of the network's norms, see ``Backbone``.
+        fpn_norm: normalization of the pyramid, a name of ``detector.norm`` or ``none``.
+        coarse: source of levels beyond 5: ``p5`` or ``c5`` by convolutions, as in RetinaNet, or
+            ``max_pool`` as in Faster R-CNN.
+        relu_before_p7: apply a ReLU between P6 and P7.
     """
     body = _mobilenet(norm) if name == "mobilenet_v3_large" else _resnet(name, norm)
     extra = _coarse_levels(coarse, levels[-1], body.outputs[-1][2], channels, relu_before_p7)
@@ -229,7 +230,7 @@ def _mobilenet(norm: str) -> Body:
 
 
 def _choose_outputs(body: Body, levels: Sequence[int]) -> list[tuple[int, str, int]]:
-    """The map of each level: the deepest there is, or all of them where a level is repeated."""
+    """Choose the map of each level: the deepest one, or several if a level is repeated."""
     chosen = []
     for level in sorted({level for level in levels if level <= 5}):
         maps = [output for output in body.outputs if output[0] == level]

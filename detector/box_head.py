@@ -1,4 +1,4 @@
-"""The two wide linear layers of Faster and Mask R-CNN's box head."""
+"""The two fully connected layers of Faster and Mask R-CNN's box head."""
 
 from __future__ import annotations
 

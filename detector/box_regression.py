@@ -1,4 +1,4 @@
-"""From boxes to the numbers a head regresses, back again, and the loss between the two."""
+"""Encoding boxes as the deltas that a head regresses, decoding them, and the box loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from losses.box import BOX_LOSSES, DECODED_BOX_LOSSES
 from losses.config import BoxLossConfig
 
-# torchvision's and Detectron's bound: a box grows at most from 16 to 1000 pixels.
+# torchvision's and Detectron's bound: decoding enlarges a side at most from 16 to 1000 pixels.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
@@ -72,8 +72,8 @@ class BoxLoss:
     """The configured box loss, between deltas or between decoded boxes as the loss requires.
 
     Args:
-        config: which loss, and the beta of SmoothL1.
-        coder: how deltas are encoded.
+        config: the type of loss, and the beta of SmoothL1.
+        coder: the encoding of the deltas.
     """
 
     def __init__(self, config: BoxLossConfig, coder: BoxCoder) -> None:
@@ -85,25 +85,25 @@ class BoxLoss:
     def __call__(
         self, deltas: Tensor, references: Tensor, boxes: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """The sum of ``per_box`` over all boxes."""
+        """Return the sum of ``per_box`` over all boxes."""
         return self.per_box(deltas, references, boxes, mask).sum()
 
     def per_box(
         self, deltas: Tensor, references: Tensor, boxes: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """The loss of each box, ``(...)``, in float32.
+        """Compute the loss of each box, ``(...)``, in float32.
 
         Args:
             deltas: ``(..., 4)`` predicted.
             references: ``(..., 4)`` anchors or proposals, xyxy in pixels.
             boxes: ``(..., 4)`` matched ground truth, xyxy in pixels.
-            mask: ``(...)`` bool; the others add exactly nothing, to the loss and to the gradient,
-                whatever stands in them.
+            mask: ``(...)`` bool, the boxes to include; others contribute exactly 0 to the loss and
+                the gradient, whatever values they have.
         """
         deltas, references, boxes = (x.float() for x in (deltas, references, boxes))
         if mask is not None:
             rows = mask.unsqueeze(-1)
-            # A unit box in the place of what is left out: its logarithms and quotients are finite.
+            # Excluded boxes become unit boxes, whose logarithms and quotients are finite.
             unit = torch.zeros_like(boxes)
             unit[..., 2:] = 1
             deltas = torch.where(rows, deltas, 0.0)

@@ -1,4 +1,4 @@
-"""From the options to a detector: its architecture with random weights, nothing fetched."""
+"""Build a detector from its options: the architecture with random weights, nothing downloaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_detector(config: DetectorConfig, loss: LossConfig, num_classes: int) -
     Args:
         config: the detector's options; ``weights`` is not read here, see ``load_pretrained``.
         loss: the box losses and the normalizer.
-        num_classes: without background.
+        num_classes: number of classes, without background.
 
     Raises:
         ValueError: there are no classes.

@@ -1,7 +1,7 @@
-"""Which ground-truth box each anchor or proposal answers for, and which of them a loss samples.
+"""Matching anchors and proposals to ground-truth boxes, and sampling them for a loss.
 
-Everything here runs over the whole batch at once with shapes that the host knows, so that nothing
-waits for the device; on a CPU, where the host computes, ``detector.fast.host_matching`` matches.
+Everything here runs over the whole batch at once, with shapes that the host knows, so that nothing
+waits for the device; on a CPU, ``detector.fast.host_matching`` is used instead.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from detector.fast.host_matching import match_on_host
 from losses.anchor_labels import BACKGROUND, IGNORED
 from losses.triton_support import has_kernels
 
-# IoU values held at a time, whatever the number of boxes and anchors: few, large kernels.
+# Maximum number of IoU values held at a time; large, so that there are few kernels.
 CHUNK_ELEMENTS = 1 << 23
 
 
 def match_anchors(
     anchors: Tensor, targets: Targets, high: float, low: float, allow_low_quality: bool
 ) -> Tensor:
-    """Match each anchor to the ground-truth box it overlaps most, as torchvision's ``Matcher``.
+    """Match each anchor to the ground-truth box it overlaps most, like torchvision's ``Matcher``.
 
     Args:
         anchors: ``(A, 4)`` xyxy boxes shared by all images, or ``(B, A, 4)`` boxes of each image.
         targets: the ground truth of ``B`` images.
-        high: an IoU of at least this makes a match.
-        low: an IoU below this makes background; between ``low`` and ``high`` an anchor is ignored.
+        high: anchors with at least this IoU are matched.
+        low: anchors below this IoU are background; between ``low`` and ``high`` they are ignored.
         allow_low_quality: also match every anchor that has the highest IoU of some box (ties
-            included), to the box that the *anchor* overlaps most. A box that no anchor touches has
-            none (torchvision's has all anchors that touch no box, and turns them positive).
+            included), to the box that the *anchor* overlaps most. A box that no anchor touches gets
+            no anchor (in torchvision, all anchors that touch no box, which thus become positive).
 
     Returns:
-        ``(B, A)`` int64: index of the matched box in its image, -1 background, -2 ignored. Of equal
-        overlaps the first box wins.
+        ``(B, A)`` int64: index of the matched box in its image, -1 background, -2 ignored. With
+        equal overlaps the first box wins.
     """
     match = match_batch
     if anchors.device.type == "cpu":
@@ -49,8 +49,11 @@ def match_anchors(
 def match_batch(
     anchors: Tensor, targets: Targets, high: float, low: float, allow_low_quality: bool
 ) -> Tensor:
-    """``match_anchors`` for the whole batch at once, with shapes that the host knows."""
-    # Each coordinate in a row of its own, which is what the pairwise operations stream through.
+    """Match anchors for the whole batch at once, with shapes that the host knows.
+
+    Arguments and result are those of ``match_anchors``.
+    """
+    # One row per coordinate, which the pairwise operations read contiguously.
     columns = anchors.float().transpose(-1, -2).contiguous().expand(len(targets), -1, -1)
     matches: dict[int, Tensor] = {}
     at_once = max(1, CHUNK_ELEMENTS // (8 * max(1, columns.shape[2])))
@@ -76,9 +79,9 @@ def _match_ordered(
     thresholds: tuple[float, float],
     allow_low_quality: bool,
 ) -> Tensor:
-    """A running maximum over the boxes of images whose ``counts`` fall.
+    """Match by a running maximum over the boxes of images in descending order of ``counts``.
 
-    ``(B, 4, A)`` anchors, a coordinate in a row, and ``(B, M, 4)`` boxes -> ``(B, A)`` matches.
+    ``(B, 4, A)`` anchors, one row per coordinate, and ``(B, M, 4)`` boxes -> ``(B, A)`` matches.
     At most about ``CHUNK_ELEMENTS`` IoU values are held at a time.
     """
     shape = (len(counts), anchors.shape[-1])
@@ -100,7 +103,7 @@ def _match_ordered(
         best_box[:active] = torch.where(better, chunk_box + start, best_box[:active])
         if allow_low_quality:
             highest = iou.amax(dim=2, keepdim=True)
-            # Padding has no best anchor, nor has a box that no anchor touches: all would be.
+            # Padding has no best anchor, nor has a box that no anchor touches: all would tie.
             highest.masked_fill_(highest <= 0, 2)
             is_best_of_a_box[:active] |= (iou == highest).any(dim=1)
         start = stop
@@ -110,9 +113,9 @@ def _match_ordered(
 
 
 def _pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """``(B, M, 4)`` boxes and ``(B, 4, A)`` anchors -> ``(B, M, A)``.
+    """``(B, M, 4)`` boxes and ``(B, 4, A)`` anchors -> ``(B, M, A)`` IoU.
 
-    The operations of ``torchvision.ops.box_iou`` in its order, so that ties are its ties.
+    The operations and their order are those of ``torchvision.ops.box_iou``, so that ties agree.
     """
     x1, y1, x2, y2 = boxes.unsqueeze(3).unbind(dim=2)
     left, top, right, bottom = anchors.unsqueeze(1).unbind(dim=2)
@@ -124,14 +127,14 @@ def _pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def gather_matched(values: Tensor, matches: Tensor) -> Tensor:
-    """The value of each anchor's matched box.
+    """Gather the value of each anchor's matched box.
 
     Args:
         values: ``(B, M)`` or ``(B, M, 4)``: labels or boxes of ``Targets``; M may be 0.
         matches: ``(B, N)`` from ``match_anchors``.
 
     Returns:
-        ``(B, N)`` or ``(B, N, 4)``; where there is no match, some finite value without meaning.
+        ``(B, N)`` or ``(B, N, 4)``; without a match, some finite, meaningless value.
     """
     if values.shape[1] == 0:
         return values.new_zeros((*matches.shape, *values.shape[2:]))
@@ -143,11 +146,11 @@ def gather_matched(values: Tensor, matches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Samples:
-    """The anchors or proposals of each image that a loss reads, in ``S`` slots an image.
+    """The anchors or proposals of each image that a loss reads, in ``S`` slots per image.
 
     Attributes:
         indices: ``(B, S)`` int64 into the image's anchors or proposals.
-        positive: ``(B, S)`` bool: the slot holds a sampled positive; they come first.
+        positive: ``(B, S)`` bool: the slot holds a sampled positive; positives come first.
         valid: ``(B, S)`` bool: the slot holds a sampled positive or negative; the others are empty.
     """
 
@@ -157,15 +160,15 @@ class Samples:
 
 
 class BalancedSampler:
-    """Draws positives and negatives at random, at most a fixed fraction of them positives.
+    """Draws positives and negatives at random, with a maximum fraction of positives.
 
-    What torchvision's ``BalancedPositiveNegativeSampler`` draws, for a whole batch and without
-    reading a number from the device: of P positives ``min(P, int(size * fraction))``, the rest
-    negatives as far as there are any. It draws from the device's default random stream.
+    This is torchvision's ``BalancedPositiveNegativeSampler`` for a whole batch, without reading a
+    number from the device: it draws ``min(P, int(size * fraction))`` of P positives, and fills the
+    rest with negatives as far as there are any. It uses the device's default random stream.
 
     Args:
-        size: the most samples of one image.
-        positive_fraction: the most positives, as a fraction of ``size``.
+        size: maximum number of samples per image.
+        positive_fraction: maximum number of positives, as a fraction of ``size``.
     """
 
     def __init__(self, size: int, positive_fraction: float) -> None:
@@ -173,7 +176,7 @@ class BalancedSampler:
         self.positive_fraction = positive_fraction
 
     def __call__(self, positive: Tensor, negative: Tensor) -> Samples:
-        """``(B, N)`` and ``(B, N)`` bool -> Samples with ``min(size, N)`` slots an image."""
+        """``(B, N)`` and ``(B, N)`` bool -> Samples with ``min(size, N)`` slots per image."""
         candidates = positive.shape[1]
         key = torch.rand(positive.shape, device=positive.device)
         most_positive = min(int(self.size * self.positive_fraction), candidates)

@@ -1,12 +1,12 @@
-"""Normalization layers by name: what is frozen, what is trained, over what it averages.
+"""Normalization layers by name: what they average over, and what is trained or frozen.
 
 | name | statistics | scale and shift |
 |---|---|---|
 | frozen | never change | never change (torchvision's ``FrozenBatchNorm2d``) |
-| frozen_stats | never change | trained: the paper's setting |
-| batch | of the process's batch | trained |
-| group | of groups of channels of one image: none kept | trained |
-| sync | of the batch of all processes | trained |
+| frozen_stats | never change | trained (the paper's setting) |
+| batch | over the batch of the process | trained |
+| group | over groups of channels of one image, no running statistics | trained |
+| sync | over the batches of all processes | trained |
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ LEAST_IN_GROUP = 8
 class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
     """Batch norm with stored statistics, scale and shift; nothing is trained."""
 
-    folded = False  # whether the convolution before it does its work: detector.folded
+    folded = (
+        False  # whether it is folded into the convolution before it: detector.fast.norm_folding
+    )
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.folded else super().forward(x)
@@ -37,8 +39,8 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that always uses its stored statistics; scale and shift are trained.
 
-    ``nn.SyncBatchNorm.convert_sync_batchnorm`` must not be given it: once it is folded, a module in
-    its place would do its work again.
+    Do not pass it to ``nn.SyncBatchNorm.convert_sync_batchnorm``: once it is folded, a module in
+    its place would normalize again.
     """
 
     running_mean: Tensor
@@ -62,38 +64,38 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == x.shape[1]:
             raise InputError(
-                "batch norm has one value a channel to average, a map of one pixel in a batch of "
-                "one image: raise data.batch_size or data.image_size, or set detector.norm, "
-                "detector.fpn_norm and detector.retinanet.head_norm to others"
+                "batch norm has only one value per channel (a map of one pixel in a batch of one "
+                "image); increase data.batch_size or data.image_size, or change detector.norm, "
+                "detector.fpn_norm or detector.retinanet.head_norm"
             )
         return super().forward(x)
 
 
 class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """Batch norm over the batches of all processes; it needs GPUs to train on."""
+    """Batch norm over the batches of all processes; training needs GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.device.type == "cpu":
             raise InputError(
-                "sync does not train on the CPU: where detector.norm, detector.fpn_norm or "
-                "detector.retinanet.head_norm is sync, set batch or group"
+                "sync norms cannot be trained on the CPU; set batch or group instead in "
+                "detector.norm, detector.fpn_norm and detector.retinanet.head_norm"
             )
         return super().forward(x)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups, or the most that divide both 32 and the channels.
+    """Build a group norm with 32 groups, or the most that divide both 32 and the channels.
 
-    As published networks have it, whatever the width of a layer.
+    Published networks use 32 groups whatever the width of a layer.
     """
     return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels)
 
 
 def group_norm_of_coarse_maps(channels: int) -> nn.GroupNorm:
-    """``group_norm`` with half as many groups as often as one would hold fewer than 8 channels.
+    """Build a ``group_norm`` whose groups are halved until each has at least 8 channels.
 
-    A map of the pyramid may be one pixel: of one channel alone nothing would be left there, of two
-    a sign.
+    A map of the pyramid may have one pixel: normalizing one channel would leave nothing of it, two
+    channels only a sign.
     """
     groups = math.gcd(channels, MOST_GROUPS)
     while groups > 1 and channels // groups < LEAST_IN_GROUP:
@@ -111,12 +113,12 @@ NORM_LAYERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
-    """The constructor of a normalization layer, given its channels; None for ``none``."""
+    """Return the constructor of a normalization layer from its channels; None for ``none``."""
     return None if name == "none" else NORM_LAYERS[name]
 
 
 def pyramid_norm_layer(name: str) -> Callable[[int], nn.Module] | None:
-    """``norm_layer`` for the pyramid and the heads on it."""
+    """Return the constructor of a normalization layer for the pyramid and the heads on it."""
     return group_norm_of_coarse_maps if name == "group" else norm_layer(name)
 
 

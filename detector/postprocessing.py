@@ -1,4 +1,4 @@
-"""From what a detector returns to detections in the original image."""
+"""Convert a detector's output to detections in the original image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MASK_THRESHOLD = 0.5  # a pixel belongs to the object if its probability is abov
 def resize_detections(
     detections: dict[str, Tensor], size_hw: Size, original_size_hw: Size
 ) -> dict[str, Tensor]:
-    """The detections of one image in the pixels of the original image.
+    """Scale the detections of one image to the pixels of the original image.
 
     Args:
-        detections: ``boxes (D, 4)`` xyxy in pixels of the detector's input, and anything else.
+        detections: ``boxes (D, 4)`` xyxy in pixels of the detector's input, and any other entries.
         size_hw: the size of the image as the detector saw it, without padding.
-        original_size_hw: the size that it had before.
+        original_size_hw: the original size of the image.
 
     Returns:
-        The same dictionary with other boxes; masks, being relative to their box, stay as they are.
+        A copy with scaled boxes; masks are relative to their box and stay unchanged.
     """
     scale_y = original_size_hw[0] / size_hw[0]
     scale_x = original_size_hw[1] / size_hw[1]
@@ -32,10 +32,10 @@ def resize_detections(
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size_hw: Size) -> Tensor:
-    """Masks of objects in their boxes -> masks of objects in the image.
+    """Paste masks of objects in their boxes into masks of the whole image.
 
-    As torchvision's ``paste_masks_in_image`` and a threshold, the comparison made before pasting:
-    beside the result only one object's pixels are held at a time.
+    This equals torchvision's ``paste_masks_in_image`` followed by a threshold. The threshold is
+    applied before pasting, so that besides the result only one object's pixels are in memory.
 
     Args:
         masks: ``(D, 1, M, M)`` probabilities.
@@ -64,7 +64,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size_hw: Size) -> Tensor:
 
 
 def _expand_boxes(boxes: Tensor, scale: float) -> Tensor:
-    """``(D, 4)`` xyxy grown about their centers, in whole pixels: room for a mask's padding."""
+    """Enlarge ``(D, 4)`` xyxy around their centers, in whole pixels, to fit a mask's padding."""
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     half_width, half_height = (x2 - x1) * 0.5 * scale, (y2 - y1) * 0.5 * scale
     x, y = (x2 + x1) * 0.5, (y2 + y1) * 0.5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-# Of ImageNet, in 0..1, RGB: what torchvision's weights were trained with.
+# ImageNet statistics in 0..1, RGB, which torchvision's weights were trained with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -16,13 +16,13 @@ DIVISOR = 32  # the sides of a batch are multiples of this
 
 
 class Preprocessing(nn.Module):
-    """``(x - mean) / std`` and zeros at the right and at the bottom; it does not resize.
+    """Normalizes images, ``(x - mean) / std``, and pads them at the right and bottom with zeros.
 
-    It stands where torchvision's detectors have their ``transform``, and has no entry in the state
-    dict.
+    It does not resize. It replaces the ``transform`` of torchvision's detectors, and has no entry
+    in the state dict.
 
     Args:
-        channels_last: the memory order of the batch.
+        channels_last: use the channels-last memory format for the batch.
     """
 
     mean: Tensor
@@ -42,9 +42,9 @@ class Preprocessing(nn.Module):
             ``image_sizes``: the ``(H_b, W_b)`` as host integers.
 
         Raises:
-            ValueError: no images.
+            ValueError: there are no images, or one does not have the shape ``(3, H, W)``.
         """
-        if len(images) == 0:  # it may be a tensor of them
+        if len(images) == 0:  # images may be one tensor
             raise ValueError("a detector needs at least one image")
         sizes = [_size_of(image) for image in images]
         height = padded(max(height for height, _ in sizes))
@@ -63,15 +63,15 @@ class Preprocessing(nn.Module):
         return ImageList(batch, sizes)
 
     def _factors(self, largest: float, width: int) -> tuple[Tensor, Tensor]:
-        """Scale and offset of values in 0..largest: ``(3, 1, 1)``, or ``(width * 3,)`` of a row."""
+        """Return scale and offset for values in 0..largest: ``(3, 1, 1)``, or ``(width * 3,)``."""
         scale, offset = 1 / self.std / largest, -self.mean / self.std
         if self._by_rows():
             return scale.flatten().repeat(width), offset.flatten().repeat(width)
         return scale, offset
 
     def _by_rows(self) -> bool:
-        # Three values side by side are too few for a processor's vector instructions: rows of
-        # pixels are as good.
+        # Three values per pixel are too few for a CPU's vector instructions, so whole rows of
+        # pixels are processed instead.
         return self.channels_last and self.mean.device.type == "cpu"
 
     def _normalize_into(self, slot: Tensor, image: Tensor, scale: Tensor, offset: Tensor) -> None:
@@ -82,12 +82,12 @@ class Preprocessing(nn.Module):
         if self._by_rows():
             slot, image = (each.permute(1, 2, 0).flatten(1) for each in (slot, image))  # (h, w * 3)
             scale, offset = (each[: slot.shape[1]] for each in (scale, offset))
-        slot.copy_(image)  # a processor would convert the whole image into a temporary first
+        slot.copy_(image)  # otherwise a CPU would first convert the whole image to a temporary
         torch.addcmul(offset, slot, scale, out=slot)
 
 
 def padded(side: int) -> int:
-    """Pixels that a batch needs for a side.
+    """Round a side up to a multiple of ``DIVISOR``.
 
     >>> padded(96), padded(97)
     (96, 128)

@@ -1,4 +1,4 @@
-"""Proposals of a batch: what the RPN gives and the second stage takes."""
+"""Proposals of a batch, which the RPN passes to the second stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Proposals:
 
     @classmethod
     def of_images(cls, boxes: Sequence[Tensor]) -> Proposals:
-        """``(P_b, 4)`` of each image, padded with zeros to the most that one has."""
+        """Pad ``(P_b, 4)`` boxes of each image with zeros to the largest number of one image."""
         most = max(len(image_boxes) for image_boxes in boxes)
         padded = boxes[0].new_zeros((len(boxes), most, 4))
         valid = torch.zeros((len(boxes), most), dtype=torch.bool, device=padded.device)
@@ -35,6 +35,6 @@ class Proposals:
         return cls(padded, valid)
 
     def with_objects(self, targets: Targets) -> Proposals:
-        """Behind them the objects' own boxes, from which the second stage samples too."""
+        """Append the objects' own boxes, from which the second stage samples, too."""
         boxes = torch.cat([self.boxes, targets.boxes], dim=1)
         return Proposals(boxes, torch.cat([self.valid, targets.labels >= 0], dim=1))

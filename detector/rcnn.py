@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN: a backbone, a proposal network, a second stage."""
+"""Faster R-CNN and Mask R-CNN: a backbone, a region proposal network and a second stage."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from losses.triton_support import has_kernels
 
 
 class FasterRCNN(GeneralizedRCNN):
-    """Faster R-CNN, with the parameters of torchvision's.
+    """Faster R-CNN, with torchvision's parameter names and shapes.
 
     Args:
-        backbone: features of the whole batch, by name.
+        backbone: computes features of the whole batch, by name.
         config: the detector's options.
         loss: ``box`` is the second stage's box loss, ``rpn_box`` the proposal network's.
-        num_classes: without background.
+        num_classes: number of classes, without background.
 
     Attributes:
-        loss_names: the losses that training gives.
-        weighting_pairs: the pair that the paper weighs, classification first.
-        num_classes: as given.
+        loss_names: names of the losses returned in training mode.
+        weighting_pairs: the pair of losses that the paper weights, classification first.
+        num_classes: number of classes, without background.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = (
@@ -66,11 +66,11 @@ class FasterRCNN(GeneralizedRCNN):
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, else detections.
+        """Compute losses in training mode, else detections.
 
         Args:
             images: ``(3, H_b, W_b)`` uint8, or floating point in 0..1.
-            targets: the ground truth, on the images' device; not read in evaluation mode.
+            targets: the ground truth, on the images' device; ignored in evaluation mode.
 
         Returns:
             In training mode the raw losses by ``loss_names``, scalars. In evaluation mode, for
@@ -78,7 +78,7 @@ class FasterRCNN(GeneralizedRCNN):
             ``scores (D,)``, and ``masks (D, 1, M, M)`` probabilities where there is a mask head.
 
         Raises:
-            ValueError: no images, or training without ``Targets`` of each.
+            ValueError: there are no images, or in training mode no ``Targets`` for each of them.
         """
         batch = self.transform(images)
         targets = check_targets(targets, len(images)) if self.training else None
@@ -91,7 +91,10 @@ class FasterRCNN(GeneralizedRCNN):
         return {**rpn_losses, **roi_losses} if self.training else detections
 
     def last_shared_weights(self, losses: Collection[str]) -> list[Tensor]:
-        """Of the last layer that these losses share: their stage's, else the pyramid's outputs."""
+        """Return the weights of the last layer that these losses share.
+
+        This is the last shared layer of their stage, or else the pyramid's output layers.
+        """
         if set(losses) <= {"loss_objectness", "loss_rpn_box_reg"}:
             return [self.rpn.head.conv[-1][0].weight]
         if set(losses) <= {"loss_classifier", "loss_box_reg"}:
@@ -101,8 +104,8 @@ class FasterRCNN(GeneralizedRCNN):
     def _forward_in_slots(
         self, images: Tensor, sizes_hw: Sequence[tuple[int, int]], targets: Targets | None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """``forward`` on a GPU, which the host does not wait for before it selects detections."""
-        # Masks are read from the maps, and a graph would keep those of its shape for ever.
+        """Run ``forward`` on a GPU; the host does not wait for it before selecting detections."""
+        # Masks are read from the maps, and a graph would keep those of its shape forever.
         records = self.training or not self.roi_heads.has_mask()
         run = self.graphs if self.graphs is not None and records else self._pass_in_slots
         corners = torch.tensor([(width, height) for height, width in sizes_hw]).float()
@@ -114,7 +117,7 @@ class FasterRCNN(GeneralizedRCNN):
         few = targets.with_few_shapes()
         outputs = run(images, corners, few.boxes, few.labels)
         names = FasterRCNN.loss_names
-        # copies: the next batch's are written to the same memory
+        # copies, because the next batch's losses are written to the same memory
         losses = {name: loss.clone() for name, loss in zip(names, outputs, strict=False)}
         if self.roi_heads.has_mask():
             losses["loss_mask"] = self._mask_loss_in_slots(outputs[len(names) :], targets)
@@ -127,13 +130,12 @@ class FasterRCNN(GeneralizedRCNN):
         boxes: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """All of a batch as a function of tensors, without control flow that depends on values: it
-        can be recorded as a CUDA graph.
+        """Process a batch without control flow that depends on values, to capture in a CUDA graph.
 
         Returns:
-            Given boxes and labels the losses by ``FasterRCNN.loss_names`` and what the mask branch
-            reads; else RoIs ``(R, 5)``, scores and deltas of all classes, and the maps where there
-            is a mask branch.
+            Given boxes and labels, the losses by ``FasterRCNN.loss_names`` and the inputs of the
+            mask branch; else RoIs ``(R, 5)``, scores and deltas of all classes, and the maps if
+            there is a mask branch.
         """
         features = self.backbone(images)
         padded_size = (images.shape[-2], images.shape[-1])
@@ -157,7 +159,7 @@ class FasterRCNN(GeneralizedRCNN):
         return (*ordered, *self.roi_heads.mask_inputs(features, sampled))
 
     def _mask_loss_in_slots(self, inputs: Sequence[Tensor], targets: Targets) -> Tensor:
-        """Masks are of as many sizes as images: they are cropped between two recorded passes."""
+        """Compute the mask loss; masks differ in size, so they are cropped between two graphs."""
         pooled, boxes, objects, classes, positive = inputs
         run = self.mask_graphs or self._mask_pass
         crops = self.roi_heads.mask_targets(boxes, objects, targets)
@@ -171,7 +173,7 @@ class FasterRCNN(GeneralizedRCNN):
 
 
 class MaskRCNN(FasterRCNN):
-    """Mask R-CNN, with the parameters of torchvision's; it trains on ``Targets`` with masks."""
+    """Mask R-CNN, with torchvision's parameter names and shapes; trains on targets with masks."""
 
     loss_names = (*FasterRCNN.loss_names, "loss_mask")
 

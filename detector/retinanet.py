@@ -36,12 +36,12 @@ class RetinaNet(retinanet.RetinaNet):
             ``batch``: the positives of the batch, each image counted as at least 1 (the paper).
             ``image``: each image by its own positives, at least 1, then the mean over images
             (torchvision).
-        num_classes: without background.
+        num_classes: number of classes, without background.
 
     Attributes:
-        loss_names: the losses that training gives.
-        weighting_pairs: the pair that the paper weighs, classification first.
-        num_classes: as given.
+        loss_names: names of the losses returned in training mode.
+        weighting_pairs: the pair of losses that the paper weights, classification first.
+        num_classes: number of classes, without background.
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("classification", "bbox_regression")
@@ -74,19 +74,19 @@ class RetinaNet(retinanet.RetinaNet):
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses or detections of a batch.
+        """Compute losses in training mode, else detections.
 
         Args:
             images: ``(3, H_b, W_b)`` uint8, or floating point in 0..1, on the detector's device.
-            targets: their objects, in pixels of these images; needed in training mode.
+            targets: the ground truth, in pixels of these images; needed in training mode.
 
         Returns:
-            In training mode the losses by name, scalars. In evaluation mode for each image
+            In training mode the losses by name, scalars. In evaluation mode, for each image,
             ``boxes (D, 4)`` float32 xyxy, ``scores (D,)`` float32, descending, ``labels (D,)``
             int64.
 
         Raises:
-            ValueError: no images, or training without ``Targets`` of each.
+            ValueError: there are no images, or in training mode no ``Targets`` for each of them.
         """
         targets = check_targets(targets, len(images)) if self.training else None
         batch = self.transform(images)
@@ -99,11 +99,11 @@ class RetinaNet(retinanet.RetinaNet):
             return self.training_losses(*self._maps_and_anchors(batch.tensors), targets)
         targets = targets.with_few_shapes()
         losses = run(batch.tensors, targets.boxes, targets.labels)
-        # copies: the next batch's are written to the same memory
+        # copies, because the next batch's losses are written to the same memory
         return {name: loss.clone() for name, loss in zip(self.loss_names, losses, strict=True)}
 
     def last_shared_weights(self, losses: Collection[str]) -> list[Tensor]:  # noqa: ARG002
-        """Of the last layer that these losses share: the pyramid's outputs."""
+        """Return the weights of the last layers that these losses share: the pyramid's outputs."""
         return self.backbone.output_weights
 
     def _maps_and_anchors(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -114,11 +114,11 @@ class RetinaNet(retinanet.RetinaNet):
     def _pass(
         self, images: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """All of a batch as a function of tensors, without control flow that depends on values: it
-        can be recorded as a CUDA graph.
+        """Process a batch without control flow that depends on values, to capture in a CUDA graph.
 
         Returns:
-            Given boxes and labels the losses by ``loss_names``, else ``_candidates``.
+            Given boxes and labels, the losses by ``loss_names``; else the result of
+            ``_candidates``.
         """
         maps, anchors = self._maps_and_anchors(images)
         if boxes is None or labels is None:
@@ -130,12 +130,12 @@ class RetinaNet(retinanet.RetinaNet):
     def training_losses(
         self, maps: Sequence[Tensor], anchors: Sequence[Tensor], targets: Targets
     ) -> dict[str, Tensor]:
-        """The two losses, in float32, for all images at once.
+        """Compute the two losses, in float32, for all images at once.
 
         Args:
             maps: ``(B, C, H_l, W_l)`` of each level.
             anchors: ``(A_l, 4)`` of each level.
-            targets: of ``B`` images.
+            targets: the ground truth of ``B`` images.
         """
         config = self.config
         all_anchors = torch.cat(list(anchors))
@@ -173,7 +173,7 @@ class RetinaNet(retinanet.RetinaNet):
         self, maps: Sequence[Tensor], anchors: Tensor, matches: Tensor, targets: Targets
     ) -> Tensor:
         """``(B, A)`` matches -> ``(B,)``: the box loss of each image's positive anchors."""
-        # A fast path that looks at values: on another device the host would have to wait for them.
+        # A fast path that reads values, for which the host would have to wait on other devices.
         if matches.device.type == "cpu" and self.head.looks_locally:
             return self._box_sums_of_positives(maps, anchors, matches, targets)
         deltas = torch.cat(self.head.regress(maps), dim=1)
@@ -184,10 +184,10 @@ class RetinaNet(retinanet.RetinaNet):
     def _box_sums_of_positives(
         self, maps: Sequence[Tensor], anchors: Tensor, matches: Tensor, targets: Targets
     ) -> Tensor:
-        """The same, computed at the positive anchors alone."""
+        """Compute the same sums as ``_box_sums``, at the positive anchors only."""
         images, rows = (matches >= 0).nonzero(as_tuple=True)
         counts = torch.ones_like(images, dtype=torch.bool)
-        if len(images) == 0:  # one anchor all the same: every parameter needs a gradient
+        if len(images) == 0:  # use one anchor, because every parameter needs a gradient
             images, rows, counts = images.new_zeros(1), rows.new_zeros(1), counts.new_zeros(1)
             rows += len(anchors) - 1  # on the smallest map
         objects = matches[images, rows].clamp(min=0)
@@ -201,7 +201,7 @@ class RetinaNet(retinanet.RetinaNet):
     def _candidates(
         self, maps: Sequence[Tensor], anchors: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best of each level: boxes ``(B, k, 4)``, scores and labels ``(B, k)``."""
+        """Select the best predictions per level: boxes ``(B, k, 4)``, scores, labels ``(B, k)``."""
         logits, deltas = self.head.classify(maps), self.head.regress(maps)
         levels = [
             self._best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)
@@ -216,7 +216,7 @@ class RetinaNet(retinanet.RetinaNet):
         labels: Tensor,
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Of the candidates of each image those that score enough, after NMS."""
+        """Select the detections of each image: candidates above the score threshold, after NMS."""
         return [
             self._suppress(clip_boxes_to_image(image_boxes, size), image_scores, image_labels)
             for image_boxes, image_scores, image_labels, size in zip(
@@ -230,7 +230,7 @@ class RetinaNet(retinanet.RetinaNet):
         """``(B, A, classes)``, ``(B, A, 4)``, ``(A, 4)`` -> boxes, scores, labels of ``(B, k)``."""
         count = min(self.topk_candidates, logits[0].numel())
         # The best k (anchor, class) pairs belong to the k anchors with the highest best class.
-        # The order of logits is that of scores: the sigmoid is needed for the best alone.
+        # Logits are ordered like scores, so only the best need the sigmoid.
         anchor = logits.amax(dim=2).topk(min(count, len(anchors)), dim=1, sorted=False).indices
         best = _gather_rows(logits, anchor).flatten(1).topk(count, dim=1)
         anchor = anchor.gather(1, best.indices // self.num_classes)
@@ -238,7 +238,7 @@ class RetinaNet(retinanet.RetinaNet):
         return boxes, best.values.float().sigmoid(), best.indices % self.num_classes
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        # A box that is not a number compares false; the COCO API would match it with any object.
+        # NaN boxes compare false here; the COCO API would match them with any object.
         candidates = (scores > self.score_thresh) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
         boxes, scores, labels = boxes[candidates], scores[candidates], labels[candidates]
         keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
@@ -265,7 +265,7 @@ def _build_head(
 
 
 def _normalize(sums: Tensor, positives: Tensor, normalizer: str) -> Tensor:
-    """``(B,)`` sums of losses and numbers of positives -> the loss of the batch."""
+    """``(B,)`` loss sums and numbers of positives -> the loss of the batch."""
     counts = positives.clamp(min=1)
     if normalizer == "image":
         return (sums / counts).mean()

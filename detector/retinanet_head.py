@@ -1,4 +1,4 @@
-"""The heads of RetinaNet: what every anchor shows, and where exactly it is."""
+"""The heads of RetinaNet: class scores and box deltas of every anchor."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 class Tower(nn.Sequential):
     """3x3 convolutions that all pyramid levels share.
 
-    Batch norm takes its statistics from all levels at once. Level by level, as in torchvision,
-    each would be trained on its own statistics and evaluated on a running average over levels that
+    Batch norm computes its statistics over all levels at once. Level by level, as in torchvision,
+    each would be trained on its own statistics, and evaluated on a running average over levels that
     fits none of them (measured on a small detector: the box loss in evaluation mode was 2.3 times
-    that of training mode, and with joint statistics 1.0 times).
+    that in training mode; with joint statistics, 1.0 times).
     """
 
     def __init__(self, channels: int, depth: int, norm: NormLayer | None) -> None:
@@ -46,16 +46,16 @@ class Tower(nn.Sequential):
 
 
 class RetinaNetHead(retinanet.RetinaNetHead):
-    """torchvision's two heads, with towers of any depth and a choice of first weights.
+    """torchvision's two heads, with towers of any depth and configurable initialization.
 
     Args:
-        channels: the width of the pyramid and of the towers.
-        anchors: anchors a location.
-        classes: without background.
-        depth: 3x3 convolutions of each tower.
+        channels: channels of the pyramid and of the towers.
+        anchors: anchors per location.
+        classes: number of classes, without background.
+        depth: number of 3x3 convolutions in each tower.
         norm: normalization after each of them, or None.
         head_init: ``torchvision`` or ``width``, see ``detector.initialization``.
-        prior_probability: the score of every class before training.
+        prior_probability: score of every class before training.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RetinaNetHead(retinanet.RetinaNetHead):
             init_hidden(head.conv, head_init)
 
     def forward(self, x: Sequence[Tensor]) -> dict[str, Tensor]:
-        """``(B, C, H_l, W_l)`` of each level -> values of all anchors, level after level.
+        """``(B, C, H_l, W_l)`` of each level -> outputs for all anchors, level after level.
 
         Returns:
             ``cls_logits (B, A, classes)`` and ``bbox_regression (B, A, 4)``.
@@ -100,18 +100,18 @@ class RetinaNetHead(retinanet.RetinaNetHead):
 
     @property
     def looks_locally(self) -> bool:
-        """Whether an output depends on its neighborhood alone: no norm over a whole map."""
+        """Whether outputs depend only on their neighborhood, because no norm spans a whole map."""
         layers = self.regression_head.conv.modules()
         return not any(isinstance(layer, (*BATCH_NORMS, nn.GroupNorm)) for layer in layers)
 
     def regress_at(self, maps: Sequence[Tensor], wanted: Wanted) -> Tensor:
-        """``regress``, at some anchors alone: ``(P, 4)``; for heads that look locally."""
+        """Compute the deltas ``(P, 4)`` of some anchors only; requires ``looks_locally``."""
         head = self.regression_head
         return deltas_at(head, maps, head.bbox_reg.out_channels // 4, wanted)
 
 
 def _convolved(convolution: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
-    """A layer on each level."""
+    """Apply a convolution to each level."""
     if isinstance(convolution, WinogradConv2d):
         return convolution.of_maps(maps)
     return [convolution(level) for level in maps]

@@ -1,6 +1,7 @@
 """The second stage of Faster and Mask R-CNN: a class, a box and a mask for every proposal.
 
-Inside, class 0 is the background, as in torchvision; labels that come in and go out are 0-based.
+Internally, class 0 is the background, as in torchvision; labels in targets and detections are
+0-based without background.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ SMALLEST_SIDE = 1e-2  # pixels; torchvision drops smaller detections
 
 @dataclass(frozen=True)
 class SampledRoIs:
-    """The proposals that the second stage trains on, in ``S`` slots an image.
+    """The proposals that the second stage trains on, in ``S`` slots per image.
 
     Attributes:
         boxes: ``(B, S, 4)`` xyxy in pixels.
         classes: ``(B, S)`` int64, 0 for background.
-        objects: ``(B, S)`` int64: the matched object, without meaning for background.
-        matched_gt_boxes: ``(B, S, 4)``: its box.
-        positive: ``(B, S)`` bool: not background; they come before all others.
+        objects: ``(B, S)`` int64: the matched object; meaningless for background.
+        matched_gt_boxes: ``(B, S, 4)``: the matched object's box.
+        positive: ``(B, S)`` bool: not background; positives come before all others.
         valid: ``(B, S)`` bool: the slot is not empty.
     """
 
@@ -56,17 +57,18 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
     """torchvision's heads over the whole batch, with any box loss.
 
     Args:
-        box_roi_pool: features of proposals.
-        box_head: their representation.
-        box_predictor: logits of ``classes + 1`` and deltas of each class.
+        box_roi_pool: pools features of proposals.
+        box_head: computes their representation.
+        box_predictor: computes logits of ``classes + 1`` and deltas of each class.
         config: thresholds and sampling.
         box_loss: the loss between deltas and matched boxes.
-        score_threshold: a detection's score is above it.
-        nms_threshold: IoU above which the lower-scoring detection of a class goes.
-        detections_per_image: the most detections of an image.
+        score_threshold: detections must score above this.
+        nms_threshold: IoU above which the lower-scoring detection of a class is suppressed.
+        detections_per_image: maximum number of detections per image.
 
     Attributes:
-        fg_bg_sampler: called with the masks of positives and negatives, gives ``Samples``.
+        fg_bg_sampler: callable that takes the masks of positives and negatives and returns
+            ``Samples``.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         sizes_hw: Sequence[Size],
         targets: Targets | None = None,
     ) -> tuple[list[Detections], dict[str, Tensor]]:
-        """Losses given targets, else detections.
+        """Compute losses if targets are given, else detections.
 
         Args:
             features: the pyramid's maps by name.
@@ -126,7 +128,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
 
     @torch.no_grad()
     def sample(self, candidates: Proposals, targets: Targets) -> SampledRoIs:
-        """Match candidates, proposals and the objects' own boxes, to the objects, and sample."""
+        """Match candidates (proposals and the objects' boxes) to the objects, and sample them."""
         boxes, present = candidates.boxes, candidates.valid
         high, low = self.config.foreground_iou, self.config.background_iou
         matches = match_anchors(boxes, targets, high, low, allow_low_quality=False)
@@ -143,13 +145,13 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         )
 
     def box_losses(self, features: dict[str, Tensor], rois: SampledRoIs) -> dict[str, Tensor]:
-        """Classification and box loss, divided by the number of sampled proposals."""
+        """Compute classification and box loss, divided by the number of sampled proposals."""
         logits, deltas = self.predict(features, to_rois(rois.boxes.unbind()))
         classes, valid = rois.classes.flatten(), rois.valid.flatten()
         sampled = valid.sum().clamp(min=1)
         classification = cross_entropy(logits, classes, reduction="none")
         regression = self.box_loss(
-            _of_class(deltas, classes),
+            _select_class(deltas, classes),
             rois.boxes.flatten(0, 1),
             rois.matched_gt_boxes.flatten(0, 1),
             rois.positive.flatten(),
@@ -160,11 +162,14 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         }
 
     def mask_loss(self, features: dict[str, Tensor], rois: SampledRoIs, targets: Targets) -> Tensor:
-        """Mean binary cross-entropy between the masks of positives and of their objects.
+        """Compute the mean binary cross-entropy between masks of positives and their objects'.
 
-        Without positives it is 0, and still part of the graph.
+        Without positives the loss is 0, and still part of the graph.
+
+        Raises:
+            InputError: the targets have no masks.
         """
-        masks = _masks_of(targets)
+        masks = _require_masks(targets)
         counts = rois.positive.sum(dim=1).tolist()  # they stand in the first slots
         boxes, objects, classes = (
             [image[:count] for image, count in zip(values, counts, strict=True)]
@@ -176,8 +181,12 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         return binary_cross_entropy_with_logits(logits, crops)
 
     def mask_inputs(self, features: dict[str, Tensor], rois: SampledRoIs) -> tuple[Tensor, ...]:
-        """Pooled features ``(R, C, M / 2, M / 2)`` of as many slots as can hold positives, and
-        these slots, field by field."""
+        """Return pooled features and the fields of all slots that can hold positives.
+
+        Returns:
+            Features ``(R, C, M / 2, M / 2)``, then boxes, objects, classes and positive of these
+            slots.
+        """
         most = int(self.config.batch_size_per_image * self.config.positive_fraction)
         boxes, objects, classes, positive = (
             values[:, :most] for values in (rois.boxes, rois.objects, rois.classes, rois.positive)
@@ -187,20 +196,24 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
 
     @torch.no_grad()
     def mask_targets(self, boxes: Tensor, objects: Tensor, targets: Targets) -> Tensor:
-        """``(R, M, M)``: what the masks of all slots should be."""
+        """Return the target masks ``(R, M, M)`` of all slots.
+
+        Raises:
+            InputError: the targets have no masks.
+        """
         size = 2 * self.mask_roi_pool.output_size[0]
-        return crop_masks(_masks_of(targets), boxes.unbind(), objects.unbind(), size)
+        return crop_masks(_require_masks(targets), boxes.unbind(), objects.unbind(), size)
 
     def mask_loss_in_slots(
         self, pooled: Tensor, classes: Tensor, positive: Tensor, crops: Tensor
     ) -> Tensor:
-        """``mask_loss`` from shapes alone: every slot has a mask, that of a positive counts.
+        """Compute ``mask_loss`` with fixed shapes: all slots have masks, those of positives count.
 
         Args:
             pooled: ``(R, C, M / 2, M / 2)`` features of the slots.
-            classes: ``(R,)`` int64.
-            positive: ``(R,)`` bool.
-            crops: ``(R, M, M)`` what the masks should be.
+            classes: ``(R,)`` int64 class of each slot.
+            positive: ``(R,)`` bool: the slot holds a positive.
+            crops: ``(R, M, M)`` target masks.
         """
         logits = self.mask_logits(pooled, classes)
         losses = binary_cross_entropy_with_logits(logits, crops, reduction="none")
@@ -210,7 +223,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
     def detect(
         self, features: dict[str, Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[Size]
     ) -> list[Detections]:
-        """The detections of each image, best first, in pixels of the detector's input."""
+        """Return the detections of each image, best first, in pixels of the detector's input."""
         rois = to_rois(proposals)
         logits, deltas = self.predict(features, rois)
         return self.select(features, rois, logits.float().softmax(dim=1), deltas, sizes_hw)
@@ -228,11 +241,11 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         Args:
             features: the pyramid's maps by name.
             rois: ``(R, 5)``: image index and box.
-            scores: ``(R, classes + 1)`` probabilities; not above the threshold is not detected.
+            scores: ``(R, classes + 1)`` probabilities; only those above the threshold are kept.
             deltas: ``(R, (classes + 1) * 4)``.
             sizes_hw: the size of each image.
         """
-        # Only what scores enough is decoded: few of the proposals times classes.
+        # Only pairs of proposal and class that score enough are decoded: few of all.
         row, column = torch.where(scores[:, 1:] > self.score_thresh)
         scores, deltas = scores[row, column + 1], deltas.unflatten(1, (-1, 4))[row, column + 1]
         boxes = self.box_coder.decode(deltas, rois[row, 1:])
@@ -255,7 +268,7 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
         return mask_logits_of(self.mask_predictor, self.mask_head(pooled), classes)
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, size_hw: Size) -> Detections:
-        """Clip the candidates of one image, drop the tiny, then NMS within a class."""
+        """Clip the candidates of one image, drop tiny ones, then NMS per class."""
         boxes = clip_boxes_to_image(boxes, size_hw)
         large = torch.where((boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(dim=1))[0]
         boxes, scores, labels = boxes[large], scores[large], labels[large]
@@ -274,16 +287,16 @@ class RoIHeads(torchvision_roi_heads.RoIHeads):
             detection["masks"] = image_masks
 
 
-def _of_class(deltas: Tensor, classes: Tensor) -> Tensor:
+def _select_class(deltas: Tensor, classes: Tensor) -> Tensor:
     """``(R, (classes + 1) * 4)`` and ``(R,)`` -> ``(R, 4)``: the deltas of each RoI's class."""
     deltas = deltas.unflatten(1, (-1, 4))
     return deltas.gather(1, classes.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
 
 
-def _masks_of(targets: Targets) -> tuple[Tensor, ...]:
+def _require_masks(targets: Targets) -> tuple[Tensor, ...]:
     if targets.masks is None:
         raise InputError(
-            "detector.type: mask_rcnn trains on masks and the data has none; "
+            "detector.type: mask_rcnn needs masks for training, but the data has none; "
             "choose faster_rcnn or data with masks"
         )
     return targets.masks

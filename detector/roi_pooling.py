@@ -20,14 +20,14 @@ LEVEL_EPS = 1e-6
 class RoIPooler(MultiScaleRoIAlign):
     """RoIAlign over a pyramid whose strides are known.
 
-    torchvision's module guesses the strides from the sizes of the first batch, unpadded, which
-    goes wrong for images much smaller than their padding; here level ``l`` has stride ``2^l``.
+    torchvision's module infers the strides from the unpadded sizes of the first batch, which fails
+    for images much smaller than their padding; here level ``l`` has stride ``2^l``.
 
     Args:
         featmap_names: the maps to pool from, finest first.
         levels: the pyramid level of each map.
-        output_size: bins a side.
-        sampling_ratio: sampling points a bin and side, 1 or more.
+        output_size: bins per side.
+        sampling_ratio: sampling points per bin along each side, at least 1.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RoIPooler(MultiScaleRoIAlign):
         maps = [features[name] for name in self.featmap_names]
         map_of_roi = self.choose_maps(rois[:, 1:])
         options = (map_of_roi, rois, self.output_size[0], self.sampling_ratio)
-        # Fast paths; an exported model keeps the operation that other programs know.
+        # Fast paths; an exported model keeps torchvision's operation, which other programs know.
         if has_kernels(rois.device):
             from detector.fast.roi_align_kernels import roi_align_on_gpu
 
@@ -64,9 +64,9 @@ class RoIPooler(MultiScaleRoIAlign):
         return self.pool_each_map(maps, map_of_roi, rois)
 
     def pool_each_map(self, maps: Sequence[Tensor], map_of_roi: Tensor, rois: Tensor) -> Tensor:
-        """torchvision's RoIAlign, map by map: ``(R, C, output_size, output_size)``."""
+        """Run torchvision's RoIAlign map by map: -> ``(R, C, output_size, output_size)``."""
         pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], *self.output_size))
-        # RoIs ordered by their map: the host reads the counts, and waits once for all maps.
+        # RoIs are sorted by map, so that the host waits for the counts of all maps only once.
         order = map_of_roi.argsort(stable=True)
         indices = torch.arange(len(maps), device=rois.device)
         counts = (map_of_roi == indices.unsqueeze(1)).sum(dim=1).tolist()

@@ -31,9 +31,9 @@ class RPNHead(torchvision_rpn.RPNHead):
     """torchvision's head: shared convolutions, then objectness and deltas of each anchor.
 
     Args:
-        in_channels: the width of the pyramid.
-        num_anchors: anchors at a location.
-        conv_depth: shared 3x3 convolutions.
+        in_channels: channels of the pyramid.
+        num_anchors: anchors per location.
+        conv_depth: number of shared 3x3 convolutions.
         head_init: ``torchvision`` or ``width``, see ``detector.initialization``.
     """
 
@@ -52,12 +52,12 @@ class RPNHead(torchvision_rpn.RPNHead):
 
 @dataclass(frozen=True)
 class SampledAnchors:
-    """The anchors that the losses read, in ``S`` slots an image.
+    """The anchors that the losses read, in ``S`` slots per image.
 
     Attributes:
         indices: ``(B, S)`` int64 into the anchors of all levels.
         anchors: ``(B, S, 4)`` xyxy in pixels.
-        matched_gt_boxes: ``(B, S, 4)``: of the matched objects; meaningless for background.
+        matched_gt_boxes: ``(B, S, 4)`` boxes of the matched objects; meaningless for background.
         positive: ``(B, S)`` bool: not background.
         valid: ``(B, S)`` bool: the slot is not empty.
     """
@@ -73,13 +73,14 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
     """torchvision's network over the whole batch, with any box loss.
 
     Args:
-        anchor_generator: gives the anchors of every level.
-        head: gives objectness and deltas of every level.
+        anchor_generator: computes the anchors of every level.
+        head: computes objectness and deltas of every level.
         config: thresholds, sampling, numbers of proposals.
         box_loss: the loss between deltas and matched boxes.
 
     Attributes:
-        fg_bg_sampler: called with the masks of positives and negatives, gives ``Samples``.
+        fg_bg_sampler: callable that takes the masks of positives and negatives and returns
+            ``Samples``.
     """
 
     def __init__(
@@ -117,16 +118,16 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
 
         Args:
             features: the pyramid's maps, finest first.
-            padded_size_hw: the size of the batch the maps were made from.
+            padded_size_hw: the size of the batch that the maps were computed from.
             sizes_hw: the size of each image without padding.
             targets: the ground truth, in training.
 
         Returns:
-            ``(P_b, 4)`` float32 boxes of each image, best first and without gradient; the losses.
+            ``(P_b, 4)`` float32 boxes of each image, best first, without gradient; and the losses.
         """
         maps = list(features.values())
         anchors = self.anchor_generator.of_pyramid(padded_size_hw, maps)
-        # A fast path: proposals need no gradient, and the losses read few anchors.
+        # A fast path, because proposals need no gradient and the losses read few anchors.
         sparse = targets is not None and maps[0].device.type == "cpu" and is_one_layer(self.head)
         if sparse:
             with torch.no_grad(), uncached_autocast("cpu"):
@@ -152,11 +153,11 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         corners: Tensor,
         targets: Targets | None = None,
     ) -> tuple[Proposals, dict[str, Tensor]]:
-        """``forward`` on a GPU: from shapes alone, so that a recorded launch serves every batch.
+        """Run ``forward`` on a GPU as a function of shapes only, so that a CUDA graph can be reused.
 
         Args:
-            features: as for ``forward``.
-            padded_size_hw: as for ``forward``.
+            features: the pyramid's maps, finest first.
+            padded_size_hw: the size of the batch that the maps were computed from.
             corners: ``(B, 2)`` float32: width and height of each image without padding.
             targets: the ground truth, in training.
         """
@@ -182,7 +183,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        """Both losses, divided by the number of sampled anchors.
+        """Compute both losses, divided by the number of sampled anchors.
 
         Args:
             objectness: ``(B, A)`` logits.
@@ -221,7 +222,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
     def losses_at(
         self, sampled: SampledAnchors, objectness: Tensor, deltas: Tensor
     ) -> dict[str, Tensor]:
-        """As ``losses``, from the ``(B, S)`` logits and ``(B, S, 4)`` deltas of what is sampled."""
+        """Compute both losses from ``(B, S)`` logits, ``(B, S, 4)`` deltas of sampled anchors."""
         count = sampled.valid.sum().clamp(min=1)
         classification = binary_cross_entropy_with_logits(
             objectness, sampled.positive.float(), reduction="none"
@@ -242,7 +243,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         anchors: Sequence[Tensor],
         sizes_hw: Sequence[Size],
     ) -> list[Tensor]:
-        """The best boxes of each image.
+        """Select the best boxes of each image.
 
         Args:
             objectness: ``(B, A_l)`` logits of each level.
@@ -260,7 +261,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
     def _best(
         self, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Boxes ``(B, k_l, 4)`` and scores ``(B, k_l)``, descending, of the best of each level."""
+        """Select the best of each level: boxes ``(B, k_l, 4)``, scores ``(B, k_l)``, descending."""
         boxes, scores = [], []
         for logits, level_deltas, level_anchors in zip(objectness, deltas, anchors, strict=True):
             best = logits.float().topk(min(self.pre_nms_top_n(), logits.shape[1]), dim=1)
@@ -270,7 +271,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         return boxes, scores
 
     def suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, size_hw: Size) -> Tensor:
-        """Clip the candidates of one image, drop the tiny and the bad, then NMS within a level."""
+        """Clip the candidates of one image, drop tiny and low-scoring ones, then NMS per level."""
         boxes = clip_boxes_to_image(boxes, size_hw)
         large = (boxes[:, 2:] - boxes[:, :2] >= self.min_size).all(dim=1)
         keep = torch.where(large & (scores >= self.score_thresh))[0]
@@ -280,8 +281,8 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
     def suppress_in_slots(
         self, boxes: Sequence[Tensor], scores: Sequence[Tensor], corners: Tensor
     ) -> Proposals:
-        """``suppress`` for all images on a GPU; arguments as of ``suppress_on_gpu``."""
-        from detector.fast.proposals_on_gpu import suppress_on_gpu  # it needs Triton
+        """Suppress the candidates of all images on a GPU; see ``suppress_on_gpu``."""
+        from detector.fast.proposals_on_gpu import suppress_on_gpu  # needs Triton
 
         return suppress_on_gpu(
             boxes,

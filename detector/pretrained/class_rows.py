@@ -1,4 +1,4 @@
-"""Rows of the heads that stand for classes: what they are in a file, and where they belong here."""
+"""Class rows of the heads: what they are in a weights file, and their order in the detector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COCO_ROWS: tuple[str, ...] = tuple(RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["
 NAMELESS = frozenset({"N/A"})
 BACKGROUND_ROW = "__background__"
 
-# Layers with rows for each class, and the number of rows that a class has side by side in them.
+# Layers with rows for each class, and the number of adjacent rows per class in them.
 CLASS_LAYERS = {
     "head.classification_head.cls_logits": 1,
     "roi_heads.box_predictor.cls_score": 1,
@@ -26,7 +26,7 @@ CLASS_LAYERS = {
 
 
 def class_rows(stored: StoredWeights) -> tuple[str, ...]:
-    """What the rows of a detector's file stand for; empty where nobody can tell."""
+    """Return the classes that the rows of a detector's file stand for; empty if unknown."""
     scores = stored.state.get("roi_heads.box_predictor.cls_score.bias")
     if stored.classes is not None:
         return stored.classes if scores is None else (BACKGROUND_ROW, *stored.classes)
@@ -40,7 +40,7 @@ def class_rows(stored: StoredWeights) -> tuple[str, ...]:
 
 
 def has_class_rows(name: str) -> bool:
-    """Whether a parameter is one of a layer in ``CLASS_LAYERS``."""
+    """Return whether a parameter belongs to a layer in ``CLASS_LAYERS``."""
     return name.rpartition(".")[0] in CLASS_LAYERS
 
 
@@ -54,14 +54,14 @@ def sort_class_layers(
     """Replace the class layers of ``state`` by our own, with the rows of known classes copied.
 
     Args:
-        state: of a file.
-        own_state: of the detector.
-        rows: what the rows of the file stand for.
-        own_rows: what those of the detector stand for.
-        source: what messages call the file.
+        state: the state dict of the file, modified in place.
+        own_state: the state dict of the detector.
+        rows: the classes of the file's rows.
+        own_rows: the classes of the detector's rows.
+        source: name of the file for messages.
 
     Raises:
-        InputError: the layers have other numbers of rows, anchors or channels.
+        InputError: the layers differ in the number of rows per class, anchors or channels.
     """
     pairs = [(own_rows.index(name), rows.index(name)) for name in own_rows if name in rows]
     targets, sources = (torch.tensor(indices) for indices in zip(*pairs, strict=True))
@@ -72,10 +72,10 @@ def sort_class_layers(
             own_view = own.view(-1, len(own_rows), side_by_side, *own.shape[1:])
             given_view = given.reshape(-1, len(rows), side_by_side, *own.shape[1:])
             own_view[:, targets.to(own.device)] = given_view[:, sources].to(own)
-        except (RuntimeError, IndexError) as error:  # another number of rows, anchors or channels
+        except (RuntimeError, IndexError) as error:  # different number of rows, anchors or channels
             raise InputError(
-                f"detector.weights: {source} does not fit: {name} is {tuple(given.shape)} for "
-                f"{len(rows)} classes, the detector's is {tuple(own.shape)} for {len(own_rows)}; "
-                "use the detector, fpn_channels and anchors that the file was made with"
+                f"detector.weights: {source} does not fit: {name} has shape {tuple(given.shape)} "
+                f"for {len(rows)} classes, in the detector {tuple(own.shape)} for {len(own_rows)}; "
+                "use the detector.type, fpn_channels and anchors that the file was trained with"
             ) from error
         state[name] = own

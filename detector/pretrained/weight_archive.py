@@ -1,8 +1,8 @@
 """torch's files as zip archives: sealed with a digest, and checked before torch reads them.
 
-The comment of an archive that this program writes holds a digest of the whole file. (The CRC-32
-that zip has for each entry, and that torch does not compare, does not cover where the entries
-stand: torch reads arbitrary memory when such a byte is damaged.)
+The comment of an archive that this program writes contains a digest of the whole file. (Zip's
+CRC-32 of each entry, which torch does not check, does not cover the positions of the entries: torch
+reads arbitrary memory if such a byte is damaged.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SEAL_SIZE = len(SEAL) + 32
 
 
 def seal(archive: io.BytesIO) -> None:
-    """Put the digest into the comment of a zip archive, whose length are its last two bytes."""
+    """Put the digest into the comment of a zip archive; its last two bytes are the length."""
     view = archive.getbuffer()
     view[-2:] = struct.pack("<H", SEAL_SIZE)
     digest = hashlib.blake2b(view, digest_size=32).digest()
@@ -28,22 +28,23 @@ def seal(archive: io.BytesIO) -> None:
 
 
 def fault_of(path: Path) -> str | None:
-    """What an archive is that must not be read: damaged, or compressed and so perhaps a bomb.
+    """Return why an archive must not be read: it is damaged, or compressed (a possible zip bomb).
 
-    Raises zipfile.BadZipFile, or another error of zipfile's, for what is no archive.
+    Raises:
+        zipfile.BadZipFile: the file is not an archive (zipfile may raise other errors, too).
     """
     if _seal_is_broken(path):
-        return "damaged (its checksum is another)"
+        return "damaged (checksum mismatch)"
     with zipfile.ZipFile(path) as archive:
-        # before the checksums of the entries, for which they are unpacked
+        # before testing the entries' checksums, which unpacks them
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            return "compressed, which torch's files never are"
+            return "compressed, unlike any file that torch writes"
         damaged = archive.testzip()
-    return None if damaged is None else f"damaged (checksum of {damaged})"
+    return None if damaged is None else f"damaged (checksum mismatch in {damaged})"
 
 
 def _seal_is_broken(path: Path) -> bool:
-    """Whether a file has a digest that is not its own; one without it has CRCs to be checked."""
+    """Return whether a file has a digest that does not match; without one, CRCs are checked."""
     with path.open("rb") as file:
         left = file.seek(0, io.SEEK_END) - SEAL_SIZE
         file.seek(max(left, 0))

@@ -1,4 +1,4 @@
-"""Files of weights: read without running anything that is inside them, or fetched."""
+"""Weight files: download, and safe reading without running code inside them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch import Tensor
 from data.errors import InputError
 from detector.pretrained.weight_archive import fault_of
 
-# Data parallelism, torch.compile, and trainers that keep the model as an attribute.
+# Prefixes of data parallelism, torch.compile, and trainers that keep the model as an attribute.
 WRAPPERS = ("module", "_orig_mod", "model")
-ARCHIVE = b"PK\3\4"  # how a file begins that torch reads as a zip archive
+ARCHIVE = b"PK\3\4"  # first bytes of a file that torch reads as a zip archive
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """What a file holds.
+    """The content of a weights file.
 
     Attributes:
-        source: what messages call it.
+        source: name of the file for messages.
         state: tensors by name.
-        classes: the class names of a checkpoint or an exported file of ours (without background),
-            else None.
-        config: the whole config of a checkpoint of ours, as plain values; nothing of it is checked.
+        classes: class names (without background) of one of our checkpoints or exported files, else
+            None.
+        config: the whole config of one of our checkpoints, as plain, unchecked values.
     """
 
     source: str
@@ -49,11 +49,11 @@ def read_weights(path: Path) -> StoredWeights:
     never run.
 
     Raises:
-        InputError: no such file, damaged, not made of tensors.
+        InputError: the file does not exist, is damaged, or contains more than tensors.
     """
     if not path.is_file():
         raise InputError(
-            f"detector.weights: there is no file {path}; choose imagenet, coco, none or a file"
+            f"detector.weights: {path}: file not found; choose imagenet, coco, none or a file"
         )
     content = _read(path)
     config = content.get("config") if isinstance(content, dict) else None
@@ -61,10 +61,10 @@ def read_weights(path: Path) -> StoredWeights:
 
 
 def fetch_weights(url: str) -> StoredWeights:
-    """torchvision's weights from its cache, or else by its own download with a checked hash.
+    """Read torchvision's weights from its cache; download them if needed and check their hash.
 
     Raises:
-        InputError: it cannot be had; the message names the file and where to put it.
+        InputError: the download failed; the message names the file and where to put it.
     """
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
@@ -75,8 +75,8 @@ def fetch_weights(url: str) -> StoredWeights:
             torch.hub.download_url_to_file(url, os.fspath(path), hash_prefix)
         except (OSError, RuntimeError, ValueError) as error:  # no network, wrong hash, bad address
             raise InputError(
-                f"detector.weights: cannot fetch {url} ({_one_line(error)}); put the file {name} "
-                f"at {path}, or set detector.weights to another file or none"
+                f"detector.weights: cannot download {url} ({_one_line(error)}); put the file "
+                f"{name} at {path}, or set detector.weights to another file or none"
             ) from error
     return read_weights(path)
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> Any:
             return _read_safetensors(path)
         if (fault := _archive_fault(path)) is not None:
             raise InputError(
-                f"detector.weights: {path} is {fault}; fetch it again or choose another file"
+                f"detector.weights: {path} is {fault}; download it again or choose another file"
             )
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -95,17 +95,17 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"detector.weights: {path} is refused: {refused_content(error)}; "
-            "save the state dict alone, or choose another file"
+            "save only the state dict, or choose another file"
         ) from None
     except Exception as error:  # a damaged or malicious file makes the readers raise anything
         raise InputError(
-            f"detector.weights: {path} is damaged or holds more than tensors "
-            f"({_one_line(error)}); fetch it again or choose another file"
+            f"detector.weights: {path} is damaged or contains more than tensors "
+            f"({_one_line(error)}); download it again or choose another file"
         ) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of a file, and the classes that ``scripts/export.py`` writes beside them."""
+    """Read the tensors of a file, and the classes that ``scripts/export.py`` stores with them."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     state = safetensors.torch.load_file(path, device="cpu")
@@ -113,7 +113,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _class_names(text: str) -> list[str] | None:
-    """A JSON list of texts; None for whatever else other programs write under that name."""
+    """Parse a JSON list of strings; None for anything else that other programs may store there."""
     try:
         names = json.loads(text)
     except (ValueError, RecursionError):
@@ -123,13 +123,15 @@ def _class_names(text: str) -> list[str] | None:
 
 
 def refused_content(error: pickle.UnpicklingError) -> str:
-    """Why torch would not unpickle a file, without its advice to unpickle it all the same."""
+    """Return why torch refused to unpickle a file, without its advice to do so anyway."""
     found = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it holds more than tensors ({found[1]})" if found else "it is damaged, or no such file"
+    if found:
+        return f"it contains more than tensors ({found[1]})"
+    return "it is damaged, or not a weights file"
 
 
 def _archive_fault(path: Path) -> str | None:
-    """What is wrong with a file that torch would read as an archive; it reads pickles as well."""
+    """Return what is wrong with a file if torch reads it as an archive; it reads pickles, too."""
     with path.open("rb") as file:
         is_archive = file.read(len(ARCHIVE)) == ARCHIVE
     return fault_of(path) if is_archive else None
@@ -151,7 +153,7 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
 
 
 def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names as the model itself has them, where all of them begin with a wrapper's."""
+    """Remove wrapper prefixes that all names share."""
     while (prefix := next(iter(state)).partition(".")[0]) in WRAPPERS:
         if not all(name.startswith(f"{prefix}.") for name in state):
             break

@@ -1,6 +1,6 @@
-"""Weights to start the training from: ImageNet's, or a file's, sorted into the detector.
+"""Pretrained weights, of ImageNet or from a file, loaded into a detector before training.
 
-Architectures are built without them (``detector.build``); a checkpoint of ours brings its own.
+Architectures are built without them (``detector.build``); checkpoints of a run bring their own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COCO_WEIGHTS = {
 BODY = "backbone.body."
 BOX_HEAD = "roi_heads.box_head."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm
-# Layers that are worth nothing with a part of them from a file and the rest random, and the cure.
+# Blocks of layers that are useless if only a part of them comes from a file, and the cure.
 WHOLES = {
     r"backbone\.fpn\.(inner|layer)_blocks\.\d+": "change detector.fpn_norm",
     r"rpn\.head": "change detector.rpn.conv_depth",
@@ -53,26 +53,25 @@ WHOLES = {
     r"roi_heads\.mask_head": "change detector.mask.channels; with norms in the mask head, as in "
     "torchvision's v2, choose other weights or detector.type=faster_rcnn",
 }
-# What boxes in the heads are relative to.
+# Options that define what the heads' box deltas are relative to.
 ANCHOR_OPTIONS = tuple(f"anchors.{name}" for name in AnchorConfig.model_fields)
 
 
 @dataclass(frozen=True)
 class PretrainedReport:
-    """What was loaded; ``str`` of it is for the log.
+    """What was loaded; ``str`` formats it for the log.
 
     Attributes:
         source: the file, or ``none``.
-        norm_eps: eps of the backbone's norms from now on.
-        loaded: the number of tensors taken from it.
+        norm_eps: the resulting eps of the backbone's norms.
+        loaded: number of tensors taken from the file.
         classes_kept: classes whose rows in the heads were found by name.
         reinitialized: parts that keep random weights: names of parameters, or
             ``class <name>`` for the rows of a class.
-        random: the names of all parameters and buffers of the detector of which at least some rows
+        random: names of all parameters and buffers of the detector with at least some rows that
             are not from the file.
-        unused: tensors of the file that the detector has no place for.
-        trained_with: options under which a checkpoint's layers were trained and the detector has
-            others, in words.
+        unused: modules of the file that the detector does not have.
+        trained_with: options that the checkpoint was trained with and that differ here, as text.
     """
 
     source: str
@@ -99,16 +98,16 @@ class PretrainedReport:
 def load_pretrained(
     detector: Detector, config: DetectorConfig, classes: Sequence[str]
 ) -> PretrainedReport:
-    """Put the configured weights into a new detector; called when training starts from nothing.
+    """Load the configured weights into a new detector, before a new training run.
 
     Args:
         detector: from ``build_detector``, with random weights.
-        config: says which weights.
+        config: the detector's options, which name the weights.
         classes: the names of the detector's classes, without background.
 
     Raises:
         InputError: frozen layers would keep random weights, the file is missing, damaged or of
-            another architecture, or the weights cannot be fetched.
+            another architecture, or the weights cannot be downloaded.
     """
     if config.weights == "none":
         _refuse_frozen_random(config)
@@ -140,7 +139,7 @@ def _refuse_frozen_random(config: DetectorConfig) -> None:
 def _load_body(
     detector: Detector, config: DetectorConfig, stored: StoredWeights
 ) -> PretrainedReport:
-    """A classification network's file, without its last layers."""
+    """Load the weights of a classification network, without its last layers."""
     state = {}
     for name, tensor in stored.state.items():
         if name.startswith("features."):  # MobileNet
@@ -160,7 +159,7 @@ def _load_body(
 def _load_detector(
     detector: Detector, config: DetectorConfig, classes: Sequence[str], stored: StoredWeights
 ) -> PretrainedReport:
-    """A whole detector's file, with the rows of its classes in our order."""
+    """Load the weights of a whole detector, with its class rows in our order."""
     rows = class_rows(stored)
     state = dict(stored.state)
     in_both = any(has_class_rows(name) for name in state.keys() & detector.state_dict().keys())
@@ -176,13 +175,13 @@ def _load_detector(
     if found and random_layers:
         raise InputError(
             f"detector.weights: {stored.source} does not fit: it has rows of the classes, but not "
-            f"{random_layers[0]}, whose outputs they read: its box head is another one, as that of "
-            f"torchvision's v2; take its backbone alone: a file of the tensors {BODY}*"
+            f"{random_layers[0]}, whose outputs they read, so its box head differs, as in "
+            f"torchvision's v2; use only its backbone: a file of the tensors {BODY}*"
         )
     if config.norm_eps is None and _was_trained_without_eps(stored, rows, config):
         detector.backbone.norm_eps = 0.0
     elif detector.backbone.norm_eps == 0 and config.norm not in FROZEN_NORMS:
-        # The file's: statistics of a batch may be 0 as well.
+        # The file's eps is 0, but a variance of batch statistics may be 0 as well.
         detector.backbone.norm_eps = DEFAULT_EPS
     new_classes = [f"class {name}" for name in classes if name not in found]
     layers_of_classes = filter(has_class_rows, state) if new_classes else ()
@@ -199,7 +198,7 @@ def _load_detector(
 
 
 def _other_meanings(stored: StoredWeights, config: DetectorConfig) -> tuple[str, ...]:
-    """What boxes are relative to in a checkpoint of the same kind of detector, and not here."""
+    """List options of the box encoding that differ from those of a checkpoint of the same type."""
     try:
         theirs = DetectorConfig.model_validate(stored.config["detector"])
         # Options of the same anchors can be written in several ways.
@@ -221,10 +220,10 @@ def _other_meanings(stored: StoredWeights, config: DetectorConfig) -> tuple[str,
 def _was_trained_without_eps(
     stored: StoredWeights, rows: Sequence[str], config: DetectorConfig
 ) -> bool:
-    """Whether this is one of torchvision's ``COCO_V1`` detectors on ResNet-50.
+    """Return whether this is one of torchvision's ``COCO_V1`` detectors on ResNet-50.
 
     They were trained before ``FrozenBatchNorm2d`` had an eps, and torchvision sets it to 0 for
-    them. They are known by COCO's 91 rows and by norms that never counted batches.
+    them. They are recognized by COCO's 91 rows and by norms that never counted batches.
     """
     counted = any(name.endswith("num_batches_tracked") for name in stored.state)
     published = rows == COCO_ROWS and stored.classes is None and not counted
@@ -234,14 +233,14 @@ def _was_trained_without_eps(
 def _load_strictly(
     detector: Detector, state: dict[str, Tensor], config: DetectorConfig, source: str
 ) -> tuple[list[str], list[str]]:
-    """Load all that fits by name: the network below the pyramid must fit completely.
+    """Load all tensors that match by name; the network below the pyramid must match completely.
 
     Returns:
         The names that the file lacks, and those that the detector lacks.
 
     Raises:
-        InputError: a layer has another shape, the network below the pyramid is another one, or a
-            block above it would be loaded in part.
+        InputError: a layer has another shape, the network below the pyramid differs, or a block
+            above it would be loaded only in part.
     """
     try:
         missing, unused = detector.load_state_dict(state, strict=False)
@@ -252,8 +251,8 @@ def _load_strictly(
             f"detector.weights: {source} does not fit detector.type={config.type}, "
             f"backbone={config.backbone}, fpn_channels={config.fpn_channels}: "
             f"{'; '.join(repr(line.strip()[:250]) for line in problems[:2])}{more}; set detector.* "
-            f"(levels, fpn_channels and retinanet.p6_from too) as the file was trained with, or "
-            f"take its backbone alone: a file of the tensors {BODY}*"
+            f"(also levels, fpn_channels and retinanet.p6_from) as the file was trained with, or "
+            f"use only its backbone: a file of the tensors {BODY}*"
         ) from error
     body = [name for name in (*missing, *unused) if name.startswith(BODY)]
     if body and all(name.endswith(STATISTICS) for name in body):
@@ -264,8 +263,8 @@ def _load_strictly(
     if body:
         raise InputError(
             f"detector.weights: {source} does not fit detector.backbone={config.backbone}: "
-            f"{len(body)} parameters without counterpart, the first {shown(body[0])}; choose the "
-            "backbone that the file was made with"
+            f"{len(body)} parameters have no counterpart, the first is {shown(body[0])}; choose "
+            "the backbone that the file was trained with"
         )
     _refuse_torn(set(detector.state_dict()) - set(missing), missing, unused, source)
     return missing, unused
@@ -274,7 +273,7 @@ def _load_strictly(
 def _refuse_torn(
     loaded: Collection[str], missing: Sequence[str], unused: Sequence[str], source: str
 ) -> None:
-    """Raise InputError for convolutions without their norms, and heads without all their layers."""
+    """Raise InputError if only a part of a block's layers would be loaded (see ``WHOLES``)."""
     for layers, cure in WHOLES.items():
         pattern = re.compile(layers + r"(?=\.)")
         begun = {found[0] for name in loaded if (found := pattern.match(name))}
@@ -291,5 +290,5 @@ def _refuse_torn(
 
 
 def _modules_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The modules of some parameters, each once, in order."""
+    """List the modules of some parameters, each once, in order."""
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))

@@ -326,7 +326,9 @@ def test_a_devkit_lists_its_years_where_one_is_missing(tmp_path: Path) -> None:
 
 def test_two_annotations_of_one_image_are_an_error(tmp_path: Path) -> None:
     same = annotation(filename="a.jpg")
-    with pytest.raises(InputError, match=r"b\.xml: its image .* is also that of Annotations/a\.xml"):
+    with pytest.raises(
+        InputError, match=r"b\.xml: its image .* is also that of Annotations/a\.xml"
+    ):
         load_voc(write_voc(tmp_path, {"a": same, "b": same}), ["train"])
 
 
@@ -334,7 +336,9 @@ def test_an_image_of_another_s_name_is_not_taken_from_its_annotation(tmp_path: P
     stale = annotation(filename="b.jpg")
     root = write_voc(tmp_path, {"a": stale, "b": annotation()})
     (root / "JPEGImages/b.jpg").touch()
-    with pytest.raises(InputError, match=r"b\.xml: its image .* is also that of Annotations/a\.xml"):
+    with pytest.raises(
+        InputError, match=r"b\.xml: its image .* is also that of Annotations/a\.xml"
+    ):
         load_voc(root, ["train"])
     (root / "JPEGImages/a.jpg").touch()
     assert load_voc(root, ["train"]).files.tolist() == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]

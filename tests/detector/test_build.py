@@ -134,7 +134,7 @@ def test_anchors_that_round_to_nothing_are_refused() -> None:
 
 def test_rounding_is_not_blamed_where_there_is_none() -> None:
     exact = {"sizes": [1], "ratios": [1e300], "rounded": False}
-    with pytest.raises(InputError, match=r"choose ratios nearer to 1$"):
+    with pytest.raises(InputError, match=r"choose ratios closer to 1$"):
         build(backbone="resnet18", levels=[5], anchors=exact)
 
 
@@ -203,7 +203,9 @@ def test_images_and_targets_that_do_not_belong_together_are_refused(kind: str) -
     detector = build(type=kind, backbone="resnet18", fpn_channels=16)
     image, box = torch.rand(3, 64, 64), torch.tensor([[5.0, 5, 60, 60]])
     targets = pad_targets([box], [torch.tensor([1])])
-    with pytest.raises(ValueError, match=r"needs targets of type Targets, got NoneType.*pad_targets"):
+    with pytest.raises(
+        ValueError, match=r"needs targets of type Targets, got NoneType.*pad_targets"
+    ):
         detector([image])
     with pytest.raises(ValueError, match=r"needs targets of type Targets, got list"):
         detector([image], [{"boxes": box, "labels": torch.tensor([1])}])

@@ -130,7 +130,7 @@ def test_no_proposals_give_no_detections() -> None:
 def test_masks_are_asked_for_where_there_are_none() -> None:
     heads = build_ours("mask_rcnn").roi_heads
     targets = random_targets((1, 1, 1), masks=False)
-    with pytest.raises(InputError, match="mask_rcnn trains on masks"):
+    with pytest.raises(InputError, match="mask_rcnn needs masks"):
         heads(random_features(), random_proposals(), SIZES, targets)
 
 

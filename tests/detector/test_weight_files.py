@@ -103,7 +103,7 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(torch.arange(900, 902).numpy().tobytes())] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged \(checksum of"):
+    with pytest.raises(InputError, match=r"damaged \(checksum mismatch in"):
         read_weights(path)
 
 
@@ -117,7 +117,7 @@ def test_our_own_checkpoint_is_checked_by_its_digest(tmp_path: Path) -> None:
     content = bytearray(buffer.getvalue())
     content[content.index(b"PK\1\2") + 4] ^= 1  # of the directory, which has no checksum
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"best\.pt is damaged \(its checksum is another"):
+    with pytest.raises(InputError, match=r"best\.pt is damaged \(checksum mismatch"):
         read_weights(path)
 
 
@@ -136,7 +136,7 @@ def test_compressed_weights_which_may_be_a_bomb_are_refused(tmp_path: Path) -> N
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no.pth", Path("imagnet")):
-        with pytest.raises(InputError, match=f"no file {path}; choose imagenet, coco, none"):
+        with pytest.raises(InputError, match=f"{path}; choose imagenet, coco, none"):
             read_weights(path)
 
 

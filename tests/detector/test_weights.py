@@ -361,7 +361,7 @@ def test_a_second_version_of_torchvision_needs_its_norms_and_its_depth(tmp_path:
     with pytest.raises(InputError, match="conv_depth"):
         start(("cat",), fpn_norm="batch", **options)
     fitting: dict[str, Any] = {"fpn_norm": "batch", "rpn": {"conv_depth": 2}, **options}
-    with pytest.raises(InputError, match=r"not roi_heads\.box_head\.fc6\.weight, .*v2; take its"):
+    with pytest.raises(InputError, match=r"not roi_heads\.box_head\.fc6\.weight, .*v2; use only"):
         start(("cat",), **fitting)
     ours, report = start(("cell",), **fitting)  # of which the file has no rows
     heads = {name.rpartition(".")[0] for name in report.reinitialized if "." in name}
