@@ -113,7 +113,7 @@ class RetinaNetHead(retinanet.RetinaNetHead):
 def _convolved(convolution: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
     """Apply a convolution to each level."""
     if isinstance(convolution, WinogradConv2d):
-        return convolution.of_maps(maps)
+        return convolution.convolve_maps(maps)
     return [convolution(level) for level in maps]
 
 

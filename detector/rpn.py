@@ -153,7 +153,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         corners: Tensor,
         targets: Targets | None = None,
     ) -> tuple[Proposals, dict[str, Tensor]]:
-        """Run ``forward`` on a GPU as a function of shapes only, so that a CUDA graph can be reused.
+        """Run ``forward`` on a GPU with fixed shapes, so that a CUDA graph can be reused.
 
         Args:
             features: the pyramid's maps, finest first.

@@ -1,1 +1,1 @@
-"""Faster forms of a detector's operations, with the numbers of the plain ones (up to rounding)."""
+"""Faster forms of a detector's operations, with the same results up to rounding."""

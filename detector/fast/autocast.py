@@ -1,4 +1,4 @@
-"""Autocast without its cache of cast weights."""
+"""Autocast without the cache of cast weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import torch
 
 
 def uncached_autocast(device_type: str) -> torch.autocast:
-    """The autocast in force, each cast of a weight done where its result is read.
+    """Return the active autocast, without its cache: weights are cast wherever they are used.
 
-    Otherwise a weight is cast once and the result kept. A recorded launch has to cast itself; and a
-    cast without gradient must not serve a pass with one (torch 2.10 takes it, 2.14 does not).
+    With the cache, a weight is cast once and the result is kept. A captured graph must do its own
+    casts, and a cast without gradient must not be used by a pass with one (torch 2.10 does,
+    2.14 does not).
 
-    A layer that reads several levels then has its gradients of bf16 added in float32, not in bf16,
-    which moves them by less than bf16 itself does (0.0018 and 0.21 of RetinaNet's, on a CPU).
+    The bf16 gradients of a layer that reads several levels are then added in float32 instead of
+    bf16. This changes them by less than bf16 itself does (0.0018 and 0.21 for RetinaNet, on a CPU).
     """
     return torch.autocast(
         device_type,

@@ -1,7 +1,7 @@
-"""A value for each channel added to a map on a GPU, in place.
+"""Adding a value per channel to a map on a GPU, in place.
 
-PyTorch adds a convolution's bias in a pass of its own, which for channels-last maps reads and
-writes single values: measured, a sixth of a training step of 32 images. This pass takes vectors.
+PyTorch adds a convolution's bias in a separate pass, which for channels-last maps reads and writes
+single values: measured, a sixth of a training step of 32 images. This kernel processes vectors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BLOCK = 2048  # values of a program
 
 
 def add_channels(maps: Tensor, shift: Tensor) -> Tensor:
-    """``maps + shift``, in the place of ``maps``.
+    """Add ``shift`` to ``maps``, in place.
 
     Args:
-        maps: ``(B, C, H, W)`` in channels-last memory order, what no other gradient needs.
+        maps: ``(B, C, H, W)`` in channels-last memory order, not needed for any other gradient.
         shift: ``(C,)`` float32.
     """
     result: Tensor = _AddChannels.apply(maps, shift)

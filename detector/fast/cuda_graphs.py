@@ -1,8 +1,8 @@
-"""A forward and a backward pass as one launch each: CUDA graphs, one for each shape of the input.
+"""CUDA graphs: forward and backward pass as one launch each, for each shape of the input.
 
 In a step of a small batch, and in the detection of one image, the GPU waits for the host, which
-asks for short kernels one by one. Recorded once, the same kernels with the same memory run again
-without it.
+launches short kernels one by one. Once captured, the same kernels with the same memory are replayed
+without the host.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.func import functional_call
 
 from detector.fast.autocast import uncached_autocast
 
-FIRST_RECORDED = 3  # a shape is recorded when it comes for the third time: what comes once is not
+FIRST_RECORDED = 3  # a shape is captured at its third occurrence; rare shapes are not worth it
 MOST_GRAPHS = 32
-# What other threads ask of the GPU meanwhile, as the one that pins a loader's batches does, is no
-# part of a recording and must not end it.
+# GPU calls of other threads, such as the one that pins batches, are not captured and must not
+# invalidate the capture.
 CAPTURE_MODE = "thread_local"
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -32,26 +32,27 @@ Kept = TypeVar("Kept")
 
 
 class CUDAGraphs:
-    """``function``, with its passes recorded: the same kernels, so the same results.
+    """Calls ``function`` through CUDA graphs: the same kernels, so the same results.
 
-    The function is called as ever for shapes that are new, when all graphs are taken, where a norm
-    talks to other ranks (which may have no new shape to record), where gradients of another batch
-    are kept (a recorded backward pass writes to the same memory again), where the losses of another
-    pass still wait for theirs, and in training mode without gradients. Results are written to the
-    same memory too: they hold until the next call. A recorded backward pass runs once; more raise.
+    The function is called directly for new shapes, when all graphs are in use, if a norm
+    communicates with other ranks (which may have no new shape to capture), if gradients of another
+    batch are accumulated (a captured backward pass writes to the same memory again), if the losses
+    of another pass still await their backward pass, and in training mode without gradients. Results
+    are also written to the same memory, so they are valid until the next call. A captured backward
+    pass can run only once; a second one raises.
 
-    A launch keeps what it was recorded with: submodules, their modes, hooks, numbers and buffers,
-    and the parameters as objects. Call ``forget`` after a change of these, as after
+    A graph keeps what it was captured with: submodules, their modes, hooks, numbers and buffers,
+    and the parameters as objects. Call ``forget`` after changing these, for example after
     ``load_state_dict(…, assign=True)``.
 
     Args:
-        module: whose parameters the function reads.
-        function: tensors -> tensors, on one GPU, without a look at their values. As a method it
-            does not keep alive what it is of.
+        module: the module whose parameters the function reads.
+        function: tensors -> tensors, on one GPU, without reading their values. A method is
+            referenced weakly: its object is not kept alive.
     """
 
     def __init__(self, module: nn.Module, function: Function) -> None:
-        # Weakly: a detector that holds its graphs must be freed when nobody needs it any more.
+        # Weak references: a detector that holds its graphs must be freed when it is not in use.
         self._module: Callable[[], nn.Module | None] = lambda: module
         self._function: Callable[[], Function | None] = lambda: function
         if isinstance(function, MethodType):
@@ -65,16 +66,16 @@ class CUDAGraphs:
 
     @property
     def module(self) -> nn.Module:
-        """Whose parameters the function reads."""
-        return _living(self._module())
+        """The module whose parameters the function reads."""
+        return _require_alive(self._module())
 
     @property
     def function(self) -> Function:
-        """What is recorded."""
-        return _living(self._function())
+        """The function that is captured."""
+        return _require_alive(self._function())
 
     def forget(self) -> None:
-        """Record anew, with what the module is now."""
+        """Discard all graphs, so that the module is captured again in its present state."""
         self._sightings.clear()
         self._graphs.clear()
         self._memory = self._last = None
@@ -83,7 +84,7 @@ class CUDAGraphs:
 
     @cached_property
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """To look them up takes longer than to launch a graph."""
+        """The module's parameters, cached because a lookup takes longer than launching a graph."""
         return dict(self.module.named_parameters())
 
     @cached_property
@@ -92,24 +93,26 @@ class CUDAGraphs:
 
     @property
     def recorded(self) -> int:
-        """How many shapes have a graph."""
+        """Number of shapes that have a graph."""
         return len(self._graphs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self._talks or torch.is_grad_enabled() != self.module.training:
             return self.function(*inputs)
-        # A graph reads parameters and buffers where they were when it was recorded; who moves
-        # buffers moves parameters.
+        # A graph reads parameters and buffers at the addresses of the capture; whatever moves
+        # buffers also moves parameters.
         places = tuple(parameter.data_ptr() for parameter in self._parameters.values())
         if self._is_awaited():
             return self.function(*inputs)
         if not self.module.training:
-            graph = self._find((_describe(inputs), places), lambda: self._record_forward(inputs))
+            graph = self._find(
+                (_call_signature(inputs), places), lambda: self._record_forward(inputs)
+            )
             return self.function(*inputs) if graph is None else graph(*inputs)
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
         if any(p.grad is not None for p in trained.values()):
             return self.function(*inputs)
-        key = (_describe(inputs), places, tuple(trained))
+        key = (_call_signature(inputs), places, tuple(trained))
         graph = self._find(key, lambda: self._record(inputs, trained))
         if graph is None:
             return self.function(*inputs)
@@ -118,12 +121,12 @@ class CUDAGraphs:
         return outputs
 
     def _is_awaited(self) -> bool:
-        """Whether the last recorded pass may still be differentiated: it needs its memory."""
+        """Return whether the last captured pass may still be differentiated, so needs its memory."""
         last = None if self._last is None else self._last()
         return last is not None and not last.ran
 
     def _find(self, key: Any, record: Callable[[], Function]) -> Function | None:
-        """The graph of a shape, recorded when it is time; None before that."""
+        """Return the graph of a shape, captured at its third occurrence; None before that."""
         graph = self._graphs.get(key)
         if graph is None:
             self._sightings[key] += 1
@@ -135,8 +138,8 @@ class CUDAGraphs:
         return graph
 
     def _record_forward(self, inputs: tuple[Tensor, ...]) -> Function:
-        """Without a backward pass, for detection."""
-        # Not in inference mode, should it be on: what is made in it cannot be written to later.
+        """Capture a pass without a backward pass, for detection."""
+        # Inference mode must be off: tensors created in it cannot be written to later.
         with torch.inference_mode(False), torch.no_grad():
             samples = tuple(value.clone() for value in inputs)
             graph = torch.cuda.CUDAGraph()
@@ -154,8 +157,8 @@ class CUDAGraphs:
         return replay
 
     def _record(self, inputs: tuple[Tensor, ...], trained: dict[str, nn.Parameter]) -> Function:
-        # The same memory under names of their own: what autograd keeps for the parameters belongs
-        # to another stream, which must not be waited for while a graph is recorded.
+        # New tensors with the same memory: autograd's state of the parameters belongs to another
+        # stream, which must not be waited for during a capture.
         twins = [parameter.detach().requires_grad_() for parameter in trained.values()]
         module = _Recorded(self.module, self.function)
         names = [f"module.{name}" for name in trained]
@@ -168,54 +171,54 @@ class CUDAGraphs:
             return outputs
 
         samples = (*(_copy_of(value) for value in inputs), *twins)
-        with _as_if_nothing_ran(self.module.buffers()), uncached_autocast("cuda"):
+        with _restore_state(self.module.buffers()), uncached_autocast("cuda"):
             return record_both_ways(run, samples, self._memory)
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        """A copied or stored module records nothing: graphs hold the memory of this one."""
+        """Copy or pickle without graphs, because they hold the memory of this module."""
         return type(None), ()
 
 
-def _living(value: Kept | None) -> Kept:
+def _require_alive(value: Kept | None) -> Kept:
     if value is None:
-        raise ReferenceError("the module whose passes are recorded is gone")
+        raise ReferenceError("the module of these CUDA graphs no longer exists")
     return value
 
 
 def run_as_written(detector: nn.Module) -> None:
-    """From here on no pass of a detector is recorded."""
-    for name in _recorded_parts(detector):
+    """Stop using CUDA graphs for a detector."""
+    for name in _graph_attributes(detector):
         setattr(detector, name, None)
 
 
 def forget_recordings(detector: nn.Module) -> None:
-    """Record the passes of a detector anew, with what it is now."""
-    for name in _recorded_parts(detector):
+    """Discard the graphs of a detector, so that its passes are captured again."""
+    for name in _graph_attributes(detector):
         getattr(detector, name).forget()
 
 
-def _recorded_parts(detector: nn.Module) -> list[str]:
-    """The attributes of a detector that record passes."""
+def _graph_attributes(detector: nn.Module) -> list[str]:
+    """List the attributes of a detector that hold CUDA graphs."""
     names = ("graphs", "mask_graphs")
     return [name for name in names if getattr(detector, name, None) is not None]
 
 
 class _Backward:
-    """Counts the backward passes of one recorded pass, and lives as long as it can have one."""
+    """Counts the backward passes of one captured pass, and lives as long as one is possible."""
 
     ran = False
 
     def __call__(self, _gradients: tuple[Tensor | None, ...]) -> None:
         if self.ran:
             raise RuntimeError(
-                "a recorded pass was differentiated twice, but a replay overwrites what the second "
-                "needs; use detector.cuda_graphs=false"
+                "the backward pass of a CUDA graph ran twice, but a replay overwrites its inputs; "
+                "set detector.cuda_graphs=false"
             )
         self.ran = True
 
 
 def _watch_backward(outputs: tuple[Tensor, ...]) -> ReferenceType[_Backward] | None:
-    """Of a recorded pass, whose outputs come from one node of autograd's graph."""
+    """Watch the backward pass of a captured pass, whose outputs come from one autograd node."""
     node = next((output.grad_fn for output in outputs if output.grad_fn is not None), None)
     if node is None:
         return None
@@ -225,16 +228,16 @@ def _watch_backward(outputs: tuple[Tensor, ...]) -> ReferenceType[_Backward] | N
 
 
 def record_both_ways(function: Function, samples: tuple[Tensor, ...], memory: Any) -> Function:
-    """PyTorch's ``make_graphed_callables`` in ``CAPTURE_MODE`` and on one stream for all passes.
+    """Capture with ``make_graphed_callables`` in ``CAPTURE_MODE``, on one stream for all passes.
 
-    Until 2.11 it does not ask for the mode. Later ones record each call on a stream of its own,
-    where passes share the pool of their memory but no memory (``torch.cuda.graph`` says so).
+    Up to torch 2.11 it has no argument for the mode. Later versions capture each call on its own
+    stream, where passes share a memory pool but no memory (see ``torch.cuda.graph``).
     """
     cuda: Any = torch.cuda
     recording = cuda.graph
 
     def record(*arguments: Any, **options: Any) -> Any:
-        if torch.version.hip is None:  # ROCm must record where it has warmed up
+        if torch.version.hip is None:  # ROCm must capture on the warm-up's stream
             options.pop("stream", None)
         return recording(*arguments, **{**options, "capture_error_mode": CAPTURE_MODE})
 
@@ -249,7 +252,7 @@ def record_both_ways(function: Function, samples: tuple[Tensor, ...], memory: An
 
 
 class _Recorded(nn.Module):
-    """A function as a module: then it can be called with other parameters."""
+    """Wraps a function as a module, so that it can be called with other parameters."""
 
     def __init__(self, module: nn.Module, function: Function) -> None:
         super().__init__()
@@ -261,9 +264,8 @@ class _Recorded(nn.Module):
 
 
 @contextmanager
-def _as_if_nothing_ran(buffers: Iterable[Tensor]) -> Iterator[None]:
-    """The warm-up before a recording runs the passes: neither statistics of batch norm nor what is
-    drawn at random afterwards may tell."""
+def _restore_state(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Restore buffers and the random state, which the warm-up before a capture changes."""
     buffers = list(buffers)
     values = [buffer.clone() for buffer in buffers]
     random = torch.cuda.get_rng_state()
@@ -279,8 +281,8 @@ def _copy_of(value: Tensor) -> Tensor:
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
-def _describe(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """What a recorded launch cannot change."""
+def _call_signature(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Describe a call by everything that is fixed in a captured graph."""
     precision = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
     shapes = ((tuple(value.shape), value.dtype, value.requires_grad) for value in inputs)
     return (precision, *shapes)

@@ -1,8 +1,8 @@
-"""Matching for a CPU: the same matches as the plain path of ``detector.matching``.
+"""Matching on a CPU: the same matches as the plain path of ``detector.matching``.
 
-The plain path keeps, for every anchor, which box it overlaps most; finding that place takes a CPU
-longer than the overlaps themselves. Here only the overlap is kept, and the box is looked up at the
-end for the few anchors that have a match, whose positions the host reads.
+The plain path keeps the box that each anchor overlaps most; on a CPU, this argmax takes longer than
+the overlaps themselves. Here only the overlap is kept, and the box is looked up at the end for the
+few anchors that have a match, whose positions the host reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 1 << 19
 def match_on_host(
     anchors: Tensor, targets: Targets, high: float, low: float, allow_low_quality: bool
 ) -> Tensor:
-    """``match_anchors`` image by image; see there."""
+    """Match anchors image by image; arguments and result are those of ``match_anchors``."""
     columns = anchors.float().transpose(-1, -2)
     areas = (columns[..., 2, :] - columns[..., 0, :]) * (columns[..., 3, :] - columns[..., 1, :])
     columns = torch.cat([columns, areas.unsqueeze(-2)], dim=-2).expand(len(targets), -1, -1)
@@ -35,7 +35,7 @@ def match_on_host(
 def _match_image(
     anchors: Tensor, boxes: Tensor, high: float, low: float, allow_low_quality: bool
 ) -> Tensor:
-    """``(5, A)`` and ``(M, 4)`` -> ``(A,)``."""
+    """Match one image: ``(5, A)`` anchors with areas and ``(M, 4)`` boxes -> ``(A,)`` matches."""
     count = anchors.shape[1]
     if len(boxes) == 0 or count == 0:
         return torch.full((count,), BACKGROUND)
@@ -59,7 +59,7 @@ def _match_image(
 
 
 def _most_overlapped(anchors: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
-    """The box that each of some anchors overlaps most: ``(R,)`` int64. The first of equals."""
+    """Return the box that each of some anchors overlaps most, ``(R,)`` int64; first of equals."""
     if len(rows) == 0:
         return rows
     chunks = rows.split(max(1, CHUNK_ELEMENTS // len(boxes)))
@@ -69,9 +69,9 @@ def _most_overlapped(anchors: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """``(M, 4)`` boxes and ``(5, A)`` anchors with their areas -> ``(M, A)``.
+    """``(M, 4)`` boxes and ``(5, A)`` anchors with their areas -> ``(M, A)`` IoU.
 
-    The operations of ``torchvision.ops.box_iou`` in its order, so that ties are its ties.
+    The operations and their order are those of ``torchvision.ops.box_iou``, so that ties agree.
     """
     x1, y1, x2, y2 = boxes.t().unsqueeze(2)
     left, top, right, bottom, areas = anchors

@@ -1,8 +1,8 @@
-"""Matching for a GPU in two kernels: the same matches as the plain path of ``detector.matching``.
+"""Matching on a GPU in two kernels: the same matches as the plain path of ``detector.matching``.
 
-The plain path writes every overlap to memory and reads it several times. Here an overlap lives in
+The plain path writes every overlap to memory and reads it several times. Here an overlap stays in
 a register: the first kernel finds the highest of each box, the second the best box of each anchor.
-Which slots hold a box is read on the device, so that one recorded launch serves every batch.
+The device reads which slots hold a box, so that one captured graph can be used for all batches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 512  # anchors of a program
 def match_on_gpu(
     anchors: Tensor, targets: Targets, high: float, low: float, allow_low_quality: bool
 ) -> Tensor:
-    """``match_anchors``; see there. Padding is what has a label of -1."""
+    """Match anchors as ``match_anchors`` does, with padding marked by a label of -1."""
     anchors, boxes = anchors.float().contiguous(), targets.boxes.float().contiguous()
     labels = targets.labels.contiguous()
     images, slots = labels.shape
@@ -45,7 +45,7 @@ def match_on_gpu(
 def _highest_overlaps(  # type: ignore[no-untyped-def]
     anchors, boxes, labels, highest, count, slots, of_image, block: tl.constexpr
 ):
-    """The highest overlap of each box with any anchor."""
+    """Compute the highest overlap of each box with any anchor."""
     image = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * block + tl.arange(0, block)
     left, top, right, bottom = load_corners(anchors + image * of_image, rows, rows < count)
@@ -63,7 +63,7 @@ def _best_boxes(  # type: ignore[no-untyped-def]
     anchors, boxes, labels, highest, count, slots, of_image, matches, high, low,
     low_quality: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The box that each anchor overlaps most, where it overlaps it enough."""
+    """Find the box that each anchor overlaps most, if the overlap is large enough."""
     image = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * block + tl.arange(0, block)
     left, top, right, bottom = load_corners(anchors + image * of_image, rows, rows < count)

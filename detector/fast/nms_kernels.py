@@ -1,8 +1,8 @@
-"""Non-maximum suppression for a GPU, of many lists of boxes at once, without a synchronization.
+"""Non-maximum suppression on a GPU for many lists of boxes at once, without synchronization.
 
-torchvision suppresses one list after another and the host reads the length of each result. Here the
-first kernel writes, as bits, which boxes overlap too much; the second goes down every list at the
-same time: which boxes stay is the greedy rule's answer, to the bit.
+torchvision processes one list after another, and the host reads the length of each result. Here the
+first kernel writes, as bits, which boxes overlap too much; the second runs the greedy rule for all
+lists at the same time, with exactly the same result.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ROWS = 64  # boxes of a program of the first kernel
 
 
 def keep_best(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Greedy suppression: a box stays unless a better one that stays overlaps it by more.
+    """Run greedy NMS: keep a box unless a better kept box overlaps it by more than ``threshold``.
 
     Args:
-        boxes: ``(L, N, 4)`` float32 xyxy, the best first.
-        valid: ``(L, N)`` bool; the others are not kept and suppress nothing.
-        threshold: IoU above which the worse box goes.
+        boxes: ``(L, N, 4)`` float32 xyxy, best first.
+        valid: ``(L, N)`` bool; other boxes are not kept and suppress nothing.
+        threshold: IoU above which the lower-scoring box is suppressed.
 
     Returns:
         ``(L, N)`` bool.
@@ -37,7 +37,7 @@ def keep_best(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     grid = (triton.cdiv(words * 32, ROWS), words, lists)
     options = {"words": words, "enable_fp_fusion": False}
     _find_suppressors[grid](boxes, suppressors, length, threshold, tile_rows=ROWS, **options)
-    _go_down[(lists,)](valid, suppressors, kept, length, **options)
+    _suppress_greedily[(lists,)](valid, suppressors, kept, length, **options)
     bits = kept.unsqueeze(2) >> torch.arange(32, dtype=torch.int32, device=kept.device)
     return (bits & 1).flatten(1)[:, :length].bool()
 
@@ -46,7 +46,7 @@ def keep_best(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 def _find_suppressors(  # type: ignore[no-untyped-def]
     boxes, suppressors, length, threshold, words: tl.constexpr, tile_rows: tl.constexpr
 ):
-    """A word of bits for each of some boxes: which of 32 earlier ones overlap it too much."""
+    """Write a 32-bit word for each box: which of 32 earlier boxes overlap it too much."""
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * WORD + tl.arange(0, WORD)
     one = tl.program_id(2).to(tl.int64)
@@ -63,8 +63,8 @@ def _find_suppressors(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _go_down(valid, suppressors, kept, length, words: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The greedy rule for one list, 32 boxes at a time."""
+def _suppress_greedily(valid, suppressors, kept, length, words: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Apply the greedy rule to one list, 32 boxes at a time."""
     one = tl.program_id(0).to(tl.int64)
     every = tl.arange(0, words)
     keep = tl.zeros((words,), tl.int32)  # of the boxes so far

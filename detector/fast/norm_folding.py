@@ -1,4 +1,4 @@
-"""A convolution and the norm behind it in one: for norms that never change their statistics.
+"""Folding norms with fixed statistics into the convolutions before them.
 
 ``norm(conv(x)) = s * conv(x) + t`` is a convolution with the weights ``s * w`` and the bias ``t``,
 where ``s = weight / sqrt(running_var + eps)`` and ``t = bias - s * running_mean``. In the plain
@@ -19,7 +19,7 @@ from losses.triton_support import has_kernels
 
 
 class FoldedConv2d(WinogradConv2d):
-    """Takes the place of a convolution without bias, with its weight, and does the norm's work."""
+    """Replaces a convolution without bias; keeps its weight, and includes the norm after it."""
 
     norm: FrozenBatchNorm2d | FrozenStatsBatchNorm2d
 
@@ -45,9 +45,9 @@ class FoldedConv2d(WinogradConv2d):
 
 
 def fold_norms(network: nn.Module) -> None:
-    """Fold every norm with fixed statistics into the convolution that stands right before it.
+    """Fold every norm with fixed statistics into the convolution right before it.
 
-    Before it in the order of registration, in which torchvision's networks run their layers.
+    "Before" refers to the order of registration, in which torchvision's networks run their layers.
     """
     for block in network.modules():
         children = list(block.named_children())

@@ -1,8 +1,8 @@
-"""A linear layer through oneDNN: the same numbers as ``F.linear`` up to rounding.
+"""A linear layer through oneDNN: the same results as ``F.linear`` up to rounding.
 
-PyTorch multiplies float32 matrices with MKL, which does not use all of an AMD processor; oneDNN,
-which runs its convolutions, does. The operation behind it is private to PyTorch, so it is used
-where it is found, and only there.
+PyTorch multiplies float32 matrices with MKL, which does not use AMD processors fully; oneDNN, which
+runs PyTorch's convolutions, does. The operation is private to PyTorch, so it is used only if it is
+available.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 @cache
 def is_available() -> bool:
-    """Whether this PyTorch has the operation."""
+    """Return whether this version of PyTorch has the operation."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -29,9 +29,9 @@ def _is_amd() -> bool:
 
 
 def pays_here(x: Tensor) -> bool:
-    """Whether ``(R, I)`` inputs are multiplied faster so: float32 on an AMD processor.
+    """Return whether oneDNN is faster for ``(R, I)`` inputs: float32 on an AMD processor.
 
-    Autocast and exported programs keep the operation that they know.
+    Under autocast and in exported programs, PyTorch's own operation is kept.
     """
     return (
         x.device.type == "cpu"
@@ -46,7 +46,7 @@ def pays_here(x: Tensor) -> bool:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x @ weight.T + bias``; it cannot be differentiated twice.
+    """Compute ``x @ weight.T + bias``; it cannot be differentiated twice.
 
     Args:
         x: ``(R, I)`` float32 on the CPU, R at least 1.

@@ -1,7 +1,7 @@
-"""The RPN's choice among its candidates on a GPU: all levels of all images at once.
+"""Selection of the RPN's proposals on a GPU, for all levels of all images at once.
 
-The same proposals as image by image in ``detector.rpn``, where the host synchronizes with the GPU
-for each image; here it never does: how many an image has is known to the GPU alone.
+The proposals are those of ``detector.rpn``, where the host synchronizes with the GPU for each
+image. Here it never does: only the GPU knows how many proposals an image has.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def suppress_on_gpu(
     nms_threshold: float,
     most: int,
 ) -> Proposals:
-    """Clip the candidates, drop the tiny and the bad, then NMS within a level.
+    """Clip the candidates, drop tiny and low-scoring ones, then NMS per level.
 
     Args:
         boxes: ``(B, k_l, 4)`` xyxy of each level.
         scores: ``(B, k_l)`` of each level, descending, not negative.
         corners: ``(B, 2)``: width and height of each image.
-        smallest_side: pixels; what has a shorter one is tiny.
-        score_threshold: what scores less is bad.
-        nms_threshold: IoU above which the lower-scoring box of a level goes.
-        most: proposals of an image.
+        smallest_side: drop boxes with a shorter side, in pixels.
+        score_threshold: drop boxes with a lower score.
+        nms_threshold: IoU above which the lower-scoring box of a level is suppressed.
+        most: maximum number of proposals per image.
 
     Returns:
         The proposals of each image, best first.
@@ -46,7 +46,7 @@ def suppress_on_gpu(
     clipped = torch.minimum(candidates.clamp(min=0), corners.repeat(1, 2)[:, None, None])
     large = (clipped[..., 2:] - clipped[..., :2] >= smallest_side).all(dim=-1)
     valid = large & (score >= max(score_threshold, 0.0))
-    # Levels far apart, as batched_nms has them: for the rounding of near overlaps.
+    # Shift levels apart like batched_nms, so that overlaps near the threshold round equally.
     span = torch.where(valid.unsqueeze(3), clipped, 0.0).amax(dim=(1, 2, 3)) + 1
     shift = span[:, None] * torch.arange(len(boxes), device=span.device)
     shifted = clipped + shift[..., None, None]
@@ -58,6 +58,6 @@ def suppress_on_gpu(
 
 
 def _pad_rows(values: Tensor, length: int, value: float) -> Tensor:
-    """``(B, k)`` or ``(B, k, 4)`` -> with ``length`` rows."""
+    """Pad ``(B, k)`` or ``(B, k, 4)`` to ``length`` rows per image."""
     missing = length - values.shape[1]
     return F.pad(values, (0, missing) if values.dim() == 2 else (0, 0, 0, missing), value=value)

@@ -1,9 +1,9 @@
-"""RoIAlign over a pyramid for a GPU: every map in turn, without asking which RoIs read it.
+"""RoIAlign over a pyramid on a GPU, map by map, without reading which RoIs belong to a map.
 
 torchvision's kernel takes the RoIs of one map, so that the host has to wait for their number, and
-wants channels in planes, so that a channels-last map is copied. Here a program is a bin of a RoI:
-it returns at once where the RoI reads another map, and takes all channels of a point as one vector.
-Shapes are static, so that a recorded launch serves every batch. The sums are torchvision's
+needs contiguous channels, so that a channels-last map is copied. Here a program is a bin of a RoI:
+it returns at once if the RoI reads another map, and loads all channels of a point as one vector.
+Shapes are static, so that a captured graph can be used for all batches. The sums are torchvision's
 (``roi_align`` with ``aligned=False``), in float32.
 """
 
@@ -36,8 +36,8 @@ def roi_align_on_gpu(
         scales: of each map, ``1 / stride``.
         map_of_roi: ``(R,)`` int64.
         rois: ``(R, 5)`` float32: image index and xyxy in pixels.
-        size: bins a side.
-        sampling_ratio: sampling points a bin and side, 1 or more.
+        size: bins per side.
+        sampling_ratio: sampling points per bin along each side, at least 1.
 
     Returns:
         ``(R, C, size, size)`` in channels-last memory order and the maps' dtype.
@@ -77,7 +77,16 @@ class _RoIAlign(torch.autograd.Function):
             gradient = slope.new_zeros((batch, height, width, channels), dtype=torch.float32)
             gradient = gradient.permute(0, 3, 1, 2)
             scale = ctx.scales[level]
-            _launch(_spread, gradient, slope, rois, map_of_roi, level, scale, ctx.sampling_ratio)
+            _launch(
+                _scatter_gradient,
+                gradient,
+                slope,
+                rois,
+                map_of_roi,
+                level,
+                scale,
+                ctx.sampling_ratio,
+            )
             gradients.append(gradient.to(dtype))
         return (None, None, None, None, None, *gradients)
 
@@ -103,18 +112,18 @@ def _pool(  # type: ignore[no-untyped-def]
     source, pooled, rois, map_of_roi, level, scale, height, width,
     channels: tl.constexpr, size: tl.constexpr, points: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The mean over the sampling points of a bin."""
+    """Compute the mean over the sampling points of a bin."""
     roi = tl.program_id(0) // (size * size)
     if tl.load(map_of_roi + roi) == level:
         channel = tl.program_id(1) * block + tl.arange(0, block)
         inside = channel < channels
-        image, top, left, step_y, step_x = _bin(rois, roi, scale, size, points)
+        image, top, left, step_y, step_x = _locate_bin(rois, roi, scale, size, points)
         total = tl.zeros((block,), tl.float32)
         for point in range(points * points):
             y, x = top + (point // points + 0.5) * step_y, left + (point % points + 0.5) * step_x
             y0, y1, low_y, high_y = _neighbours(y, height)
             x0, x1, low_x, high_x = _neighbours(x, width)
-            if _counts(y, height) & _counts(x, width):
+            if _is_inside(y, height) & _is_inside(x, width):
                 row0, row1 = (image * height + y0) * width, (image * height + y1) * width
                 a = tl.load(source + (row0 + x0) * channels + channel, inside, 0.0).to(tl.float32)
                 b = tl.load(source + (row0 + x1) * channels + channel, inside, 0.0).to(tl.float32)
@@ -132,23 +141,23 @@ def _pool(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _spread(  # type: ignore[no-untyped-def]
+def _scatter_gradient(  # type: ignore[no-untyped-def]
     gradient, slope, rois, map_of_roi, level, scale, height, width,
     channels: tl.constexpr, size: tl.constexpr, points: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The slope of a bin, given to the pixels that its sampling points lie between."""
+    """Add the gradient of a bin to the pixels around its sampling points."""
     roi = tl.program_id(0) // (size * size)
     if tl.load(map_of_roi + roi) == level:
         channel = tl.program_id(1) * block + tl.arange(0, block)
         inside = channel < channels
-        image, top, left, step_y, step_x = _bin(rois, roi, scale, size, points)
+        image, top, left, step_y, step_x = _locate_bin(rois, roi, scale, size, points)
         place = tl.program_id(0).to(tl.int64) * channels + channel
         value = tl.load(slope + place, inside, 0.0).to(tl.float32) / (points * points)
         for point in range(points * points):
             y, x = top + (point // points + 0.5) * step_y, left + (point % points + 0.5) * step_x
             y0, y1, low_y, high_y = _neighbours(y, height)
             x0, x1, low_x, high_x = _neighbours(x, width)
-            if _counts(y, height) & _counts(x, width):
+            if _is_inside(y, height) & _is_inside(x, width):
                 row0, row1 = (image * height + y0) * width, (image * height + y1) * width
                 start = gradient + channel
                 tl.atomic_add(
@@ -166,8 +175,8 @@ def _spread(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bin(rois, roi, scale, size: tl.constexpr, points: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of this program's bin: image, top, left; the distance of its sampling points down, across."""
+def _locate_bin(rois, roi, scale, size: tl.constexpr, points: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return image, top and left of this program's bin, and its sampling steps down and across."""
     start = rois + roi * 5
     x1, y1 = tl.load(start + 1) * scale, tl.load(start + 2) * scale
     high = tl.maximum(tl.load(start + 4) * scale - y1, 1.0) / size
@@ -179,7 +188,7 @@ def _bin(rois, roi, scale, size: tl.constexpr, points: tl.constexpr):  # type: i
 
 @triton.jit
 def _neighbours(at, length):  # type: ignore[no-untyped-def]
-    """The pixels before and after a position, and their weights."""
+    """Return the pixels before and after a position, and their weights."""
     at = tl.maximum(at, 0.0)
     before = tl.minimum(at.to(tl.int32), length - 1)
     after = tl.minimum(before + 1, length - 1)
@@ -188,6 +197,6 @@ def _neighbours(at, length):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _counts(at, length):  # type: ignore[no-untyped-def]
-    """A point more than a pixel outside the map is worth nothing."""
+def _is_inside(at, length):  # type: ignore[no-untyped-def]
+    """Return whether a point counts: it is at most one pixel outside the map."""
     return (at >= -1.0) & (at <= length)

@@ -1,9 +1,9 @@
-"""The RPN's head where the losses read it: at some anchors instead of everywhere.
+"""The RPN's head evaluated only at the anchors that the losses read.
 
-Proposals carry no gradient, and the losses read at most a few hundred anchors of an image. So the
-head runs over whole maps without a graph, and ``predictions_at`` computes again, with one, what it
-says of the sampled anchors, each from the 3 x 3 patch around it. The backward pass of the dense
-head, which costs twice its forward pass, is left out.
+Proposals have no gradient, and the losses read at most a few hundred anchors per image. So the head
+runs over whole maps without an autograd graph, and ``predictions_at`` recomputes with a graph its
+outputs for the sampled anchors, each from the 3 x 3 patch around it. This saves the backward pass
+of the dense head, which costs twice its forward pass.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torchvision.models.detection.rpn import RPNHead
 
 
 def is_one_layer(head: nn.Module) -> bool:
-    """Whether ``predictions_at`` can do it: one 3 x 3 convolution, so that a patch is enough."""
+    """Return whether ``predictions_at`` applies: the head has one 3 x 3 convolution."""
     return isinstance(head, RPNHead) and len(head.conv) == 1
 
 
 def predictions_at(head: RPNHead, maps: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
-    """What the head says of some anchors: the entries that ``indices`` has in its dense output.
+    """Compute the head's outputs for some anchors, the entries ``indices`` of its dense output.
 
     Args:
-        head: with a single shared convolution.
+        head: an RPN head with a single shared convolution.
         maps: ``(B, C, H_l, W_l)`` of each level.
         indices: ``(B, S)`` int64 into the anchors of all levels; an anchor's index in its level is
             ``(y * W_l + x) * anchors_per_location + k``.
@@ -47,16 +47,16 @@ def predictions_at(head: RPNHead, maps: Sequence[Tensor], indices: Tensor) -> tu
 
 
 def as_rows(weight: Tensor) -> Tensor:
-    """A convolution's ``(O, C, h, w)`` weight as ``(O, h * w * C)``, in the order of patches.
+    """Reshape a convolution's ``(O, C, h, w)`` weight to ``(O, h * w * C)``, in patch order.
 
-    Their channels stand side by side, as memory has them in channels-last maps and weights: the
-    gradient comes back in that order, which DDP's buckets have too.
+    Channels are adjacent, as in channels-last maps and weights, so that the gradient has the memory
+    order of DDP's buckets.
     """
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tensor:
-    """The neighborhood of each location, zero outside its map.
+    """Gather the 3 x 3 neighborhood of each location, zero outside its map.
 
     Args:
         maps: ``(B, C, H_l, W_l)`` of each level.
@@ -64,7 +64,7 @@ def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tens
         location: ``(N,)`` int64, counted through the levels, row by row.
 
     Returns:
-        ``(N, 9 * C)``: row by row, the channels of a pixel side by side.
+        ``(N, 9 * C)``: row by row, with the channels of a pixel adjacent.
     """
     parts, places, start = [], [], 0
     for feature_map in maps:
@@ -77,8 +77,8 @@ def _patches_at(maps: Sequence[Tensor], image: Tensor, location: Tensor) -> Tens
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
         row = (image[place].view(-1, 1, 1) * height + y) * width + x
-        # Patches overlap: the gradient of index_select adds them up in one order, that of [...]
-        # in the order in which threads come.
+        # Patches overlap: the gradient of index_select adds them up in a fixed order, that of [...]
+        # in the order in which threads run.
         pixels = feature_map.permute(0, 2, 3, 1).reshape(-1, channels)
         pixels = pixels.index_select(0, row.flatten()).view(*row.shape, channels)
         parts.append(torch.where(inside.unsqueeze(3), pixels, 0).flatten(1))

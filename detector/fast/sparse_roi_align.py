@@ -1,4 +1,4 @@
-"""RoIAlign as a product with a sparse matrix: what ``torchvision.ops.roi_align`` gives, on a CPU.
+"""RoIAlign on a CPU as a product with a sparse matrix, equal to ``torchvision.ops.roi_align``.
 
 A bin of RoIAlign is the mean of ``s x s`` bilinear samples, so a weighted sum of the ``(2 s)^2``
 pixels around them: its taps. With every pixel of the pyramid a row of one matrix F, pooling is
@@ -30,17 +30,17 @@ def sparse_roi_align(
 
     Args:
         maps: ``(B, C, H_m, W_m)`` floating point.
-        scales: pixels of each map in a pixel of the batch.
+        scales: pixels of each map per pixel of the batch, ``1 / stride``.
         map_of_roi: ``(R,)`` int64: the map that each RoI reads.
         rois: ``(R, 5)`` float32: image index and xyxy in pixels of the batch.
-        bins: bins a side.
-        sampling_ratio: samples a bin and side, at least 1.
+        bins: bins per side.
+        sampling_ratio: sampling points per bin along each side, at least 1.
 
     Returns:
         ``(R, C, bins, bins)`` in the dtype of the first map, in channels-last memory order; every
         map is part of its graph.
     """
-    # In the dtype of the boxes: under autocast torchvision's operation too computes in float32.
+    # In the dtype of the boxes: under autocast, torchvision's operation also computes in float32.
     table = torch.cat([_rows_of_pixels(feature_map).to(rois.dtype) for feature_map in maps])
     taps, weights = bin_taps(maps, scales, map_of_roi, rois, bins, sampling_ratio)
     pooled = _WeightedRows.apply(table, taps.flatten(0, 2), weights.flatten(0, 2))
@@ -57,10 +57,10 @@ def bin_taps(
     bins: int,
     sampling_ratio: int,
 ) -> tuple[Tensor, Tensor]:
-    """The pixels that each bin reads and their weights, both ``(R, bins, bins, (2 s)^2)``.
+    """Return the pixels that each bin reads and their weights, both ``(R, bins, bins, (2 s)^2)``.
 
-    Arguments as in ``sparse_roi_align``. A pixel is its int32 index among those of all maps, map
-    after map, in each image after image, row after row.
+    The arguments are those of ``sparse_roi_align``. A pixel is an int32 index into the pixels of
+    all maps, ordered by map, image and row.
     """
     heights = torch.tensor([feature_map.shape[2] for feature_map in maps])
     widths = torch.tensor([feature_map.shape[3] for feature_map in maps])
@@ -80,16 +80,16 @@ def bin_taps(
 def _axis_taps(
     start: Tensor, length: Tensor, cells: Tensor, bins: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """The taps of each bin along one axis: index and weight, both ``(R, bins, 2 s)``.
+    """Return each bin's taps along one axis: index and weight, both ``(R, bins, 2 s)``.
 
     Args:
-        start: ``(R,)`` where the RoI begins, in cells; ``length`` likewise.
+        start: ``(R,)`` start of the RoI, in cells; ``length``: its length, in cells.
         cells: ``(R,)`` int64: the length of the map. A sample more than one cell outside it is 0.
     """
     size = (length.clamp(min=1) / bins).view(-1, 1, 1)
     bin_index = torch.arange(bins, device=start.device).view(1, -1, 1)
     sample = (torch.arange(sampling_ratio, device=start.device) + 0.5).view(1, 1, -1)
-    # torchvision's operations in its order, so that borders are its borders.
+    # torchvision's operations in its order, so that borders are treated equally.
     position = start.view(-1, 1, 1) + bin_index * size + sample * size / sampling_ratio
     cells = cells.view(-1, 1, 1)
     inside = (position >= -1) & (position <= cells)
@@ -116,13 +116,13 @@ class _WeightedRows(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(taps, weights)
         ctx.rows = len(table)
-        # Detached: embedding_bag would prepare for a backward pass of its own.
+        # Detached, because embedding_bag would otherwise prepare its own backward pass.
         return F.embedding_bag(taps, table.detach(), mode="sum", per_sample_weights=weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The transposed product: the taps sorted by the row of the table that they read."""
+        """Compute the transposed product, with taps sorted by the table row that they read."""
         taps, weights = ctx.saved_tensors
         order = taps.flatten().sort(stable=True).indices
         reads = torch.bincount(taps.flatten(), minlength=ctx.rows)

@@ -1,11 +1,11 @@
-"""Convolution towers where only a few locations of their output are read.
+"""Convolution towers evaluated only near the locations of their output that are read.
 
 RetinaNet's box loss reads the anchors of objects, a few hundred of a hundred thousand.
-``deltas_at`` equals running the box head on whole maps and picking those anchors, and computes,
-where that is less work, only windows around them: a 3x3 convolution needs one more location on each
-side, so a tower of four and an output layer need a margin of five.
+``deltas_at`` equals running the box head on whole maps and picking those anchors. If that is less
+work, it only computes windows around them: a 3x3 convolution needs one more location on each side,
+so a tower of four and an output layer need a margin of five.
 
-It reads positions on the host: for the CPU, where the host computes.
+It reads positions on the host, and is therefore only used on the CPU.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ VALUES = 4  # of an anchor: dx, dy, dw, dh
 
 @dataclass(frozen=True)
 class Wanted:
-    """Anchors whose deltas are wanted, ``P`` of them.
+    """The ``P`` anchors whose deltas are wanted.
 
     Attributes:
-        images: ``(P,)`` int64.
+        images: ``(P,)`` int64 image of each anchor.
         anchors: ``(P,)`` int64 into the anchors of all levels.
         objects: ``(P,)`` int64: anchors of the same image and object lie close together, and share
             a window on each level.
@@ -45,13 +45,14 @@ class Wanted:
 def deltas_at(
     head: RetinaNetRegressionHead, maps: Sequence[Tensor], anchors_per_location: int, wanted: Wanted
 ) -> Tensor:
-    """What the box head predicts for some anchors.
+    """Compute the box head's deltas for some anchors.
 
     Args:
-        head: its ``conv`` is a ``Tower`` whose norms, if any, look at one location at a time.
+        head: a head whose ``conv`` is a ``Tower`` with norms, if any, that act on single locations.
         maps: ``(B, C, H_l, W_l)`` of each level.
-        anchors_per_location: as said; an anchor's index is ``location * anchors_per_location + k``.
-        wanted: which of the anchors, at least one, so that every parameter has a gradient.
+        anchors_per_location: number of anchors per location; an anchor's index is
+            ``location * anchors_per_location + k``.
+        wanted: the anchors, at least one, so that every parameter has a gradient.
 
     Returns:
         ``(P, 4)`` in the order of ``wanted``.
@@ -88,7 +89,7 @@ def _of_level(
 
 
 def _pick(output: Tensor, image: Tensor, row: Tensor, column: Tensor, kind: Tensor) -> Tensor:
-    """Values of some anchors of ``(N, anchors * 4, H, W)``, each ``(P,)`` -> ``(P, 4)``."""
+    """Pick the values of ``P`` anchors from ``(N, anchors * 4, H, W)`` -> ``(P, 4)``."""
     _, channels, height, width = output.shape
     anchors = output.permute(0, 2, 3, 1).reshape(-1, VALUES)
     index = ((image * height + row) * width + column) * (channels // VALUES) + kind
@@ -113,7 +114,7 @@ class _Windows:
     of: Tensor
 
     def cost(self, depth: int) -> int:
-        """Locations at which the tower and the output layer compute."""
+        """Number of locations that the tower and the output layer compute."""
         return len(self.images) * sum(
             (self.height + 2 * margin) * (self.width + 2 * margin) for margin in range(depth + 1)
         )
@@ -135,7 +136,7 @@ _ENDS = ("amin", "amax")
 
 
 def _run_on_windows(head: RetinaNetRegressionHead, level: Tensor, windows: _Windows) -> Tensor:
-    """``(B, C, H, W)`` -> the head's output ``(N, anchors * 4, height, width)`` on the windows."""
+    """Run the head on windows of ``(B, C, H, W)`` -> ``(N, anchors * 4, height, width)``."""
     layers = [list(block.children()) for block in head.conv.children()] + [[head.bbox_reg]]
     margin = len(layers)
     values, inside = _cut(level, windows, margin)
@@ -143,19 +144,19 @@ def _run_on_windows(head: RetinaNetRegressionHead, level: Tensor, windows: _Wind
         values = _inner_convolution(values, convolution)
         values = nn.Sequential(*pointwise)(values)
         inside = inside[:, :, 1:-1, 1:-1]
-        values = values * inside  # what lies beyond the map is zero for every layer
+        values = values * inside  # every layer sees zeros outside the map
     return values
 
 
 def _inner_convolution(values: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """Without padding: a location less on each side."""
+    """Convolve without padding, which removes one location on each side."""
     if pays([values], convolution.weight, padding=0):
         return convolve([values], convolution.weight, convolution.bias, padding=0)[0]
     return F.conv2d(values, convolution.weight, convolution.bias)
 
 
 def _cut(level: Tensor, windows: _Windows, margin: int) -> tuple[Tensor, Tensor]:
-    """Windows with a margin: values ``(N, C, h, w)``, and 1 inside the map, ``(N, 1, h, w)``."""
+    """Cut out windows with a margin: values ``(N, C, h, w)``, and 1 inside the map, else 0."""
     _, channels, height, width = level.shape
     y = windows.top[:, None] + torch.arange(-margin, windows.height + margin)
     x = windows.left[:, None] + torch.arange(-margin, windows.width + margin)

@@ -2,11 +2,11 @@
 
 Lavin and Gray, https://arxiv.org/abs/1509.09308, equation 8: a 6 x 6 tile ``d`` and a 3 x 3
 filter ``g`` give the 4 x 4 outputs ``A' [(G g G') * (B' d B)] A``. A pair of channels then costs
-36 products a tile instead of 144, and those of all tiles and channels are 36 products of matrices.
+36 products per tile instead of 144, and those of all tiles and channels form 36 matrix products.
 The gradients are computed in the same way.
 
-The results are those of PyTorch's convolution up to rounding, which is larger here: 2e-6 of the
-norm of the output, where PyTorch's is 1e-6 (``tests/detector/test_winograd.py``).
+The results are those of PyTorch's convolution up to rounding errors, which are larger here: 2e-6 of
+the norm of the output instead of 1e-6 (``tests/detector/test_winograd.py``).
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ _A = (  # transposed
 
 
 class WinogradConv2d(nn.Conv2d):
-    """Takes the place of a convolution, with its weights: as fast where this does not pay."""
+    """Replaces a convolution and keeps its weights; uses PyTorch's where Winograd is not faster."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(convolution.__dict__)
 
-    def of_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The same of several maps: what is done with the weights is done once."""
+    def convolve_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Convolve several maps; the weights are transformed only once."""
         if _is_3x3(self) and pays(maps, self.weight):
             return convolve(maps, self.weight, self.bias)
         return [self(values) for values in maps]
@@ -84,7 +84,7 @@ def use_winograd(network: nn.Module) -> None:
 
 @contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """All convolutions of this process as PyTorch computes them."""
+    """Use PyTorch's convolutions in this process while the context is active."""
     global _switched_off
     before, _switched_off = _switched_off, True
     try:
@@ -97,9 +97,10 @@ _switched_off = False
 
 
 def pays(maps: Sequence[Tensor], weight: Tensor, padding: int = 1) -> bool:
-    """Whether ``convolve`` is the faster way: float32 on the CPU, wide, large maps, few odd sides.
+    """Return whether ``convolve`` is faster: float32 on the CPU, wide layers, large maps.
 
-    Autocast and exported programs keep the operation that they know.
+    Maps whose sides leave too much of the last tiles unused are excluded. Under autocast and in
+    exported programs, PyTorch's own operation is kept.
     """
     return (
         not _switched_off
@@ -140,13 +141,13 @@ def _has_many_tiles(maps: Sequence[Tensor], padding: int) -> bool:
 def convolve(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int = 1
 ) -> list[Tensor]:
-    """``F.conv2d(map, weight, bias, padding=padding)`` of each map; not differentiable twice.
+    """Compute ``F.conv2d(map, weight, bias, padding=padding)`` of each map; differentiable once.
 
     Args:
         maps: ``(B_l, C, H_l, W_l)`` float32 on the CPU, of at least one value.
         weight: ``(K, C, 3, 3)``.
         bias: ``(K,)``.
-        padding: 0, 1 or 2 zeros on each side.
+        padding: number of zeros on each side: 0, 1 or 2.
 
     Returns:
         ``(B_l, K, H_l + 2 * padding - 2, W_l + 2 * padding - 2)``, in channels-last order.
@@ -169,22 +170,22 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, *maps = ctx.saved_tensors
         for_weight, for_bias, _, *for_maps = ctx.needs_input_grad
-        of_maps: list[Tensor | None] = [None] * len(maps)
+        map_gradients: list[Tensor | None] = [None] * len(maps)
         if any(for_maps):  # of all of them: the levels of a pyramid are trained together
-            of_maps = list(_forward(gradients, _filters(weight, True), None, 2 - ctx.padding))
+            map_gradients = list(_forward(gradients, _filters(weight, True), None, 2 - ctx.padding))
         of_bias = torch.stack([each.sum(dim=(0, 2, 3)) for each in gradients]) if for_bias else None
         return (
             _weight_gradient(maps, gradients, ctx.padding) if for_weight else None,
             None if of_bias is None else of_bias.sum(dim=0),
             None,
-            *of_maps,
+            *map_gradients,
         )
 
 
 def _forward(
     maps: Sequence[Tensor], filters: Tensor, bias: Tensor | None, padding: int
 ) -> Iterator[Tensor]:
-    """With transformed filters ``(36, C, K)``."""
+    """Convolve with transformed filters ``(36, C, K)``."""
     for values in maps:
         height, width = (side + 2 * padding - 2 for side in values.shape[2:])
         shape = (len(values), filters.shape[2], height, width)
@@ -198,14 +199,14 @@ def _forward(
         yield output
 
 
-def _filters(weight: Tensor, turned: bool) -> Tensor:
-    """``(K, C, 3, 3)`` -> transformed ``(36, K, C)``; ``turned``: of the filters upside down."""
+def _filters(weight: Tensor, rotated: bool) -> Tensor:
+    """Transform ``(K, C, 3, 3)`` -> ``(36, K, C)``; ``rotated``: rotate the filters by 180°."""
     taps = weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return (_matrix(_G) @ (taps.flip(0) if turned else taps)).view(-1, *weight.shape[:2])
+    return (_matrix(_G) @ (taps.flip(0) if rotated else taps)).view(-1, *weight.shape[:2])
 
 
 def _weight_gradient(maps: Sequence[Tensor], gradients: Sequence[Tensor], padding: int) -> Tensor:
-    """``(K, C, 3, 3)``: the transposed transforms, in the opposite order."""
+    """Compute the weights' gradient ``(K, C, 3, 3)`` by the transposed transforms, in reverse."""
     channels, filters = maps[0].shape[1], gradients[0].shape[1]
     total = maps[0].new_zeros(TILE * TILE, filters, channels)
     for values, gradient in zip(maps, gradients, strict=True):
@@ -220,13 +221,13 @@ def _weight_gradient(maps: Sequence[Tensor], gradients: Sequence[Tensor], paddin
 
 @cache
 def _matrix(factor: tuple[tuple[float, ...], ...]) -> Tensor:
-    """What a factor does on both sides of a tile, as a matrix on its values row by row."""
+    """Write the product with a factor on both sides of a tile as a matrix on its flat values."""
     one_side = torch.tensor(factor, dtype=torch.float64)
     return torch.kron(one_side, one_side).float()
 
 
 def _chunks(output: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
-    """Images and rows of tiles whose transforms, of up to so many channels, are not too large."""
+    """Split images and rows of tiles into chunks whose transforms fit into the cache."""
     rows, columns = _grid(output)
     most = max(1, VALUES_AT_ONCE // (columns * TILE * TILE * channels))  # rows at once
     parts = -(-rows // most)
@@ -237,17 +238,17 @@ def _chunks(output: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _cut(output: Tensor, images: slice, rows: slice) -> Tensor:
-    """The part of ``(B, K, H, W)`` that these rows of tiles give."""
+    """Return the part of ``(B, K, H, W)`` that these rows of tiles compute."""
     return output[images, :, OUTPUT * rows.start : OUTPUT * rows.stop]
 
 
 def _grid(output: Tensor) -> tuple[int, int]:
-    """Rows and columns of the tiles of ``(B, K, H, W)``."""
+    """Return the number of rows and columns of tiles of ``(B, K, H, W)``."""
     return -(-output.shape[2] // OUTPUT), -(-output.shape[3] // OUTPUT)
 
 
 def _input_tiles(values: Tensor, rows: slice, columns: int, padding: int) -> Tensor:
-    """``(B, C, H, W)`` -> ``(T, 36, C)``: overlapping tiles, zero beyond the map, transformed."""
+    """``(B, C, H, W)`` -> ``(T, 36, C)``: transformed overlapping tiles, zero outside the map."""
     height, width = values.shape[2:]
     top = padding - OUTPUT * rows.start  # where negative, so much is left out
     bottom = OUTPUT * rows.stop + TILE - OUTPUT - padding - height
@@ -263,7 +264,7 @@ def _input_tiles(values: Tensor, rows: slice, columns: int, padding: int) -> Ten
 
 
 def _output_tiles(values: Tensor) -> Tensor:
-    """``(B, K, H, W)`` -> ``(T, 16, K)``: tiles side by side, zero beyond the map."""
+    """``(B, K, H, W)`` -> ``(T, 16, K)``: adjacent tiles, zero outside the map."""
     rows, columns = _grid(values)
     bottom, right = OUTPUT * rows - values.shape[2], OUTPUT * columns - values.shape[3]
     padded = F.pad(values.permute(0, 2, 3, 1), (0, 0, 0, right, 0, bottom))
@@ -272,7 +273,7 @@ def _output_tiles(values: Tensor) -> Tensor:
 
 
 def _put_tiles(tiles: Tensor, output: Tensor, bias: Tensor | None) -> None:
-    """``(16, T * K)`` -> into ``output (B, K, H, W)``, plus the bias; what is beyond it is left."""
+    """Write ``(16, T * K)`` plus the bias to ``output (B, K, H, W)``; the excess is discarded."""
     grid = tiles.view(OUTPUT, OUTPUT, len(output), *_grid(output), -1).permute(2, 3, 0, 4, 1, 5)
     pixels = output.permute(0, 2, 3, 1)
     for rows, height in _whole_and_rest(output.shape[2]):
@@ -289,7 +290,7 @@ def _put_tiles(tiles: Tensor, output: Tensor, bias: Tensor | None) -> None:
 
 
 def _whole_and_rest(side: int) -> Iterator[tuple[slice, int]]:
-    """Which tiles of a side give how many values: all four, and the last one maybe fewer."""
+    """Yield the tiles of a side with four values, then the last one if it has fewer."""
     whole, rest = divmod(side, OUTPUT)
     if whole:
         yield slice(0, whole), OUTPUT

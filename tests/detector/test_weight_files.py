@@ -136,7 +136,7 @@ def test_compressed_weights_which_may_be_a_bomb_are_refused(tmp_path: Path) -> N
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no.pth", Path("imagnet")):
-        with pytest.raises(InputError, match=f"{path}; choose imagenet, coco, none"):
+        with pytest.raises(InputError, match=f"{path}: file not found; choose imagenet"):
             read_weights(path)
 
 
