@@ -1,8 +1,8 @@
 """Losses of box detectors and the weights between them, for any training loop.
 
-Pure functions that stand in for their ``torch.nn.functional`` and ``torchvision.ops`` namesakes
-(``losses.box`` says where an argument differs), and modules that take a dict of losses and return
-it weighted::
+Pure functions that replace those of the same names in ``torch.nn.functional`` and
+``torchvision.ops`` (``losses.box`` lists differences in arguments), and modules that take a dict of
+losses and return it weighted::
 
     weighting = ALWA({"head": ("classification", "bbox_regression")}).to(device)
     losses = weighting(detector(images, targets))

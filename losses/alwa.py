@@ -1,4 +1,4 @@
-"""Adaptive Loss Weight Adjustment: the weight of one loss follows the statistics of two."""
+"""Adaptive Loss Weight Adjustment: statistics of two losses set the weight of the first."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ALWA(LossWeighting):
     """Adaptive Loss Weight Adjustment (the paper's Algorithm 1) for any pairs of losses.
 
     After every ``interval`` iterations the statistics ``cls`` and ``reg`` of the two *weighted*
-    losses of a pair are compared, and where ``cls > reg`` the weight of the first is lowered, so
-    that the second is given more of the gradient. The weight of the second never changes. A window
-    whose statistics are not finite, or whose ``reg`` is 0, leaves the weight alone.
+    losses of a pair are compared. If ``cls > reg``, the weight of the first is lowered, so that the
+    second gets a larger share of the gradient. The weight of the second never changes. A window
+    whose statistics are not finite, or whose ``reg`` is 0, leaves the weight unchanged.
 
     Args:
         pairs: ``{"head": ("classification", "bbox_regression")}``; the first loss of each pair is
@@ -28,14 +28,14 @@ class ALWA(LossWeighting):
         variant: 1 compares mean + standard deviation (advised for two-stage detectors),
             2 the standard deviation (advised for one-stage detectors).
         interval: iterations in a window, the paper's C; at least 2.
-        initial: the weights of the two losses at the beginning, for every pair.
-        update: ``replace``, the paper's: weight <- reg / cls where cls > reg. It forgets the old
-            weight, under which cls was measured, so it normally flips between r, the ratio of the
-            raw statistics, and 1.
-            ``multiplicative``: weight <- weight * reg / cls where cls > reg; only ever sinks.
+        initial: initial weights of the two losses, for every pair.
+        update: ``replace``, the paper's: weight <- reg / cls if cls > reg. It ignores the old
+            weight, with which cls was measured, so it normally alternates between r, the ratio of
+            the raw statistics, and 1.
+            ``multiplicative``: weight <- weight * reg / cls if cls > reg; it can only decrease.
             ``unweighted``: weight <- weight * reg / cls, never above its initial value; this is
-            the rule on the raw losses, min(1, r) with initial weights of 1, and follows r both
-            ways. Other initial weights give min(initial first, initial second * r).
+            the rule on the raw losses, min(1, r) with initial weights of 1, and follows r in both
+            directions. Other initial weights give min(initial first, initial second * r).
 
     Raises:
         ValueError: for an unknown variant or update; see :class:`LossWeighting` for the others.
@@ -65,7 +65,7 @@ class ALWA(LossWeighting):
         cls, reg = statistics.unbind(dim=1)
         old, other = self.lambdas.unbind(dim=1)
         new = self._adjusted(old, cls, reg)
-        # A weight of 0 would stay 0 for ever, and a window with a NaN says nothing.
+        # A weight of 0 would stay 0 forever, and a window with NaN is not usable.
         usable = statistics.isfinite().all(dim=1) & (reg > 0) & (new > 0)
         return torch.stack([torch.where(usable, new, old), other], dim=1)
 

@@ -1,15 +1,15 @@
 """Box regression losses: L1, SmoothL1, GIoU, DIoU and CIoU.
 
-They give the values of their namesakes in ``torch.nn.functional`` and ``torchvision.ops`` on valid
-boxes. Signatures are theirs, but for L1 and SmoothL1: there ``reduction`` comes third (pass it, and
-``beta``, by keyword, which both understand), and ``size_average``, ``reduce`` and ``weight`` do not
-exist. Only L1 can be scripted (``torch.jit.script``, which torch has deprecated); ``torch.compile``
-takes them all.
+On valid boxes, they return the values of the functions with the same names in
+``torch.nn.functional`` and ``torchvision.ops``. Signatures are the same except for L1 and SmoothL1:
+there ``reduction`` is the third argument (pass it, and ``beta``, by keyword, which works for both),
+and ``size_average``, ``reduce`` and ``weight`` do not exist. Only L1 can be scripted
+(``torch.jit.script``, which torch has deprecated); ``torch.compile`` supports all of them.
 
-What they add: they compute in float32 whatever the autocast (float64 stays float64), and value and
-gradient are finite for every box that is not NaN, be it without area, inverted or huge. The
-gradient of half-precision boxes is that of float32, rounded: beyond 65,504 float16 has no number
-but infinity. A NaN stays a NaN, so that a broken model is noticed.
+In addition, they compute in float32 whatever the autocast (float64 stays float64), and value and
+gradient are finite for every box without NaN, even if it is inverted, huge or has no area. The
+gradient of half-precision boxes is that of float32, rounded: above 65,504, float16 has only
+infinity. NaN stays NaN, so that a broken model is noticed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from losses.elementwise import at_least_float32, check_same_shape, reduce_loss
 # Areas and squared distances of larger coordinates would overflow float32.
 _COORDINATE_LIMIT = 1e18
 
-# A flatter box counts as this high where its aspect ratio is taken, so that the angle has a slope.
+# Minimum height of a box when its aspect ratio is computed, so that the angle has a gradient.
 _SMALLEST_HEIGHT = 1e-7
 
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:  # noqa: A002
-    """|input - target|, the values of ``torch.nn.functional.l1_loss``.
+    """Compute |input - target|, the values of ``torch.nn.functional.l1_loss``.
 
     Args:
         input: predictions of any shape.
@@ -52,13 +52,13 @@ def smooth_l1_loss(
     reduction: str = "mean",
     beta: float = 1.0,
 ) -> Tensor:
-    """Squared below ``beta``, linear above: ``torch.nn.functional.smooth_l1_loss``.
+    """Compute SmoothL1, quadratic below ``beta``: ``torch.nn.functional.smooth_l1_loss``.
 
     Args:
         input: predictions of any shape.
         target: of the same shape; broadcasting is refused.
         reduction: ``none``, ``mean`` or ``sum``; the mean of no elements is 0.
-        beta: where the two pieces meet; 0, and what is too small to divide by, gives the L1 loss.
+        beta: where the two pieces meet; 0, or a value too small to divide by, gives the L1 loss.
 
     Raises:
         ValueError: for different shapes, an unknown reduction or a negative beta.
@@ -69,9 +69,9 @@ def smooth_l1_loss(
     tensor([0.1250, 2.5000])
     """
     if not 0 <= beta <= torch.finfo(torch.float32).max:
-        raise ValueError(f"Invalid beta {beta}; choose a float32 that is not negative")
+        raise ValueError(f"Invalid beta {beta}; choose a non-negative number within float32")
     distance = _distance(input, target)
-    if beta < torch.finfo(distance.dtype).tiny:  # by which nothing can be divided
+    if beta < torch.finfo(distance.dtype).tiny:  # too small to divide by
         return reduce_loss(distance, reduction)
     # With s = min(d, beta): d²/2β below beta and d - β/2 above, in one expression without overflow.
     squared_part = distance.clamp(max=beta)
@@ -81,13 +81,13 @@ def smooth_l1_loss(
 def generalized_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
 ) -> Tensor:
-    """1 - GIoU, as ``torchvision.ops.generalized_box_iou_loss``.
+    """Compute 1 - GIoU, the values of ``torchvision.ops.generalized_box_iou_loss``.
 
     Args:
-        boxes1: ``(..., 4)``, usually ``(N, 4)``, xyxy in pixels (any unit will do).
+        boxes1: ``(..., 4)``, usually ``(N, 4)``, xyxy in pixels (or any other unit).
         boxes2: the other box of each pair, of the same shape.
         reduction: ``none`` gives ``(...)``; ``mean`` and ``sum`` a scalar, 0 for no boxes.
-        eps: a positive number, added to areas before they divide.
+        eps: a positive number, added to areas in denominators.
 
     Raises:
         ValueError: for other shapes or an unknown reduction.
@@ -108,9 +108,9 @@ def generalized_box_iou_loss(
 def distance_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
 ) -> Tensor:
-    """1 - IoU + (distance of the centers / diagonal of the enclosing box)².
+    """Compute 1 - IoU + (distance of the centers / diagonal of the enclosing box)².
 
-    The namesake of ``torchvision.ops.distance_box_iou_loss``; arguments and errors are those of
+    Values are those of ``torchvision.ops.distance_box_iou_loss``; arguments and errors are those of
     :func:`generalized_box_iou_loss`.
 
     Source: Zheng et al., https://arxiv.org/abs/1911.08287, equation 7.
@@ -127,10 +127,10 @@ def distance_box_iou_loss(
 def complete_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
 ) -> Tensor:
-    """The DIoU loss plus alpha * v, where v compares the aspect ratios.
+    """Compute the DIoU loss plus alpha * v, where v compares the aspect ratios.
 
-    The namesake of ``torchvision.ops.complete_box_iou_loss``; arguments and errors are those of
-    :func:`generalized_box_iou_loss`. As there, the trade-off alpha is a constant for the gradient.
+    Values are those of ``torchvision.ops.complete_box_iou_loss``; arguments and errors are those of
+    :func:`generalized_box_iou_loss`. As in torchvision, alpha is a constant for the gradient.
 
     Source: Zheng et al., https://arxiv.org/abs/1911.08287, equations 8 to 11.
 
@@ -167,7 +167,7 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _corner_pair(boxes1: Tensor, boxes2: Tensor) -> tuple[_Corners, _Corners]:
-    """Check two ``(..., 4)`` tensors and read the corners of their boxes."""
+    """Check two ``(..., 4)`` tensors and return the corners of their boxes."""
     check_same_shape(boxes1, boxes2, "boxes1 and boxes2")
     if boxes1.shape[-1:] != (4,):
         raise ValueError(f"Invalid shape {tuple(boxes1.shape)}: boxes must be (N, 4), xyxy")
@@ -191,7 +191,7 @@ def _area(sides: Tensor) -> Tensor:
 
 
 def _iou_and_union(first: _Corners, second: _Corners, eps: float) -> tuple[Tensor, Tensor]:
-    """Two times ``(..., 2)`` corners -> IoU and area of the union, ``(...)`` each."""
+    """Compute IoU and area of the union, ``(...)`` each, from the corners of two boxes."""
     (top_left1, bottom_right1), (top_left2, bottom_right2) = first, second
     overlap = torch.minimum(bottom_right1, bottom_right2) - torch.maximum(top_left1, top_left2)
     # relu, not clamp: boxes that merely touch get no gradient from the overlap, as in torchvision.
@@ -201,7 +201,7 @@ def _iou_and_union(first: _Corners, second: _Corners, eps: float) -> tuple[Tenso
 
 
 def _enclosing_sides(first: _Corners, second: _Corners) -> Tensor:
-    """Width and height ``(..., 2)`` of the smallest box around both."""
+    """Return width and height ``(..., 2)`` of the smallest box around both."""
     return torch.maximum(first[1], second[1]) - torch.minimum(first[0], second[0])
 
 
@@ -213,7 +213,7 @@ def _center_penalty(first: _Corners, second: _Corners, eps: float) -> Tensor:
 
 
 def _diagonal_angle(corners: _Corners) -> Tensor:
-    """atan(width / height) of each box, 0 for a box without area."""
+    """Compute atan(width / height) of each box, 0 for a box without area."""
     width, height = (corners[1] - corners[0]).unbind(dim=-1)
-    # atan2 needs no quotient, which could overflow; it has no gradient at (0, 0).
+    # atan2 avoids a quotient that could overflow; it has no gradient at (0, 0).
     return torch.atan2(width, height.clamp(min=_SMALLEST_HEIGHT))

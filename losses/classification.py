@@ -16,15 +16,15 @@ def sigmoid_focal_loss(
     gamma: float = 2,
     reduction: str = "none",
 ) -> Tensor:
-    """Cross-entropy that fades where the model is right, as ``torchvision.ops.sigmoid_focal_loss``.
+    """Compute the focal loss, with the values of ``torchvision.ops.sigmoid_focal_loss``.
 
-    Of half and bfloat16 it is float32, where torchvision's keeps the type.
+    For half and bfloat16 inputs the result is float32; torchvision's keeps the input's type.
 
     Args:
         inputs: logits of any shape.
         targets: of the same shape, 1 for the positive class, 0 for the negative (or between).
-        alpha: weight of the positives in 0..1, 1 - alpha that of the negatives; -1 for no weights.
-        gamma: exponent of the fading factor, not negative; 0 gives the cross-entropy.
+        alpha: weight of the positives in 0..1, with 1 - alpha for the negatives; -1: no weights.
+        gamma: exponent of the modulating factor, not negative; 0 gives the cross-entropy.
         reduction: ``none``, ``mean`` or ``sum``; the mean of no elements is 0.
 
     Raises:
@@ -35,7 +35,7 @@ def sigmoid_focal_loss(
     if not 0 <= alpha <= 1 and alpha != -1:
         raise ValueError(f"Invalid alpha value: {alpha}; choose a number in 0..1, or -1 for none")
     if not gamma >= 0:
-        raise ValueError(f"Invalid gamma value: {gamma}; choose a number that is not negative")
+        raise ValueError(f"Invalid gamma value: {gamma}; choose a non-negative number")
     logits, labels = at_least_float32(inputs), at_least_float32(targets)
     cross_entropy = binary_cross_entropy_with_logits(logits, labels, reduction="none")
     probability = torch.sigmoid(logits)
@@ -52,7 +52,7 @@ def binary_cross_entropy_with_logits(
     target: Tensor,
     reduction: str = "mean",
 ) -> Tensor:
-    """As ``torch.nn.functional.binary_cross_entropy_with_logits``, in float32.
+    """Compute ``torch.nn.functional.binary_cross_entropy_with_logits`` in float32.
 
     Args:
         input: logits of any shape.
@@ -73,7 +73,7 @@ def cross_entropy(
     target: Tensor,
     reduction: str = "mean",
 ) -> Tensor:
-    """Softmax cross-entropy of class indices, as ``torch.nn.functional.cross_entropy``.
+    """Compute ``torch.nn.functional.cross_entropy`` of class indices, in float32.
 
     Args:
         input: ``(N, classes)`` logits.

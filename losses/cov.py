@@ -1,4 +1,4 @@
-"""CoV weighting: more weight to the loss that still varies, measured by its own size."""
+"""CoV weighting: more weight for the loss with the larger relative variation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class CoVWeighting(LossWeighting):
     """Multi-Loss Weighting with Coefficient of Variations (Groenendijk et al., WACV 2021).
 
     The paper's rule (arXiv 2009.01717), in every iteration t: the loss ratio
-    ``l_i(t) = L_i(t) / mean(L_i before t)`` sets a raw loss against its past; the weight is the
-    ratio's coefficient of variation, ``λ_i = c_i / Σ c`` with ``c_i = std(l_i) / mean(l_i)``, mean
-    and population standard deviation taken over all iterations before t (Welford's recursion). The
+    ``l_i(t) = L_i(t) / mean(L_i before t)`` compares a raw loss with its past; the weight is the
+    ratio's coefficient of variation, ``λ_i = c_i / Σ c`` with ``c_i = std(l_i) / mean(l_i)``, with
+    mean and population standard deviation over all iterations before t (Welford's recursion). The
     ratio of the first iteration is 1, and the first two iterations have equal weights. Here λ is
-    multiplied by n = 2, the losses of a pair, so that the weights sum to n as with fixed weights of
-    1 (in the paper to 1).
+    multiplied by n = 2, the number of losses in a pair, so that the weights sum to n as with fixed
+    weights of 1 (in the paper, to 1).
 
-    The losses of an iteration are the means over the ranks (one small all-reduce an iteration) and
-    over its micro-batches. Where a loss is 0 or not finite its iteration is left out.
+    The losses of an iteration are the means over the ranks (one small all-reduce per iteration) and
+    over its micro-batches. If a loss is 0 or not finite, the iteration is skipped.
 
     Args:
         pairs: see :class:`LossWeighting`.
@@ -34,8 +34,8 @@ class CoVWeighting(LossWeighting):
         ValueError: see :class:`LossWeighting`.
     """
 
-    seen: Tensor  # (pairs, 1): iterations counted
-    loss_mean: Tensor  # (pairs, 2), of the raw losses
+    seen: Tensor  # (pairs, 1): number of iterations counted
+    loss_mean: Tensor  # (pairs, 2): mean of the raw losses
     ratio_mean: Tensor  # (pairs, 2)
     ratio_squares: Tensor  # (pairs, 2): sum of squared deviations from the mean
 

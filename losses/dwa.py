@@ -1,4 +1,4 @@
-"""Dynamic Weight Average: more weight to the loss that sinks more slowly."""
+"""Dynamic Weight Average: more weight for the loss that decreases more slowly."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ class DWA(LossWeighting):
     K = 2 in each pair and T the temperature; the first two epochs have weights of 1. The weights of
     a pair sum to K.
 
-    Here a window of ``interval`` iterations takes the place of an epoch: set ``interval`` to the
-    iterations of an epoch for the paper's timing. Where a ratio is not finite the weights stay as
-    they are.
+    Here a window of ``interval`` iterations replaces an epoch: set ``interval`` to the iterations
+    per epoch for the paper's timing. If a ratio is not finite, the weights stay unchanged.
 
     Args:
         pairs: see :class:`LossWeighting`.
         interval: iterations in a window, at least 2.
-        temperature: the paper's T, 2.0 there; the larger, the closer the weights stay to 1.
+        temperature: the paper's T, 2.0 there; larger values keep the weights closer to 1.
 
     Raises:
         ValueError: for a temperature that is not positive; see :class:`LossWeighting`.
     """
 
     acts_per_window = True
-    previous: Tensor  # (pairs, 2): means of the raw losses in the window before
+    previous: Tensor  # (pairs, 2): means of the raw losses in the previous window
 
     def __init__(
         self,
@@ -51,8 +50,8 @@ class DWA(LossWeighting):
         self.register_buffer("previous", torch.zeros(len(self.pairs), 2))
 
     def next_lambdas(self, mean: Tensor, std: Tensor) -> Tensor:  # noqa: ARG002
-        raw = mean / self.lambdas  # they were constant in the window
-        rates = raw / self.previous  # not finite after the first window: the weights stay
+        raw = mean / self.lambdas  # the weights were constant in the window
+        rates = raw / self.previous  # not finite after the first window: the weights are kept
         self.previous = raw
         return usable_or(2 * torch.softmax(rates / self.temperature, dim=1), self.lambdas)
 

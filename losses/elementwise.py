@@ -1,4 +1,4 @@
-"""How every element-wise loss begins (in float32) and ends (with a reduction)."""
+"""Shared parts of element-wise losses: computation in float32, shape checks and reduction."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """float32 and float64 stay as they are, everything else becomes float32.
+    """Convert to float32 unless the values are float32 or float64.
 
-    Losses are sums of many small terms: half and bfloat16 lose them, with autocast or without.
+    Losses are sums of many small terms, which half and bfloat16 lose, with or without autocast.
     """
     if values.dtype in (torch.float32, torch.float64):
         return values
@@ -32,12 +32,13 @@ def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
 
 
 def check_same_shape(first: Tensor, second: Tensor, names: str) -> None:
-    """Refuse two tensors that would only fit by broadcasting; ``names`` says which they are.
+    """Check that two tensors have the same shape, without broadcasting; ``names`` names them.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: the shapes differ.
     """
     if first.shape != second.shape:
         raise ValueError(
-            f"Invalid shapes: {names} must be equal in shape, got {first.shape} and {second.shape}"
+            f"Invalid shapes: {names} must have the same shape, got {first.shape} and "
+            f"{second.shape}"
         )

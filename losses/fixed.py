@@ -1,4 +1,4 @@
-"""Weights that are set by hand."""
+"""Fixed weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from losses.weighting import LossWeighting
 
 
 class FixedWeights(LossWeighting):
-    """Weights that stay as they are: what the losses do under them is recorded all the same.
+    """Constant weights; statistics of the losses are recorded as in the other methods.
 
     Args:
         pairs: see :class:`LossWeighting`.
-        weights: of the two losses, the same for every pair.
+        weights: the weights of the two losses, the same for every pair.
         interval: iterations in a window, at least 2.
 
     Raises:

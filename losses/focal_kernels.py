@@ -1,7 +1,7 @@
-"""The focal loss of ``losses.focal_sums`` as two GPU kernels: one pass over the logits each way.
+"""The focal loss of ``losses.focal_sums`` as two GPU kernels, each with one pass over the logits.
 
-The plain path reads and writes the largest tensor of a training step again and again. Here the
-forward pass reads it once, and the backward pass reads it once more and writes its gradient.
+The plain path reads and writes the largest tensor of a training step repeatedly. Here the forward
+pass reads it once, and the backward pass reads it once more and writes its gradient.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.autograd.function import once_differentiable
 from losses import anchor_labels
 
 IGNORED = tl.constexpr(anchor_labels.IGNORED)
-SMALLEST = tl.constexpr(1e-37)  # of a probability, as in losses.classification
+SMALLEST = tl.constexpr(1e-37)  # lower bound of a probability, as in losses.classification
 
-BLOCK = 4096  # logits of a program
+BLOCK = 4096  # logits per program
 
 
 def focal_sums_on_gpu(
     logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2
 ) -> Tensor:
-    """``focal_sums`` with its gradient in closed form; it cannot be differentiated twice."""
+    """Compute ``focal_sums`` with a closed-form gradient; it cannot be differentiated twice."""
     sums: Tensor = _FocalSums.apply(logits, labels, alpha, gamma)
     return sums
 

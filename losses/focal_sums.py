@@ -1,8 +1,8 @@
-"""The focal loss of anchors that carry a class index: its sum, without a one-hot of the classes.
+"""Sums of the focal loss over anchors labeled with class indices, without one-hot labels.
 
-``focal_sums`` is the plain mathematics. ``fast_focal_sums`` gives the same value and gradient for
-a CPU in one pass: anchors times classes are by far the largest tensor of a training step, and every
-elementary operation on it is a trip through memory.
+``focal_sums`` is the plain mathematics. ``fast_focal_sums`` computes the same value and gradient on
+a CPU in one pass: anchors times classes is by far the largest tensor of a training step, and every
+elementwise operation reads and writes all of it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from losses.anchor_labels import BACKGROUND, IGNORED
 from losses.classification import sigmoid_focal_loss
 from losses.triton_support import has_kernels
 
-# Logits at a time: with their few temporaries they stay in a core's cache.
+# Number of logits per chunk; with their few temporaries they stay in a core's cache.
 CHUNK = 1 << 18
 
-# From here on softplus(x) is x and the sigmoid 1 in float32, and the exponential is still finite.
+# From here on, in float32, softplus(x) is x and the sigmoid 1, and the exponential is still finite.
 LARGEST_EXPONENT = 80.0
 
 
 def fastest_focal_sums(device: torch.device) -> Callable[[Tensor, Tensor, float, float], Tensor]:
-    """``focal_sums`` in the form that is the fastest on a device."""
+    """Return the fastest implementation of ``focal_sums`` for a device."""
     if device.type == "cpu":
         return fast_focal_sums
     if has_kernels(device):
@@ -37,14 +37,14 @@ def fastest_focal_sums(device: torch.device) -> Callable[[Tensor, Tensor, float,
 
 
 def focal_sums(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:
-    """The focal loss of each image, summed over anchors and classes.
+    """Compute the focal loss of each image, summed over anchors and classes.
 
     Args:
         logits: ``(B, A, classes)``.
-        labels: ``(B, A)`` int64: the class, -1 for background, -2 for anchors that do not count.
-            Not checked on the device: a class beyond the last is an error on a CPU alone.
-        alpha: weight of the positives in 0..1, 1 - alpha that of the negatives; -1 for no weights.
-        gamma: exponent of the fading factor, not negative.
+        labels: ``(B, A)`` int64: the class, -1 for background, -2 for ignored anchors. They are
+            not checked on a GPU: a class out of range is an error only on a CPU.
+        alpha: weight of the positives in 0..1, with 1 - alpha for the negatives; -1: no weights.
+        gamma: exponent of the modulating factor, not negative.
 
     Returns:
         ``(B,)`` float32.
@@ -59,7 +59,7 @@ def focal_sums(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
 def fast_focal_sums(
     logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2
 ) -> Tensor:
-    """``focal_sums`` with its gradient in closed form; it cannot be differentiated twice."""
+    """Compute ``focal_sums`` with a closed-form gradient; it cannot be differentiated twice."""
     sums: Tensor = _FocalSums.apply(logits, labels, alpha, gamma)
     return sums
 
@@ -67,7 +67,7 @@ def fast_focal_sums(
 class _FocalSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-        # float16 has no room for what a gradient scaler is there to keep.
+        # In float16, small gradients would underflow before the gradient scaler's factor applies.
         kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
         gradient = torch.empty_like(logits, dtype=kept)
         ctx.dtype = logits.dtype
@@ -94,8 +94,8 @@ class _FocalSums(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         scaled = torch.empty_like(gradient)
-        # One number at a time stays in float32: as a tensor it would be rounded to bfloat16, and
-        # with it the weight of the loss for all anchors alike.
+        # Single numbers stay in float32. As a tensor, the factors would be rounded to bfloat16,
+        # which would change the weight of the loss for all anchors alike.
         for image, factor, output in zip(gradient, scale, scaled, strict=True):
             torch.mul(image, factor, out=output)
         return scaled.to(ctx.dtype), None, None, None
@@ -104,8 +104,8 @@ class _FocalSums(torch.autograd.Function):
 def _chunk(logits: Tensor, labels: Tensor, gradient: Tensor, alpha: float, gamma: float) -> Tensor:
     """``(N, classes)`` logits and ``(N,)`` labels -> their summed loss; fills ``gradient``.
 
-    Of a negative with probability p, writing s = softplus(x) = -log(1 - p):
-    loss = (1 - alpha) p^gamma s, and its derivative by the logit x is
+    For a negative with probability p and s = softplus(x) = -log(1 - p):
+    loss = (1 - alpha) p^gamma s, and its derivative with respect to the logit x is
     (1 - alpha) p^gamma (gamma (1 - p) s + p). A positive is the mirror image, x -> -x.
     """
     x = logits.float()
@@ -129,10 +129,10 @@ def _chunk(logits: Tensor, labels: Tensor, gradient: Tensor, alpha: float, gamma
 
 
 def _negatives(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Loss and derivative of negatives with logits ``x``, without alpha."""
+    """Compute loss and derivative of negatives with logits ``x``, without alpha."""
     exp = x.clamp(max=LARGEST_EXPONENT).exp_()
     above = exp + 1
-    # log(1 + exp) and what 1 + exp lost to rounding: PyTorch's log1p takes three times as long.
+    # log(1 + exp) plus the rounding error of 1 + exp; PyTorch's log1p takes three times as long.
     softplus = above.log().addcdiv_(exp - (above - 1), above)
     p = exp.div_(above)
     fade = p * p if gamma == 2 else p.pow(gamma)

@@ -1,4 +1,4 @@
-"""Geometric loss: the product of the losses takes the place of their sum."""
+"""Geometric loss strategy: the geometric mean of the losses replaces their sum."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class GLS(LossWeighting):
     losses of a pair have the same value, and multiplying a raw loss by c multiplies the total by
     ``sqrt(c)``: no scale is preferred.
 
-    The losses of an iteration are the means over the ranks (one small all-reduce in each call), so
-    the ranks together follow the gradient of the geometric mean of the mean losses. With gradient
-    accumulation each micro-batch has its own geometric mean. Where a loss is 0 or not finite the
-    weights of the call before are applied.
+    The losses of an iteration are the means over the ranks (one small all-reduce per call), so the
+    ranks together follow the gradient of the geometric mean of the mean losses. With gradient
+    accumulation, each micro-batch has its own geometric mean. If a loss is 0 or not finite, the
+    weights of the previous call are applied.
 
     Args:
         pairs: see :class:`LossWeighting`.

@@ -1,4 +1,4 @@
-"""GradNorm: the gradients of the losses at a shared layer are brought to a common size."""
+"""GradNorm: brings the gradient norms of the losses at a shared layer to a common scale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from losses.weighting import LossWeighting
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-SMALLEST = 1e-3  # of the mean weight
+SMALLEST = 1e-3  # lower bound of a weight, relative to the mean weight
 
 
 class GradNorm(LossWeighting):
@@ -29,25 +29,25 @@ class GradNorm(LossWeighting):
     * ``L_grad = Σ |G_i - Ḡ r_i^alpha|`` (equation 2; the exponent is +alpha: a loss that learns
       slowly is given a larger gradient), where ``Ḡ r_i^alpha`` is a constant;
     * one step of Adam down the slope ``∂L_grad/∂λ_i = sign(G_i - Ḡ r_i^alpha) ‖∇_W L_i‖``;
-    * λ is scaled so that it sums to what it summed to at the beginning (n with weights of 1).
+    * λ is scaled so that its sum stays that of the initial weights (n with weights of 1).
 
-    ``L_i(0)`` is the first positive loss. Weights never sink below about a thousandth of their
-    mean; the paper, where Adam could carry them below 0, has no such guard. Where a loss, or a
-    gradient, is not finite or is 0, the iteration is left out.
+    ``L_i(0)`` is the first positive loss. Weights never fall below about a thousandth of their
+    mean; the paper has no such bound, and Adam could make weights negative there. If a loss or a
+    gradient is 0 or not finite, the iteration is skipped.
 
     The norm is that of the mean gradient over the ranks and micro-batches: an all-reduce in every
-    iteration, of twice the size of W for each pair, beside a small one of the losses. Each loss
-    costs a backward pass from it to W; the graph is kept for the backward pass of the total. Do not
-    combine it with float16 and a gradient scaler: these gradients are taken from the unscaled
-    losses and may vanish.
+    iteration, of twice the size of W for each pair, in addition to a small one of the losses. Each
+    loss costs a backward pass from it to W; the graph is kept for the backward pass of the total.
+    Do not combine it with float16 and a gradient scaler: these gradients are computed from the
+    unscaled losses and may underflow.
 
     Args:
         pairs: see :class:`LossWeighting`.
         interval: iterations in a window of the statistics, at least 2.
-        initial: the weights of the two losses at the beginning.
-        alpha: the strength of the pull to a common training rate; 1.5 in the paper for NYUv2.
-            0 makes the gradients equally large.
-        lr: of Adam for the weights, 0.025 in the paper.
+        initial: initial weights of the two losses.
+        alpha: strength of the pull toward a common training rate; 1.5 in the paper for NYUv2.
+            0 gives equal gradient norms.
+        lr: Adam's learning rate for the weights, 0.025 in the paper.
 
     Raises:
         ValueError: for an alpha or lr out of range, and in training if no parameter is watched or a
@@ -70,7 +70,7 @@ class GradNorm(LossWeighting):
     ) -> None:
         super().__init__(pairs, initial, interval)
         if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha must be a number of at least 0, got {alpha!r}")
+            raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")
         if not 0 < lr < math.inf:
             raise ValueError(f"lr must be a positive number, got {lr!r}")
         self.alpha = float(alpha)
@@ -88,13 +88,14 @@ class GradNorm(LossWeighting):
 
     def observe(self, losses: Sequence[Tensor]) -> None:
         if not self._watched:
-            raise ValueError("GradNorm needs the last shared layer: call watch(parameters) first")
+            raise ValueError("GradNorm needs the last shared layer; call watch(parameters) first")
         if not all(parameter.requires_grad for parameter in self._watched):
             raise ValueError(
-                "GradNorm needs a shared layer that is trained: what watch() was given is frozen"
+                "GradNorm needs a trainable shared layer, but the parameters given to watch() are "
+                "frozen"
             )
         if not any(loss.requires_grad for loss in losses):
-            raise ValueError("GradNorm needs gradients in training: call eval() for a pass without")
+            raise ValueError("GradNorm needs gradients in training mode; without them, call eval()")
         values = detached_pairs(losses)
         named = zip(self._names, losses, strict=True)
         gradients = torch.stack([self._gradient(name, loss) for name, loss in named])
@@ -121,13 +122,13 @@ class GradNorm(LossWeighting):
         return {**super()._identity(), **options}
 
     def _gradient(self, name: str, loss: Tensor) -> Tensor:
-        """Of one raw loss, flat over all watched parameters."""
+        """Return the gradient of one raw loss, flattened over all watched parameters."""
         parts: Sequence[Tensor | None] = [None]
         if loss.requires_grad:
             parts = torch.autograd.grad(loss, self._watched, retain_graph=True, allow_unused=True)
         if all(part is None for part in parts):
             raise ValueError(f"loss '{name}' does not depend on the parameters given to watch()")
-        # Not reached by a batch: a pyramid level, say, on which no object lies.
+        # None: a parameter that the batch does not reach, such as a pyramid level without objects.
         return torch.cat(
             [
                 torch.zeros_like(parameter).flatten() if part is None else part.flatten()
@@ -136,14 +137,14 @@ class GradNorm(LossWeighting):
         )
 
     def _slopes(self, progress: Tensor, norms: Tensor) -> Tensor:
-        """∂L_grad/∂λ from L(t)/L(0) and the gradient norms of the raw losses, (pairs, 2)."""
+        """Compute ∂L_grad/∂λ from L(t)/L(0) and the gradient norms of raw losses, (pairs, 2)."""
         weighted = self.lambdas * norms
         rate = progress / progress.mean(dim=1, keepdim=True)
         target = weighted.mean(dim=1, keepdim=True) * rate**self.alpha
         return torch.sign(weighted - target) * norms
 
     def _step(self, slopes: Tensor, usable: Tensor) -> None:
-        """One step of Adam for the usable pairs, then their weights are scaled to their sum."""
+        """Take one step of Adam for the usable pairs, then rescale their weights to their sum."""
         steps = self.steps + 1
         mean = torch.lerp(slopes, self.slope_mean, BETAS[0])
         square = torch.lerp(slopes**2, self.slope_square, BETAS[1])

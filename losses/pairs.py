@@ -1,4 +1,4 @@
-"""Pairs of losses: their names checked, their values as ``(pairs, 2)`` tensors."""
+"""Pairs of losses: checks of their names, and their values as ``(pairs, 2)`` tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def checked_pairs(pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """The pairs by name, once each loss stands in one place.
+    """Check the pairs and return them by name.
 
     Raises:
-        ValueError: for no pair, names that are not two, or a loss that stands in two places.
+        ValueError: there is no pair, a pair does not name two losses, or a loss is in two places.
     """
     if not pairs or not isinstance(pairs, Mapping):
         raise ValueError(
@@ -23,43 +23,40 @@ def checked_pairs(pairs: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, 
     seen: set[str] = set()
     for pair, names in pairs.items():
         if isinstance(names, str | Set) or len(names) != 2:
-            raise ValueError(f"pair '{pair}' must be the names of two losses, got {names!r}")
+            raise ValueError(f"pair '{pair}' must name two losses, got {names!r}")
         for name in names:
             if name in seen:
-                raise ValueError(f"pair '{pair}': loss '{name}' already stands in a pair")
+                raise ValueError(f"pair '{pair}': loss '{name}' is already in a pair")
             seen.add(name)
     return {pair: (names[0], names[1]) for pair, names in pairs.items()}
 
 
 def checked_weights(weights: Sequence[float]) -> list[float]:
-    """The weights of the two losses of a pair as floats.
+    """Check the weights of the two losses of a pair and return them as floats.
 
     Raises:
-        ValueError: unless they are two numbers that float32, which holds them, has as positive
-            and finite.
+        ValueError: they are not two numbers that are positive and finite in float32.
     """
     try:
         values = [] if isinstance(weights, str) else [float(weight) for weight in weights]
-    except (TypeError, ValueError):  # no sequence, or not of numbers
+    except (TypeError, ValueError):  # not a sequence of numbers
         values = []
     held = torch.tensor(values, dtype=torch.float32).tolist()
     if len(values) != 2 or not all(0 < value < math.inf for value in held):
-        raise ValueError(
-            f"weights must be two positive numbers that float32 can hold, got {weights!r}"
-        )
+        raise ValueError(f"weights must be two positive numbers within float32, got {weights!r}")
     return values
 
 
 def detached_pairs(losses: Sequence[Tensor]) -> Tensor:
-    """Losses in the order of the pairs -> their values, ``(pairs, 2)``, without their graphs."""
+    """Stack losses, in the order of the pairs, to their values, ``(pairs, 2)``, without graphs."""
     return torch.stack([loss.detach().float() for loss in losses]).view(-1, 2)
 
 
 def usable_or(new: Tensor, old: Tensor) -> Tensor:
-    """The new weights of each pair, or its old ones where a new one is not positive and finite.
+    """Return a pair's new weights, or its old ones unless both new ones are positive and finite.
 
-    Losses that are 0 or not finite say nothing about a weight, and a weight of 0 would silence its
-    loss for ever under the rules that divide by it. Shapes ``(pairs, 2)``.
+    Losses that are 0 or not finite do not determine a weight, and with methods that divide by the
+    weight, a weight of 0 would disable its loss forever. Shapes ``(pairs, 2)``.
     """
     usable = (new.isfinite() & (new > 0)).all(dim=1, keepdim=True)
     return torch.where(usable, new, old)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over all processes, bit-equal on each; one all-reduce, in their default group.
+    """Return the mean over all processes, bit-equal on each, by one all-reduce.
 
-    The sum is taken in float64, where it is exact for float32 losses of comparable size: it does
-    not depend on the order of the ranks, and the mean of equal values is that value.
+    It uses the default process group. The sum is computed in float64, where it is exact for float32
+    losses of comparable size: it does not depend on the order of the ranks, and the mean of equal
+    values is that value.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return values

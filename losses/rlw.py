@@ -1,4 +1,4 @@
-"""Random loss weighting: the control that every rule should beat."""
+"""Random loss weighting: the baseline that every other method should beat."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class RandomWeights(LossWeighting):
 
     The paper's RLW (arXiv 2111.10603) with its normal distribution, in every iteration:
     ``z_i ~ N(0, 1)`` and ``λ = softmax(z)``. Here ``λ = n · softmax(z)`` over the n = 2 losses of a
-    pair, so that the weights sum to n and their mean is 1, as with fixed weights of 1: a comparison
-    at one learning rate then compares the rules and not the size of the total.
+    pair, so that the weights sum to n and their mean is 1, as with fixed weights of 1: at the same
+    learning rate, a comparison then compares the methods and not the scale of the total.
 
-    The numbers are drawn on the host by a generator of their own, which follows from the seed and
-    the number of the iteration: all ranks agree without talking to each other, a resumed run draws
-    what the undisturbed one would have drawn, and no other random stream is touched. The
-    micro-batches of an iteration share their weights.
+    The numbers are drawn on the host by a separate generator, seeded by the seed and the number of
+    the iteration: all ranks agree without communication, a resumed run draws what an uninterrupted
+    one would have drawn, and no other random stream is affected. The micro-batches of an iteration
+    share their weights.
 
     Args:
         pairs: see :class:`LossWeighting`.
         interval: iterations in a window of the statistics, at least 2.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Raises:
         ValueError: see :class:`LossWeighting`.

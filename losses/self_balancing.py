@@ -1,4 +1,4 @@
-"""Self-balancing: the box loss is lifted or lowered to the value of the classification loss."""
+"""Self-balancing: the box loss is scaled to the value of the classification loss."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SelfBalancing(LossWeighting):
     values, without gradient) and ``λ_cls = 1``; the first loss of a pair is ``cls``, the second
     ``box``. Both weighted losses then have the value of the first.
 
-    The losses of an iteration are the means over the ranks (one small all-reduce in each call; in
-    the authors' code each process balances its own). With gradient accumulation each micro-batch is
-    balanced by itself. Where a loss is 0 or not finite, as in a batch without objects, the weights
-    of the call before are applied.
+    The losses of an iteration are the means over the ranks (one small all-reduce per call; in the
+    authors' code each process balances its own). With gradient accumulation, each micro-batch is
+    balanced on its own. If a loss is 0 or not finite, as in a batch without objects, the weights of
+    the previous call are applied.
 
     Args:
         pairs: ``{"head": ("classification", "bbox_regression")}``: the second loss of each pair is

@@ -1,4 +1,4 @@
-"""Where the kernels written in Triton run."""
+"""Detect whether kernels written in Triton can run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether it is a GPU, and Triton is there (PyTorch brings it along on Linux) and works."""
+    """Return whether the device is a GPU and Triton (part of PyTorch on Linux) works."""
     return device.type == "cuda" and _has_triton()
 
 
@@ -24,7 +24,7 @@ def _has_triton() -> bool:
         from triton.runtime import driver
 
         driver.active.get_current_target()
-    except Exception as error:  # most often there is no C compiler, or no Python.h
-        log.warning("Triton does not work here, so slower paths are taken: %s", error)
+    except Exception as error:  # most often, a C compiler or Python.h is missing
+        log.warning("Triton does not work here; using slower code paths: %s", error)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Uncertainty weighting: the weights are parameters that learn with the network."""
+"""Uncertainty weighting: the weights are parameters that are learned with the network."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class UncertaintyWeighting(LossWeighting):
 
     The paper's equation 7 (arXiv 1705.07115) with the log-variances ``s_i``: the total
     ``Σ ½ exp(-s_i) L_i + ½ s_i`` is minimized over the network and over s. The weight is
-    ``λ_i = ½ exp(-s_i)`` and the slope of the total along s_i is ``½ - λ_i L_i``: each weighted
-    loss is drawn to the value ½. For a cross-entropy the paper has ``exp(-s_i) L_i + ½ s_i``
-    (equation 10), which is the same rule with s_i shifted by log 2; only its beginning differs, and
-    that is ``initial`` here.
+    ``λ_i = ½ exp(-s_i)`` and the derivative of the total with respect to s_i is ``½ - λ_i L_i``:
+    each weighted loss is pulled toward ½. For a cross-entropy the paper has
+    ``exp(-s_i) L_i + ½ s_i`` (equation 10), which is the same rule with s_i shifted by log 2; only
+    its initial value differs, which is ``initial`` here.
 
-    The log-variances are an ``nn.Parameter``: give :meth:`parameters` to the optimizer of the
-    network, in a group without weight decay (which would draw λ to ½). ``forward`` returns
-    ``λ_i L_i`` with λ constant, plus a term of value 0 whose slope along s_i is that of the total
-    for the mean losses of all ranks. So the sum of the returned losses carries the right gradient
-    for the network and for s, and since that of s is the same on all ranks, it needs no
-    averaging although the module stands outside of ``DistributedDataParallel``. It costs one small
-    all-reduce in each call; gradient scalers and accumulation work as for any other parameter.
+    The log-variances are an ``nn.Parameter``: pass :meth:`parameters` to the optimizer of the
+    network, in a group without weight decay (which would pull λ toward ½). ``forward`` returns
+    ``λ_i L_i`` with λ constant, plus a term of value 0 whose derivative with respect to s_i is that
+    of the total for the mean losses of all ranks. The sum of the returned losses therefore has the
+    right gradient for the network and for s. The gradient of s is the same on all ranks, so it
+    needs no averaging although the module is outside of ``DistributedDataParallel``. This costs one
+    small all-reduce per call; gradient scalers and accumulation work as for any other parameter.
 
     Args:
         pairs: see :class:`LossWeighting`.
         interval: iterations in a window of the statistics, at least 2.
-        initial: the weights of the two losses at the beginning; s starts at ``-log(2 initial)``.
+        initial: initial weights of the two losses; s starts at ``-log(2 initial)``.
 
     Raises:
         ValueError: see :class:`LossWeighting`.
@@ -59,7 +59,7 @@ class UncertaintyWeighting(LossWeighting):
     def forward(
         self, losses: Mapping[str, Tensor], last_micro_batch: bool = True
     ) -> dict[str, Tensor]:
-        """See :meth:`LossWeighting.forward`; in training the sum also has the gradient of s."""
+        """Weight the losses, see :meth:`LossWeighting.forward`; in training, with gradient of s."""
         weighted = super().forward(losses, last_micro_batch)
         if self.training:
             zeros = self._slopes * (self.log_variances - self.log_variances.detach())

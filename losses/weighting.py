@@ -1,12 +1,12 @@
-"""The contract of a loss weighting.
+"""The interface of a loss weighting.
 
-A weighting takes the dict of raw losses that a detector returns and gives it back with the paired
-losses multiplied by their weights. It records the weighted losses of every iteration on the device
-and closes a window every ``interval`` iterations, with one all-reduce between the ranks of a
-distributed run. A rule sets the weights at one of three moments: when a window closes (ALWA, DWA),
-after an iteration (CoV, GradNorm), or within the call itself (GLS, self-balancing, random weights,
-uncertainty). In all of them the weights are constants for the network's gradient, the same on all
-ranks, and nothing waits for the device.
+A weighting takes the dict of raw losses that a detector returns, and returns it with the paired
+losses multiplied by their weights. It records the weighted losses of every iteration on the device,
+and completes a window every ``interval`` iterations, with one all-reduce between the ranks of a
+distributed run. A method sets the weights at one of three times: when a window is complete (ALWA,
+DWA), after an iteration (CoV, GradNorm), or within the call itself (GLS, self-balancing, random
+weights, uncertainty). In each case the weights are constants for the network's gradient, the same
+on all ranks, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from losses.reduction import mean_over_ranks
 class LossWeighting(nn.Module):
     """Weights for pairs of losses, and the statistics of the weighted losses.
 
-    A rule is a subclass that sets ``lambdas`` in one of the hooks :meth:`observe`,
+    A method is a subclass that sets ``lambdas`` in one of the hooks :meth:`observe`,
     :meth:`end_iteration` and :meth:`next_lambdas`, or that computes them from its parameters in
-    :meth:`current_lambdas`; pairs never influence each other. Most rules
-    have no parameters. Where :meth:`parameters` is not empty (uncertainty weighting), the
-    optimizer of the network must train them, without weight decay.
+    :meth:`current_lambdas`; pairs never influence each other. Most methods have no parameters. If
+    :meth:`parameters` is not empty (uncertainty weighting), the optimizer of the network must train
+    them, without weight decay.
 
-    Everything that moves is saved in the state dict, so training resumes exactly, also in the
-    middle of a window. In a distributed run every rank must call :meth:`share_window` before one
-    of them saves. Keep the module outside of ``DistributedDataParallel``, which would overwrite
-    the records of the other ranks with those of the first.
+    All state is saved in the state dict, so training resumes exactly, even in the middle of a
+    window. In a distributed run every rank must call :meth:`share_window` before one of them saves.
+    Keep the module outside of ``DistributedDataParallel``, which would overwrite the records of the
+    other ranks with those of the first.
 
     Args:
-        pairs: for each pair its name and the names of its two losses, first the one whose weight
-            may change: ``{"head": ("classification", "bbox_regression")}``.
+        pairs: name of each pair -> names of its two losses, first the one whose weight may change:
+            ``{"head": ("classification", "bbox_regression")}``.
         weights: the weights of the two losses, the same for every pair.
         interval: iterations in a window, at least 2.
 
     Attributes:
-        initial: the weights as given.
+        initial: the initial weights.
         position: iterations recorded in the current window, 0 to ``interval - 1``.
-        windows_completed: windows closed since the beginning of the training.
-        differentiates: whether ``observe`` takes gradients of the losses itself, before the
+        windows_completed: number of windows completed since the start of training.
+        differentiates: whether ``observe`` computes gradients of the losses itself, before the
             training loop does.
-        acts_per_window: whether weights change at the ends of windows only.
+        acts_per_window: whether weights change only at the ends of windows.
 
     Raises:
-        ValueError: for no pair, a loss that stands in two places, weights that are not positive
-            and finite, or an interval below 2.
+        ValueError: there is no pair, a loss is in two places, weights are not positive and finite,
+            or the interval is below 2.
     """
 
     differentiates = False
     acts_per_window = False
     lambdas: Tensor  # (pairs, 2)
     window: Tensor  # (interval, pairs, 2): weighted losses of this process, iteration by iteration
-    window_mean: Tensor  # (pairs, 2), of the last complete window, over all ranks
-    window_std: Tensor
-    _applied: Tensor  # lambdas of the last call
+    window_mean: Tensor  # (pairs, 2): of the last complete window, over all ranks
+    window_std: Tensor  # (pairs, 2): of the last complete window, over all ranks
+    _applied: Tensor  # (pairs, 2): lambdas of the last call
 
     def __init__(
         self, pairs: Mapping[str, tuple[str, str]], weights: Sequence[float], interval: int
@@ -83,40 +83,40 @@ class LossWeighting(nn.Module):
 
     @property
     def iterations(self) -> int:
-        """Iterations (optimizer steps) recorded since the beginning of the training."""
+        """Number of iterations (optimizer steps) recorded since the start of training."""
         return self.windows_completed * self.interval + self.position
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
-        """Name the parameters of the last layer that all paired losses share.
+        """Set the parameters of the last layer that all paired losses share.
 
-        Call it once, before training. Only GradNorm looks at them.
+        Call it once, before training. Only GradNorm uses them.
         """
 
     def observe(self, losses: Sequence[Tensor]) -> None:
-        """Hook: a micro-batch in training, before it is weighted. May set ``lambdas`` for it.
+        """Hook: called with each micro-batch in training, before weighting. May set ``lambdas``.
 
         Args:
             losses: the raw paired losses in the order of ``pairs``, with their graphs.
         """
 
     def end_iteration(self, micro_batches: int) -> None:
-        """Hook: an iteration is complete. May set ``lambdas`` for the next one.
+        """Hook: called when an iteration is complete. May set ``lambdas`` for the next one.
 
         Args:
-            micro_batches: how often :meth:`observe` was called for it.
+            micro_batches: number of calls of :meth:`observe` in this iteration.
         """
 
     def next_lambdas(self, mean: Tensor, std: Tensor) -> Tensor:  # noqa: ARG002
-        """Hook: the weights after a window; all tensors are ``(pairs, 2)``, on the device.
+        """Hook: return the weights after a window; all tensors are ``(pairs, 2)``, on the device.
 
         Args:
-            mean: of the weighted losses of the window, over all ranks.
+            mean: mean of the weighted losses of the window, over all ranks.
             std: their sample standard deviation (ddof = 1).
         """
         return self.lambdas
 
     def current_lambdas(self) -> Tensor:
-        """Hook: the weights that are applied now, ``(pairs, 2)``, without gradient."""
+        """Hook: return the weights that are applied now, ``(pairs, 2)``, without gradient."""
         return self.lambdas
 
     def forward(
@@ -124,22 +124,22 @@ class LossWeighting(nn.Module):
     ) -> dict[str, Tensor]:
         """Weight the losses, and record them in training mode.
 
-        The weights are constants for the gradient of the network. A window closes within the call
-        that records its last iteration: that call still applies the old weights. In evaluation
-        mode the weights stay as they are, nothing is recorded and no rank talks to another.
+        The weights are constants for the gradient of the network. A window is completed within the
+        call that records its last iteration; that call still applies the old weights. In evaluation
+        mode the weights stay unchanged, nothing is recorded, and ranks do not communicate.
 
         Args:
-            losses: scalars by name; those in no pair are returned as they are.
+            losses: scalars by name; those in no pair are returned unchanged.
             last_micro_batch: whether an optimizer step follows. An iteration is one optimizer
-                step: with gradient accumulation pass False for all its micro-batches but the last,
-                and the undivided loss of each; their mean is recorded.
+                step: with gradient accumulation, pass False for all its micro-batches but the
+                last, and the undivided loss of each; their mean is recorded.
 
         Raises:
-            ValueError: if a paired loss is missing, is no scalar, or is on another device.
+            ValueError: a paired loss is missing, is not a scalar, or is on another device.
         """
         self._check(losses)
         if self.training:
-            with torch.inference_mode(False):  # what is kept must serve a backward pass later
+            with torch.inference_mode(False):  # tensors that are kept must allow a backward pass
                 self.observe([losses[name] for name in self._names])
         self._applied = self.current_lambdas()
         weighted = {name: losses[name] * weight for name, weight in self.applied_weights().items()}
@@ -149,22 +149,22 @@ class LossWeighting(nn.Module):
         return {**losses, **weighted}
 
     def weights(self) -> dict[str, Tensor]:
-        """The weight of each paired loss, 0-d, on the device: what the next call applies.
+        """Return the weight of each paired loss for the next call, 0-d, on the device.
 
-        Rules that set their weights within the call replace them there.
+        Methods that set their weights within the call replace them there.
         """
         return self._by_name(self.current_lambdas())
 
     def applied_weights(self) -> dict[str, Tensor]:
-        """The weight by which the last call multiplied each paired loss, 0-d, on the device."""
+        """Return the weight of each paired loss in the last call, 0-d, on the device."""
         return self._by_name(self._applied)
 
     def last_window(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and standard deviation of each weighted loss in the last complete window.
+        """Return mean and standard deviation of each weighted loss in the last complete window.
 
-        0-d tensors on the device; empty before the first window is complete, so look when
-        ``windows_completed`` has grown. In a distributed run the loss of an iteration is the mean
-        over the ranks.
+        These are 0-d tensors on the device. The dict is empty before the first window is complete,
+        so read it when ``windows_completed`` has increased. In a distributed run, the loss of an
+        iteration is the mean over the ranks.
         """
         if self.windows_completed == 0:
             return {}
@@ -172,11 +172,11 @@ class LossWeighting(nn.Module):
         return dict(zip(self._names, zip(means, deviations, strict=True), strict=True))
 
     def share_window(self) -> None:
-        """Give every rank the mean over the ranks of what was recorded so far.
+        """Replace the losses recorded so far by their mean over the ranks, on every rank.
 
-        Call it on every rank before one of them saves its state. The result of the window does not
-        change by it, nor by resuming with another number of ranks. Without ``torch.distributed``
-        it does nothing.
+        Call it on every rank before one of them saves its state. It does not change the result of
+        the window, which is then also independent of the number of ranks after resuming. Without
+        ``torch.distributed`` it does nothing.
         """
         self.window.copy_(mean_over_ranks(self.window))
 
@@ -196,7 +196,7 @@ class LossWeighting(nn.Module):
         return f"pairs={self.pairs}, interval={self.interval}"
 
     def _identity(self) -> dict[str, Any]:
-        """What must not differ between the module that saved a state and the one that loads it."""
+        """Return the options that must be equal in the modules that save and load a state."""
         return {
             "rule": type(self).__name__,
             "pairs": [[name, *pair] for name, pair in self.pairs.items()],
@@ -205,18 +205,18 @@ class LossWeighting(nn.Module):
 
     def _check_identity(self, state: Mapping[str, Any]) -> None:
         for key, own in self._identity().items():
-            # A state that does not have the key was saved before the key was.
+            # A state without the key was saved before the key existed.
             if state.get(key, own) != own:
                 raise ValueError(
                     f"this state was saved with {key} {state.get(key)!r}, but this weighting has "
-                    f"{own!r}: build it with the same {key}, or start without the state"
+                    f"{own!r}; build it with the same {key}, or start without the state"
                 )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         self._check_identity(state_dict.get(f"{prefix}_extra_state", {}))  # before it is loaded
-        # It writes into the buffers, and the backward pass of the last call reads the old ones.
+        # Loading overwrites the buffers, which the backward pass of the last call still reads.
         for name, buffer in self.named_buffers(recurse=False):
             setattr(self, name, buffer.clone())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -235,10 +235,10 @@ class LossWeighting(nn.Module):
                     )
                 loss = losses[name]
                 if not isinstance(loss, Tensor) or loss.dim() != 0:
-                    raise ValueError(f"loss '{name}' must be a tensor without dimensions")
+                    raise ValueError(f"loss '{name}' must be a scalar tensor (0 dimensions)")
                 if loss.device != self.lambdas.device:
                     raise ValueError(
-                        f"loss '{name}' is on {loss.device}, its weight on {self.lambdas.device}: "
+                        f"loss '{name}' is on {loss.device}, its weight on {self.lambdas.device}; "
                         f"move the weighting with .to('{loss.device}')"
                     )
 
@@ -260,7 +260,7 @@ class LossWeighting(nn.Module):
             self._close_window()
 
     def _close_window(self) -> None:
-        """Take the statistics and set the weights; the buffers are replaced, never overwritten.
+        """Compute the statistics and set the weights; buffers are replaced, never overwritten.
 
         The backward pass of this iteration still reads the old weights, and a tracker may hold
         the old statistics.
@@ -273,7 +273,7 @@ class LossWeighting(nn.Module):
 
 
 def whole_number(value: Any) -> int | None:
-    """An integer of Python or of another library as an int, None for whatever else."""
+    """Convert an integer of Python or another library to int; return None for anything else."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:

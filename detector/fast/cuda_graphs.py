@@ -121,7 +121,7 @@ class CUDAGraphs:
         return outputs
 
     def _is_awaited(self) -> bool:
-        """Return whether the last captured pass may still be differentiated, so needs its memory."""
+        """Return whether the last captured pass may still need its memory for a backward pass."""
         last = None if self._last is None else self._last()
         return last is not None and not last.ran
 

@@ -174,7 +174,7 @@ def test_the_layer_must_be_known_and_reached() -> None:
         gradnorm({"cls": shared * 2, "box": shared * 3})
     frozen = torch.tensor(1.0)
     gradnorm.watch([shared, frozen])
-    with pytest.raises(ValueError, match="layer that is trained"):
+    with pytest.raises(ValueError, match="trainable shared layer"):
         gradnorm(losses)
     gradnorm.watch([shared])
     gradnorm(losses)

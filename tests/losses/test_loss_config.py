@@ -168,7 +168,7 @@ def test_a_slip_is_refused_at_its_key(block: dict[str, Any], key: str) -> None:
 
 def test_a_loss_in_two_pairs_is_refused_when_the_weighting_is_built() -> None:
     config = WeightingConfig.model_validate({"pairs": {"one": ["a", "b"], "two": ["b", "c"]}})
-    with pytest.raises(ValueError, match="pair 'two': loss 'b' already stands in a pair"):
+    with pytest.raises(ValueError, match="pair 'two': loss 'b' is already in a pair"):
         build_weighting(config, PAIRS, NAMES)
 
 

@@ -314,7 +314,7 @@ def test_a_missing_loss_is_named_with_those_that_are_there(build: Build) -> None
 @both
 def test_a_loss_that_is_no_scalar_or_elsewhere_is_named(build: Build) -> None:
     scalar = torch.tensor(1.0)
-    with pytest.raises(ValueError, match="'classification' must be a tensor without dimensions"):
+    with pytest.raises(ValueError, match="'classification' must be a scalar tensor"):
         build()({"classification": torch.ones(2), "bbox_regression": scalar})
     with pytest.raises(ValueError, match="'bbox_regression' must be a tensor"):
         build()({"classification": scalar, "bbox_regression": 1.0})
@@ -360,7 +360,7 @@ def test_whole_numbers_of_numpy_are_taken_and_kept_as_python_has_them() -> None:
 )
 @both
 def test_weights_that_are_not_two_positive_numbers_are_refused(build: Build, weights: Any) -> None:
-    with pytest.raises(ValueError, match="weights must be two positive numbers that float32"):
+    with pytest.raises(ValueError, match="weights must be two positive numbers within float32"):
         build(weights=weights)
 
 
@@ -368,12 +368,12 @@ def test_weights_that_are_not_two_positive_numbers_are_refused(build: Build, wei
     ("pairs", "message"),
     [
         ({}, "pairs must name at least one pair"),
-        ({"head": ("a", "a")}, "pair 'head': loss 'a' already stands in a pair"),
-        ({"one": ("a", "b"), "two": ("c", "a")}, "pair 'two': loss 'a' already stands in a pair"),
-        ({"head": ("a", "b", "c")}, "pair 'head' must be the names of two losses"),
+        ({"head": ("a", "a")}, "pair 'head': loss 'a' is already in a pair"),
+        ({"one": ("a", "b"), "two": ("c", "a")}, "pair 'two': loss 'a' is already in a pair"),
+        ({"head": ("a", "b", "c")}, "pair 'head' must name two losses"),
         ([("a", "b")], "pairs must name at least one pair .* got .*'a', 'b'"),
-        ({"head": {"a", "b"}}, "pair 'head' must be the names of two losses"),
-        ({"head": "ab"}, "pair 'head' must be the names of two losses, got 'ab'"),
+        ({"head": {"a", "b"}}, "pair 'head' must name two losses"),
+        ({"head": "ab"}, "pair 'head' must name two losses, got 'ab'"),
     ],
 )
 @both
