@@ -316,7 +316,7 @@ def test_a_loss_that_is_no_scalar_or_elsewhere_is_named(build: Build) -> None:
     scalar = torch.tensor(1.0)
     with pytest.raises(ValueError, match="'classification' must be a scalar tensor"):
         build()({"classification": torch.ones(2), "bbox_regression": scalar})
-    with pytest.raises(ValueError, match="'bbox_regression' must be a tensor"):
+    with pytest.raises(ValueError, match="'bbox_regression' must be a scalar"):
         build()({"classification": scalar, "bbox_regression": 1.0})
     with pytest.raises(ValueError, match=r"'bbox_regression' is on meta, its weight on cpu"):
         build()({"classification": scalar, "bbox_regression": scalar.to("meta")})
