@@ -120,7 +120,7 @@ class HorizontalFlip:
 class AlbumentationsPipeline:
     """Applies any transforms, reseeded for each sample.
 
-    Albumentations alone would draw from one stream per process, and workers could repeat each
+    Albumentations itself would draw from one stream per process, and workers could repeat each
     other.
     """
 

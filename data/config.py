@@ -64,7 +64,7 @@ class ShapesConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> ShapesConfig:
         if min(self.image_size) < 32:
-            raise ValueError(f"image_size: {list(self.image_size)} must be at least 32 px a side")
+            raise ValueError(f"image_size: {list(self.image_size)} must be at least 32 px per side")
         if len(set(self.shapes)) < len(self.shapes):
             raise ValueError(f"shapes: {list(self.shapes)} lists a shape twice; list each once")
         if not 0 <= self.objects[0] <= self.objects[1]:

@@ -45,7 +45,7 @@ class EpochOrder:
     With ``factors``, image ``i`` is shown ``repeat * factors[i]`` times on average: that number
     rounded down, or one more. The total of a group is still the same in every epoch.
 
-    The *global* batches of ``batch_size * world_size`` images depend on that product alone: two
+    The *global* batches of ``batch_size * world_size`` images depend only on that product: two
     processes with batches of 2 see what one with batches of 4 sees. Rank ``r`` takes the ``r``-th
     slice of each, so that all ranks have equally many batches.
 

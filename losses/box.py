@@ -69,7 +69,9 @@ def smooth_l1_loss(
     tensor([0.1250, 2.5000])
     """
     if not 0 <= beta <= torch.finfo(torch.float32).max:
-        raise ValueError(f"Invalid beta {beta}; choose a non-negative number within float32")
+        raise ValueError(
+            f"Invalid beta {beta}; choose a non-negative number in the range of float32"
+        )
     distance = _distance(input, target)
     if beta < torch.finfo(distance.dtype).tiny:  # too small to divide by
         return reduce_loss(distance, reduction)

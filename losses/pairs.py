@@ -43,7 +43,9 @@ def checked_weights(weights: Sequence[float]) -> list[float]:
         values = []
     held = torch.tensor(values, dtype=torch.float32).tolist()
     if len(values) != 2 or not all(0 < value < math.inf for value in held):
-        raise ValueError(f"weights must be two positive numbers within float32, got {weights!r}")
+        raise ValueError(
+            f"weights must be two positive numbers in the range of float32, got {weights!r}"
+        )
     return values
 
 

@@ -51,9 +51,9 @@ class _Stamp:
     """A shape at its place.
 
     Attributes:
-        window: rows and columns of the picture that it lies in.
+        window: rows and columns of the image that it lies in.
         cover: ``(h, w)`` of the window, 0 .. 1: how much of each pixel it covers.
-        solid: ``(H, W)`` of the picture: the pixels that it covers at least half.
+        solid: ``(H, W)`` of the image: the pixels that it covers at least half.
     """
 
     window: tuple[slice, slice]

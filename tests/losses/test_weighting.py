@@ -360,7 +360,7 @@ def test_whole_numbers_of_numpy_are_taken_and_kept_as_python_has_them() -> None:
 )
 @both
 def test_weights_that_are_not_two_positive_numbers_are_refused(build: Build, weights: Any) -> None:
-    with pytest.raises(ValueError, match="weights must be two positive numbers within float32"):
+    with pytest.raises(ValueError, match="weights must be two positive numbers in the range"):
         build(weights=weights)
 
 
