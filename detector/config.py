@@ -59,7 +59,8 @@ class AnchorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     sizes: tuple[Sizes, ...] | None = Field(
         default=None,
         description="anchor size(s) in pixels per pyramid level, finest first; null: RetinaNet "
-        "4 x stride, RPN 8 x stride, or 32, 64, ..., 512 each if strides repeat (mobilenet_v3_large)",
+        "4 x stride, RPN 8 x stride, or 32, 64, ..., 512 each if strides repeat "
+        "(mobilenet_v3_large)",
     )
     scales_per_octave: Annotated[int, Field(ge=1, le=16)] | None = Field(
         default=None,
