@@ -127,4 +127,4 @@ def test_a_picture_of_another_spelling_is_named(
     path.write_text(path.read_text().replace("train_1.png", asked))
     _, (problem,) = validate(root, capsys)
     assert problem["problem"] == f"the image train/{asked} is missing"
-    assert problem["cure"].startswith(f"there is {there!r}, which is the name in other letters")
+    assert problem["cure"].startswith(f"there is {there!r}, which differs only in letter case")
