@@ -148,7 +148,7 @@ def test_any_run_can_be_shown_and_a_study_without_runs_says_so(
         study = "table2" if figure == "5" else "weights"
         words = ["--figure", figure, *of_file[2:], *output]
         assert main(["plot", study, *(["--preset", "small"] * (figure == "scores")), *words]) == 1
-        assert "write TITLE=FOLDER with the folder of a run\n" in capsys.readouterr().err
+        assert "must be TITLE=FOLDER with the folder of a run\n" in capsys.readouterr().err
     assert main(["plot", "table2", "--figure", "6", *output]) == 1
     assert "not run: resnet50, fixed, l1" in capsys.readouterr().err
     assert main(["plot", "table2", "--figure", "4", *output]) == 2
