@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from data.errors import InputError
 from data.target import pad_targets
-from detector.anchors import build_anchors
+from detector.anchors import build_anchors, same_anchors
 from detector.build import Detector, build_detector
 from detector.config import AnchorConfig, DetectorConfig
 from losses.config import LossConfig
@@ -125,6 +125,16 @@ def test_anchors_stay_float32_where_features_are_not() -> None:
     anchors = build_anchors(AnchorConfig(), (3, 4, 5, 6, 7), 4, 3)
     maps = [torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)] * 5
     assert {boxes.dtype for boxes in anchors.of_pyramid((32, 32), maps)} == {torch.float32}
+
+
+def test_exact_anchors_differ_from_rounded_ones_of_the_same_size() -> None:
+    squares = {"sizes": [64] * 5, "ratios": [1.0], "scales_per_octave": 1}
+    exact, rounded = (
+        DetectorConfig.model_validate({"anchors": {**squares, "rounded": value}})
+        for value in (False, True)
+    )
+    assert same_anchors(exact, exact)
+    assert not same_anchors(exact, rounded)  # their strides differ
 
 
 def test_anchors_that_round_to_nothing_are_refused() -> None:

@@ -169,7 +169,7 @@ def test_gathering_reads_the_matched_box_and_stays_finite_without_any() -> None:
     assert gather_matched(empty.labels, matches[:1]).shape == (1, 4)
 
 
-@pytest.mark.parametrize("size", [1, 8, 64, 10**6])
+@pytest.mark.parametrize("size", [1, 7, 8, 64, 10**6])
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
 def test_as_many_are_sampled_as_torchvision_samples(size, fraction) -> None:
     torch.manual_seed(3)

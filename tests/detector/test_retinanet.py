@@ -162,6 +162,16 @@ def test_no_detections_are_empty_tensors() -> None:
     assert [image["labels"].shape for image in found] == [(0,), (0,)]
 
 
+def test_detections_score_above_the_threshold() -> None:
+    detector = make_detector(make_config(score_threshold=0.5)).eval()
+    layer = detector.head.classification_head.cls_logits
+    nn.init.zeros_(layer.weight)
+    for logit, some in ((0.0, False), (0.01, True)):
+        nn.init.constant_(layer.bias, logit)
+        with torch.inference_mode():
+            assert all(bool(len(image["scores"])) is some for image in detector(make_images()))
+
+
 def test_boxes_that_are_no_numbers_are_no_detections() -> None:
     detector = make_detector(make_config(score_threshold=0.001)).eval()
     layer = detector.head.regression_head.bbox_reg

@@ -21,6 +21,7 @@ from torchvision.models.detection import _utils as torchvision_utils
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from data.errors import InputError
 from data.target import Targets
@@ -127,6 +128,14 @@ def test_no_proposals_give_no_detections() -> None:
         }
 
 
+def test_detections_score_above_the_threshold() -> None:
+    heads = build_ours(score_threshold=0.5).eval().roi_heads
+    rois = torch.tensor([[0.0, 0, 0, 20, 20], [0, 40, 40, 60, 60]])
+    scores = torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.75, 0, 0]])
+    (found,) = heads.select({}, rois, scores, torch.zeros(2, (CLASSES + 1) * 4), SIZES[:1])
+    assert found["scores"].tolist() == [0.75]
+
+
 def test_masks_are_asked_for_where_there_are_none() -> None:
     heads = build_ours("mask_rcnn").roi_heads
     targets = random_targets((1, 1, 1), masks=False)
@@ -190,6 +199,13 @@ def test_pooling_equals_torchvisions_on_every_level() -> None:
     assert len(ours.choose_maps(torch.cat(boxes)).unique()) == 4
     expected = theirs(features, boxes, [(1024, 768)] * 2)
     torch.testing.assert_close(ours(features, to_rois(boxes)), expected)
+
+
+def test_boxes_at_the_border_of_two_levels_are_pooled_from_torchvisions() -> None:
+    sides = torch.tensor([111.9999, 112, 223.99995, 224, 447.9999])
+    boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
+    pooler = RoIPooler(["0", "1", "2", "3"], (2, 3, 4, 5), 7, 2)
+    assert torch.equal(pooler.choose_maps(boxes), LevelMapper(2, 5)([boxes]))
 
 
 def test_pooling_knows_the_strides_of_images_smaller_than_their_padding() -> None:
