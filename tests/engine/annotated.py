@@ -22,7 +22,7 @@ def annotate(
 ) -> Annotations:
     """``objects`` are (image, label, box), ordered by image; the last two name rows of them.
 
-    Image ids are 7, 17, 27, ...; category ids 3, 6, 9, ...: sparse and not in step with the rows.
+    Image ids are 7, 17, 27, ...; category ids 3, 6, 9, ...: not those of the rows.
     """
     image = np.array([number for number, _, _ in objects], dtype=np.int64)
     boxes = np.array([box for _, _, box in objects], dtype=np.float64).reshape(-1, 4)
@@ -47,7 +47,7 @@ def annotate(
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Boxes on a coarse grid, so that equal overlaps and exact thresholds happen."""
+    """Boxes on a coarse grid, so that overlaps of exactly a threshold happen."""
     corner = rng.integers(0, 12, (count, 2))
     return np.hstack([corner, corner + rng.integers(1, 8, (count, 2))]).astype(np.float64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_difficult_objects_neither_count_nor_punish() -> None:
     assert coco_scores(detections, annotations)["AP"] == pytest.approx(1.0)
     missed = make_detections([0], [0], [0.9], [SQUARE])
     assert coco_scores(missed, annotations)["AR100"] == pytest.approx(1.0)
+
+
+def test_of_equal_scores_that_of_the_lowest_image_id_comes_first() -> None:
+    annotations = annotate([(0, 0, SQUARE), (1, 0, SQUARE)], images=2)
+    wrong = (60.0, 60.0, 90.0, 90.0)
+    detections = make_detections([0, 1], [0, 0], [0.5, 0.5], [SQUARE, wrong])
+    turned = replace(annotations, image_ids=annotations.image_ids[::-1])
+    # recall 1/2 at precision 1, or at precision 1/2: at 51 of 101 points
+    scores = [coco_scores(detections, each)["AP"] for each in (annotations, turned)]
+    assert scores == pytest.approx([51 / 101, 51 / 202])
 
 
 def test_detections_of_classes_without_objects_change_nothing() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from runs import ALONE
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from engine.divergence import DivergenceError, FiniteGuard, Watched
-from engine.optimization import build_optimizer
+from engine.optimization import build_optimization, build_optimizer
+from engine.run_config import TrainConfig
+from engine.state import TrainState
+from losses import UncertaintyWeighting
 
 FILES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
 
@@ -86,3 +92,17 @@ def test_a_loss_that_its_weight_makes_infinite_is_found_too() -> None:
     guard.watch(Watched(7, (0,), losses, weighted, lambda: "lr 1"))
     with pytest.raises(DivergenceError, match=r"a 2, b 3, times their weights: a inf, b 3; files"):
         guard.check()
+
+
+def test_a_state_is_finite_where_its_weights_statistics_and_learned_loss_weights_are() -> None:
+    detector = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    weighting = UncertaintyWeighting({"head": ("a", "b")})
+    optimization = build_optimization(TrainConfig(), detector.parameters(), [], 1, global_batch=8)
+    state = TrainState(detector, weighting, *optimization, GradScaler("cpu", enabled=False))
+    for values in (detector[0].bias, detector[1].running_var, weighting.log_variances):
+        assert state.is_finite()
+        for bad in (math.nan, math.inf):
+            before = values.detach().clone()
+            values.data.view(-1)[0] = bad
+            assert not state.is_finite()
+            values.data.copy_(before)

@@ -58,6 +58,18 @@ class RectangleDetector(nn.Module):
         return {**found, "masks": torch.ones((count, 1, 28, 28))} if self.masks else found
 
 
+class Fixed(nn.Module):
+    """Finds the same boxes in any one image."""
+
+    def __init__(self, boxes: Tensor, **others: Tensor) -> None:
+        super().__init__()
+        labels, scores = torch.zeros(len(boxes), dtype=torch.int64), torch.ones(len(boxes))
+        self.found = {"boxes": boxes, "labels": labels, "scores": scores, **others}
+
+    def forward(self, _: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        return [self.found]
+
+
 def bright_annotations(masks: MaskStore | None = None) -> Annotations:
     """Four images of 100 x 120, the last one dark."""
     objects = [(image, 0, box) for image, box in enumerate(BOXES)]
@@ -98,6 +110,12 @@ def test_detections_are_in_original_pixels_however_the_loader_resized(amp: str) 
         assert detections.rles is None
 
 
+def test_detections_end_at_the_borders_of_their_image() -> None:
+    detector = Fixed(torch.tensor([[-1.0, -2, 121, 101], [105, 3, 118, 50]]))
+    found = detect(detector, batches([0], scale=1), bright_annotations(), CPU)
+    assert found.boxes.tolist() == [[0, 0, 120, 100], [105, 3, 118, 50]]
+
+
 def test_masks_cover_the_boxes_in_the_original_image() -> None:
     annotations = bright_annotations()
     detections = detect(RectangleDetector(masks=True), batches([0, 1, 2, 3]), annotations, CPU)
@@ -118,14 +136,10 @@ def test_masks_are_the_same_however_many_are_pasted_at_once(
     boxes = torch.cat([corner, corner + 30], dim=1)
     masks = torch.rand((7, 1, 28, 28), generator=generator)
 
-    class Fixed(nn.Module):
-        def forward(self, _: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-            labels, scores = torch.zeros(7, dtype=torch.int64), torch.ones(7)
-            return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
-
-    at_once = detect(Fixed(), batches([0], scale=1), bright_annotations(), CPU)
+    detector = Fixed(boxes, masks=masks)
+    at_once = detect(detector, batches([0], scale=1), bright_annotations(), CPU)
     monkeypatch.setattr("engine.evaluation.evaluator.PIXELS_AT_ONCE", 2 * 100 * 120)
-    assert detect(Fixed(), batches([0], scale=1), bright_annotations(), CPU).rles == at_once.rles
+    assert detect(detector, batches([0], scale=1), bright_annotations(), CPU).rles == at_once.rles
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -280,10 +294,10 @@ def test_the_table_needs_no_annotations() -> None:
 
 def test_metrics_are_strict_json_with_null_for_what_is_no_number(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "metrics.json"
-    write_metrics(path, {"images": 1, "voc": {"a": float("nan"), "b": None, "c": 0.25}})
-    text = path.read_text()
-    assert json.loads(text) == {"images": 1, "voc": {"a": None, "b": None, "c": 0.25}}
-    assert "NaN" not in text
+    odd = {name: float(name) for name in ("nan", "inf", "-inf")}
+    write_metrics(path, {"images": 1, "voc": {**odd, "b": None, "c": 0.25}})
+    expected = {**dict.fromkeys(odd), "b": None, "c": 0.25}
+    assert json.loads(path.read_text()) == {"images": 1, "voc": expected}
     assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
 
 

@@ -35,6 +35,7 @@ from engine.evaluation.flip_tta import FlipTTA
 from engine.evaluation.validation import build_validation
 from engine.process.signals import StopRequest
 from engine.resume import check_resume
+from engine.state import Progress
 from engine.train_step import Iteration, TrainStep
 
 EVERYTHING: dict[str, dict[str, Any]] = {
@@ -112,6 +113,14 @@ def test_training_ends_where_no_better_score_comes(tmp_path: Path) -> None:
     before = metrics(folder)
     run(config_of(tiny(tmp_path, train=train)), resume=True)
     assert metrics(folder) == before
+
+
+def test_patience_is_counted_where_there_is_a_score() -> None:
+    progress = Progress(evaluated=3, best_score=0.5, best_epoch=2)
+    assert not progress.waited(1, evaluate_every=2)
+    progress.evaluated = 4
+    assert progress.waited(2, evaluate_every=2)
+    assert not progress.waited(3, evaluate_every=2)
 
 
 def test_the_last_windows_of_a_run_that_patience_ends_stand_in_its_last_line(

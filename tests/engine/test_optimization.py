@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from data.errors import InputError
 from engine.optimization import (
@@ -27,8 +29,13 @@ def rates(kind: str = "milestones", total: int = 100, **options: object) -> list
         **options,
     }
     schedule = build_schedule(optimizer, kind, total_iterations=total, **settings)
+    return followed(optimizer, schedule, total)
+
+
+def followed(optimizer: Optimizer, schedule: LambdaLR, iterations: int) -> list[float]:
+    """The learning rates of the next iterations."""
     values = []
-    for _ in range(total):
+    for _ in range(iterations):
         values.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
@@ -69,14 +76,18 @@ def test_the_cosine_of_a_run_ends_with_its_last_iteration(accumulate: int) -> No
     weights = [torch.nn.Parameter(torch.zeros(1))]
     optimizer, schedule = build_optimization(config, weights, [], 7, global_batch=8)
     iterations = 3 * (7 if accumulate == 1 else 4)
-    values = []
-    for _ in range(iterations):
-        values.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+    values = followed(optimizer, schedule, iterations)
     half = [0.5 * (1 + math.cos(math.pi * step / iterations)) for step in range(iterations)]
     assert values == pytest.approx([values[0] * part for part in half])
     assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("accumulate", "iterations"), [(1, 7), (2, 4)])
+def test_a_milestone_is_the_end_of_its_epoch(accumulate: int, iterations: int) -> None:
+    config = TrainConfig(epochs=3, milestones=[1], warmup_iterations=0, accumulate=accumulate)
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    values = followed(*build_optimization(config, weights, [], 7, global_batch=8), 3 * iterations)
+    assert values == pytest.approx([values[0]] * iterations + [values[0] / 10] * 2 * iterations)
 
 
 def test_lr_is_left_under_adamw_and_where_it_shall_be() -> None:
@@ -108,6 +119,15 @@ def test_frozen_parameters_are_not_optimized(name: str) -> None:
     frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
     optimizer = build_optimizer(name, [trained, frozen], lr=1.0, momentum=0.9, weight_decay=0.0)
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(trained)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_weights_of_losses_do_not_decay_with_those_of_the_detector(name: str) -> None:
+    weight, log_variance = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    optimizer = build_optimizer(
+        name, [weight], lr=1.0, momentum=0.9, weight_decay=0.1, undecayed=[log_variance]
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.build import build_annotations
 from data.errors import InputError
 from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.config import override_config
-from engine.resume import check_resume
+from engine.config import Config, override_config
+from engine.resume import SCORING_KEYS, check_resume, keep_comparable, scores_alike
+from engine.state import Progress
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,53 @@ def test_scores_of_another_kind_are_not_compared(
     assert (progress["best_epoch"], progress["best_score"] < 2) == (
         (2, True) if anew else (1, False)
     )
+
+
+CHANGED_SCORES = {
+    "data.exif": "ignore",
+    "data.image_size": "[64, 64]",
+    "data.limit": "2",
+    "data.on_damaged": "skip",
+    "data.val": "other",
+    "detector.detections_per_image": "7",
+    "detector.nms_threshold": "0.9",
+    "detector.retinanet.topk_candidates": "7",
+    "detector.rpn.nms_threshold": "0.9",
+    "detector.rpn.post_nms_top_n_test": "7",
+    "detector.rpn.pre_nms_top_n_test": "7",
+    "detector.rpn.score_threshold": "0.3",
+    "detector.score_threshold": "0.3",
+    "evaluate.flip": "true",
+    "evaluate.iou": "0.7",
+    "train.best": "coco_AP",
+}
+SAVED, DIGEST = {"config": Config().model_dump(mode="json")}, {"validation": "same"}
+
+
+def with_changed(*words: str) -> Config:
+    return override_config(SAVED["config"], words, "test")
+
+
+@pytest.mark.parametrize("key", CHANGED_SCORES)
+def test_scores_with_another_value_of_a_key_are_not_alike(key: str) -> None:
+    assert not scores_alike(SAVED, with_changed(f"{key}={CHANGED_SCORES[key]}"), DIGEST)
+
+
+def test_scores_of_the_same_images_and_keys_are_alike() -> None:
+    assert CHANGED_SCORES.keys() == SCORING_KEYS
+    assert scores_alike(SAVED, with_changed("train.lr=0.5", "data.batch_size=7"), DIGEST)
+    assert scores_alike({**SAVED, **DIGEST}, with_changed("data.val=other"), DIGEST)
+    assert not scores_alike({**SAVED, **DIGEST}, Config(), {"validation": "others"})
+    assert scores_alike({"config": {}}, Config(), DIGEST)  # of before there were such keys
+
+
+@pytest.mark.parametrize(("evaluated", "best"), [(2, None), (3, 1)])
+def test_the_best_is_not_sought_again_once_all_epochs_are_scored(
+    evaluated: int, best: int | None
+) -> None:
+    progress = Progress(evaluated=evaluated, best_score=0.5, best_epoch=1)
+    keep_comparable(progress, SAVED, with_changed("train.epochs=3", "train.best=coco_AP"), DIGEST)
+    assert progress.best_epoch == best
 
 
 @pytest.mark.parametrize(("before", "after"), [("none", "fp16"), ("fp16", "none")])

@@ -139,6 +139,12 @@ def test_of_equal_scores_the_first_comes_first() -> None:
         assert voc_scores(detections, annotations)["area"]["AP"]["cat"] == expected
 
 
+def test_of_equal_overlaps_the_first_object_is_claimed() -> None:
+    annotations = annotate([(0, 0, SQUARE), (0, 0, SQUARE)], difficult=[1])
+    detections = make_detections([0], [0], [0.9], [SQUARE])
+    assert voc_scores(detections, annotations)["area"]["AP"]["cat"] == 1.0
+
+
 def test_a_recall_of_three_tenths_does_not_reach_the_fourth_of_eleven_points() -> None:
     boxes = [(20.0 * number, 0.0, 20.0 * number + 10, 10.0) for number in range(10)]
     annotations = annotate([(0, 0, box) for box in boxes])
