@@ -20,6 +20,11 @@ def step(gradnorm: GradNorm, shared: Tensor, cls: float, box: float) -> list[flo
     return [weight.item() for weight in gradnorm.weights().values()]
 
 
+def assert_same_state(one: GradNorm, other: GradNorm) -> None:
+    for name in ("lambdas", "steps", "first_losses", "slope_mean", "slope_square"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
 def test_the_first_step_lowers_the_loss_with_the_larger_gradient_by_the_learning_rate() -> None:
     shared = torch.tensor(1.0, requires_grad=True)
     gradnorm = GradNorm(PAIR, lr=0.1)
@@ -134,14 +139,15 @@ def test_several_parameters_count_as_one() -> None:
     assert weights[0] == weights[1]
 
 
-def test_a_weight_never_sinks_below_a_thousandth() -> None:
+@pytest.mark.parametrize("mean", [1.0, 1000.0])
+def test_a_weight_never_sinks_below_a_thousandth_of_the_mean(mean: float) -> None:
     shared = torch.tensor(1.0, requires_grad=True)
-    gradnorm = GradNorm(PAIR, alpha=0.0, lr=0.5)
+    gradnorm = GradNorm(PAIR, alpha=0.0, lr=0.5 * mean, initial=(mean, mean))
     gradnorm.watch([shared])
     for _ in range(30):
         weights = step(gradnorm, shared, 1e6, 1e-6)
-        assert min(weights) >= 0.0005
-        assert sum(weights) == pytest.approx(2)
+        assert min(weights) >= 0.0005 * mean
+        assert sum(weights) == pytest.approx(2 * mean)
 
 
 @pytest.mark.parametrize(("cls", "box"), [(2.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])
@@ -154,8 +160,29 @@ def test_an_iteration_with_one_loss_of_no_use_leaves_no_trace(cls: float, box: f
     step(disturbed, shared, cls, box)
     for gradnorm in (undisturbed, disturbed):
         step(gradnorm, shared, 2.0, 1.5)
-    for name in ("lambdas", "steps", "first_losses", "slope_mean", "slope_square"):
-        assert torch.equal(getattr(disturbed, name), getattr(undisturbed, name)), name
+    assert_same_state(disturbed, undisturbed)
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
+def test_a_first_loss_of_no_use_is_not_taken_for_the_first(bad: float) -> None:
+    shared = torch.tensor(1.0, requires_grad=True)
+    undisturbed, disturbed = GradNorm(PAIR, lr=0.1), GradNorm(PAIR, lr=0.1)
+    for gradnorm in (undisturbed, disturbed):
+        gradnorm.watch([shared])
+    step(disturbed, shared, bad, 1.0)
+    for gradnorm in (undisturbed, disturbed):
+        step(gradnorm, shared, 4.0, 1.0)
+        step(gradnorm, shared, 2.0, 1.5)
+    assert_same_state(disturbed, undisturbed)
+
+
+def test_a_gradient_of_zero_moves_no_weight() -> None:
+    shared = torch.tensor(1.0, requires_grad=True)
+    gradnorm = GradNorm(PAIR, lr=0.1)
+    gradnorm.watch([shared])
+    before = step(gradnorm, shared, 4.0, 1.0)
+    gradnorm({"cls": 0 * shared + 3, "box": shared})
+    assert [weight.item() for weight in gradnorm.weights().values()] == before
 
 
 def test_the_layer_must_be_known_and_reached() -> None:

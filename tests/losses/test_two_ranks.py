@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from toy_training import RULES, ToyTraining, mean_losses
+
+from losses.reduction import mean_over_ranks
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -50,6 +53,14 @@ def test_the_traces_of_two_ranks_are_reproduced(
     for seen in ranks:
         for trace, case in zip(seen["traces"], cases, strict=True):
             assert trace["weights"] == pytest.approx(case["cls_weight"], rel=1e-6, abs=0)
+
+
+def test_the_mean_of_equal_values_is_that_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "all_reduce", lambda total: total.mul_(3))
+    values = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mean_over_ranks(values), values)
 
 
 def test_both_ranks_hold_the_same_weights_to_the_bit(ranks: list[dict[str, Any]]) -> None:
