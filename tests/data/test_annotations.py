@@ -192,7 +192,11 @@ def test_a_digest_tells_other_images_and_objects_apart() -> None:
         make_annotations("b"),
         annotations.select(range(len(annotations) - 1)),
         replace(annotations, boxes=annotations.boxes + 1),
+        replace(annotations, sizes=annotations.sizes + 1),
+        replace(annotations, labels=1 - annotations.labels),
+        replace(annotations, areas=annotations.areas + 1),
         replace(annotations, difficult=~annotations.difficult),
+        replace(annotations, crowd=~annotations.crowd),
         replace(annotations, masks=empty_masks(len(annotations.boxes))),
     ]
     digests = {other.digest() for other in [annotations, *others]}

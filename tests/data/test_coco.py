@@ -275,6 +275,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, members: dict[str, Any], complai
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "leaving", "refused"), [(10, 6, True), (10, 5, False), (9, 9, False)]
+)
+def test_most_of_ten_boxes_outside_their_image_are_taken_for_corners(
+    tmp_path: Path, boxes: int, leaving: int, refused: bool
+) -> None:
+    outside = changed(OBJECT, bbox=[60, 50, 90, 70])
+    objects = [outside] * leaving + [OBJECT] * (boxes - leaving)
+    with pytest.raises(InputError, match="are these the") if refused else contextlib.nullcontext():
+        load(tmp_path, annotations=objects)
+
+
 BAD_BYTES = {
     "no bytes": (b"", "is empty"),
     "a list": (b"[]", "not a JSON object"),

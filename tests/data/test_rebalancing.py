@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,17 @@ def test_factors_are_of_the_classes_that_the_chosen_images_have() -> None:
     assert balanced is not None
     thirds = np.array([1 / 3 + 1, 1 / 3 + 1 / 2, 1 / 2, 1 / 3])
     np.testing.assert_allclose(balanced, thirds * 4 / 3)
+
+
+def test_difficult_objects_count_where_they_are_trained_on() -> None:
+    box, labels = [1, 1, 5, 5], [[0], [0, 1]]
+    boxes = [[box] * len(each) for each in labels]
+    annotations = annotations_of(("a", "b"), ["0.png", "1.png"], [(9, 9)] * 2, boxes, labels)
+    annotations = replace(annotations, difficult=annotations.labels == 1)
+    for use_difficult, second in ((False, 1), (True, 2**0.5)):
+        factors = showing_factors(annotations, np.arange(2), "repeat_factor", 1.0, use_difficult)
+        assert factors is not None
+        assert factors.tolist() == pytest.approx([1, second])
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="needs the real blood cells")

@@ -106,6 +106,12 @@ def test_difficult_objects_are_kept_and_marked(tmp_path: Path) -> None:
     assert annotations.training_objects(0).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("word", ["1", "yes", "True", "", "0", "no", "False", "Unspecified"])
+def test_difficult_may_be_written_in_words(tmp_path: Path, word: str) -> None:
+    annotations = load_one(tmp_path, voc_object(extra=f"<difficult>{word}</difficult>"))
+    assert annotations.difficult.tolist() == [word in ("1", "yes", "True")]
+
+
 def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
     head = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     assert load_one(tmp_path, voc_object(extra=head)).boxes.tolist() == [[10, 20, 30, 40]]
