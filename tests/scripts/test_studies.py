@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scripts.studies.job import Job
 from scripts.studies.machine import Place, check_gpus, share_out
 from scripts.studies.progress import describe, share_done
 from scripts.studies.run import (
+    LOCK,
     check_config,
     is_locked,
     locked,
@@ -136,6 +138,14 @@ def test_a_folder_is_locked_for_others_and_free_afterwards(tmp_path: Path) -> No
             assert second is None
         assert is_locked(folder)
     assert not is_locked(folder)
+
+
+def test_a_shell_that_looks_is_no_run_in_progress(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        pass
+    with (tmp_path / LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert not is_locked(tmp_path)
 
 
 def test_a_plan_holds_each_folder_once_and_what_is_not_done(tiny: Study, tmp_path: Path) -> None:

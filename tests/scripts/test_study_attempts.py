@@ -48,6 +48,13 @@ def test_an_attempt_that_left_no_checkpoint_is_no_cost(tmp_path: Path) -> None:
     }
 
 
+def test_an_attempt_that_was_killed_before_its_first_checkpoint_is_no_cost(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").touch()
+    began = attempt(tmp_path)["began"]
+    os.utime(tmp_path / "last.pt", (began - 60, began - 60))  # of an earlier attempt
+    assert attempt(tmp_path)["seconds"] == 0
+
+
 def test_an_attempt_that_was_killed_counts_until_its_last_checkpoint(tmp_path: Path) -> None:
     began = attempt(tmp_path)["began"]
     for name, after in (("previous.pt", 20.0), ("last.pt", 30.0)):

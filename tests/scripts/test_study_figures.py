@@ -167,6 +167,14 @@ def test_curves_without_a_weight_are_named(tmp_path: Path) -> None:
         draw(study, "scores", Figure(kind="weights"), runs, {})
 
 
+def test_a_run_of_a_later_seed_says_so_in_its_title(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    finish(study, tmp_path / "runs", {"weights": "fixed", "box loss": "l1"}, 1, 0.5)
+    figure = Figure(kind="windows", cells=[{"weights": "fixed"}])
+    (shown,) = shown_runs(study, figure, tmp_path / "runs", {}, None)
+    assert shown.title == "fixed, l1, seed 1"
+
+
 def test_a_run_that_is_not_finished_says_so_in_its_title(tmp_path: Path) -> None:
     study = tiny_study(tmp_path)
     labels = {"weights": "fixed", "box loss": "l1"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from scripts.studies.definition import STUDIES, Study, load_study
 from scripts.studies.job import Job
 from scripts.studies.machine import Place, share_out
 from scripts.studies.progress import describe
-from scripts.studies.run import locked, read_record, scores_file, write_record
+from scripts.studies.run import LOG, locked, read_record, scores_file, write_record
 from scripts.studies.running import FailedError, KilledError, RunQueue, plan, reason_of
 
 SCALES = [
@@ -65,12 +67,12 @@ def at_work(queue: RunQueue, places: int = 1) -> Iterator[None]:
         yield
     finally:
         for thread in threads:
-            thread.join(timeout=20)
+            thread.join(timeout=60)
         assert not any(thread.is_alive() for thread in threads)
 
 
 def wait_until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -171,6 +173,28 @@ def test_a_training_that_a_signal_ended_is_no_cost_beyond_its_checkpoint(
     later = attempts.begin(job.folder, "a", "v1")
     assert 0 < later["seconds"] < 0.2
     assert later["error"] is None
+
+
+def test_a_training_that_was_told_to_stop_has_not_failed(
+    tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(running, "ROOT", tmp_path)
+    (job, *_) = jobs_of(tiny, tmp_path, "val")
+    queue = RunQueue([job], [job])
+    with at_work(queue):
+        wait_until(lambda: (job.folder / LOG).is_file() and (job.folder / LOG).read_bytes())
+        queue.signal_number = signal.SIGTERM
+        (process,) = queue.processes
+        os.kill(process.pid, signal.SIGTERM)
+    record = read_record(job.folder)
+    assert (record["attempts"], "error" in record, "trained" in record) == (1, False, False)
+    assert not queue.failed
 
 
 def test_a_trained_run_without_its_checkpoint_says_what_to_do(

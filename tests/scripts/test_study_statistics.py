@@ -31,8 +31,8 @@ def test_differences_that_are_all_the_same_are_certain() -> None:
 def test_the_rank_correlation_sees_order_alone_and_shares_ranks_of_ties() -> None:
     assert rank_correlation([1, 2, 3], [0.1, 0.2, 100]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
-    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
+    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 * 5)
     assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9**0.5)
 
 

@@ -56,6 +56,14 @@ def test_a_table_shows_mean_deviation_and_the_change_over_common_seeds(measured:
     assert "| fixed | l1 | 3 | 0:01:01 |  | 400 | 100 | 4 | 2 cores |" in text
 
 
+def test_a_change_of_nothing_has_no_minus(tmp_path: Path) -> None:
+    tiny_study(tmp_path)
+    text = TINY.replace("{cells", "{printed: changes, cells").replace("0.7575", "-0.0")
+    (tmp_path / "tiny.yaml").write_text(text)
+    results = collect(load_study(str(tmp_path / "tiny.yaml")), tmp_path, {})
+    assert "| alwa_2 | 0.7500 (+0.00) | not run" in markdown(results)
+
+
 def test_runs_on_several_numbers_of_processes_are_told(tiny: Study, tmp_path: Path) -> None:
     labels = {"weights": "fixed", "box loss": "l1"}
     for seed, processes in enumerate((1, 4)):
