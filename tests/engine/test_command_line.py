@@ -60,7 +60,7 @@ def test_two_ranks_train_as_one_with_the_same_global_batches(tmp_path: Path) -> 
 
 
 def test_sigterm_to_torchrun_saves_and_resume_ends_as_an_undisturbed_run(tmp_path: Path) -> None:
-    values = tiny(tmp_path, train={"name": "whole", "epochs": 6})
+    values = tiny(tmp_path, train={"name": "whole", "epochs": 12}, evaluate={"every": 6})
     whole = write_config(tmp_path, values, "whole.yaml")
     assert call("train.py", "--config", whole, ranks=2).returncode == 0
     values["train"]["name"] = "cut"
@@ -78,11 +78,9 @@ def test_sigterm_to_torchrun_saves_and_resume_ends_as_an_undisturbed_run(tmp_pat
     while time.monotonic() < deadline and (not log.exists() or log.read_text().count("\n") < 4):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
-    assert process.wait(timeout=60) != 0
-    assert time.monotonic() - sent < 20
+    assert process.wait(timeout=30) != 0  # after 30 s torchrun would kill
     step = load_checkpoint(tmp_path / "cut" / "last.pt")["progress"]["step"]
-    assert 4 <= step < 18
+    assert 4 <= step < 36
     resumed = call("train.py", "--config", cut, "--resume", ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
