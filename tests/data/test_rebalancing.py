@@ -16,9 +16,9 @@ BCCD = Path(__file__).parents[2] / "../shared/data/bccd"
 
 
 def test_an_image_repeats_as_its_rarest_class_asks() -> None:
-    # class 0 in 100 of 100 images, class 1 in 4, class 2 in 1
+    # class 0 in 100 of 100 images, class 1 in none, class 2 in 4, class 3 in 1
     images = np.concatenate([np.arange(100), np.arange(4), [3]])
-    labels = np.repeat([0, 1, 2], [100, 4, 1])
+    labels = np.repeat([0, 2, 3], [100, 4, 1])
     factors = repeat_factors(images, labels, 100, threshold=0.16)
     assert factors[:3].tolist() == [2.0, 2.0, 2.0]  # sqrt(0.16 / 0.04)
     assert factors[3] == pytest.approx(4.0)  # sqrt(0.16 / 0.01)
