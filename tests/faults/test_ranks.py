@@ -68,7 +68,7 @@ def test_a_killed_loader_process_is_what_the_user_reads(tmp_path: Path) -> None:
     with started(*training(write_config(tmp_path, values_for(tmp_path)), ranks=2)) as program:
         wait_until(lambda: lines_of(tmp_path / "cut") >= 3, program)
         os.kill(children_of(program.ranks()[1])[0], signal.SIGKILL)
-        end_of(program, "rank 1: error: a worker process that loads data died")
+        end_of(program, "rank 1: error: a data-loading worker process died")
 
 
 def test_a_killed_rank_ends_the_other(tmp_path: Path) -> None:
