@@ -98,12 +98,12 @@ class Annotations:
         """Return one line with the counts of images and objects, and of what was left out."""
         counts = f"{len(self)} images, {len(self.boxes)} objects of {len(self.classes)} classes"
         flags = [
-            f"{number} {name}"
-            for number, name in (
-                (int(self.difficult.sum()), "difficult"),
-                (int(self.crowd.sum()), "crowds"),
-                (int(self.thin.sum()), "thinner than a pixel"),
-                (self.dropped, "boxes without area dropped"),
+            f"{number} {one if number == 1 else many}"
+            for number, one, many in (
+                (int(self.difficult.sum()), "difficult", "difficult"),
+                (int(self.crowd.sum()), "crowd", "crowds"),
+                (int(self.thin.sum()), "thinner than a pixel", "thinner than a pixel"),
+                (self.dropped, "box without area dropped", "boxes without area dropped"),
             )
             if number
         ]

@@ -206,7 +206,7 @@ def test_a_digest_tells_other_images_and_objects_apart() -> None:
 def test_the_summary_counts_what_is_special() -> None:
     annotations = replace(make_annotations(), difficult=np.arange(6) < 3)
     assert annotations.summary() == (
-        "a: 4 images, 6 objects of 2 classes, 3 difficult, 1 crowds, 1 boxes without area dropped"
+        "a: 4 images, 6 objects of 2 classes, 3 difficult, 1 crowd, 1 box without area dropped"
     )
 
 
