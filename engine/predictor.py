@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from data.annotations import Annotations
+from data.formats.in_memory import annotations_of
 from data.images import Pixels, resize_image, resized_size
 from data.target import Batch, pad_targets
 from detector.preprocessing import padded
@@ -75,23 +77,9 @@ def unannotated(
 
     Image and category ids count from 1.
     """
-    count = len(names)
-    return Annotations(
-        source="the images",
-        split=split,
-        classes=tuple(classes),
-        category_ids=np.arange(1, len(classes) + 1),
-        names=np.array(names, dtype=np.str_),
-        files=np.array(names, dtype=np.str_),
-        image_ids=np.arange(1, count + 1),
-        sizes=np.array(sizes_hw, dtype=np.int32).reshape(-1, 2),
-        offsets=np.zeros(count + 1, dtype=np.int64),
-        boxes=np.zeros((0, 4)),
-        labels=np.zeros(0, dtype=np.int32),
-        areas=np.zeros(0),
-        difficult=np.zeros(0, dtype=np.bool_),
-        crowd=np.zeros(0, dtype=np.bool_),
-    )
+    nothing: list[tuple[()]] = [()] * len(names)
+    images = annotations_of(classes, names, sizes_hw, nothing, nothing, split=split)
+    return replace(images, source="the images", names=np.array(names, dtype=np.str_))
 
 
 def _batch(images: Mapping[int, Pixels]) -> Batch:
